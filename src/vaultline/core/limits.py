@@ -1,0 +1,31 @@
+"""Limits on what a peer or a file may ask for, each with its reason."""
+
+from __future__ import annotations
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+#: A control message holds evidence (a quote is under 8 KiB) or a grant: small by nature.
+CONTROL_MESSAGE_BYTES_MAX = 1 * MIB
+#: One record's plaintext. The channel benchmark goes to 16 MiB; nothing needs more,
+#: since longer messages are sent as several records.
+RECORD_PLAINTEXT_BYTES_MAX = 16 * MIB
+#: What the data plane puts into one record: ciphertext of this size stays in a core's L2 cache
+#: between the socket and the cipher.
+RECORD_FRAGMENT_BYTES = 1 * MIB
+#: A sealed chunk of a vault: large enough for full AES-GCM speed, small enough to stream.
+VAULT_CHUNK_BYTES_MAX = 1 * MIB
+#: The plaintext header of a vault: a few hundred bytes per stage.
+VAULT_HEADER_BYTES_MAX = 1 * MIB
+#: A stage program with its step graphs, without weights (densenet121 whole: under 1 MiB).
+PROGRAM_BYTES_MAX = 64 * MIB
+#: Stages of one plan; hops are numbered one more.
+STAGES_MAX = 64
+#: The tensors that cross one cut (a whole DenseNet block crosses fewer than 100).
+TENSORS_PER_STAGE_MAX = 4096
+#: One tensor, and the tensors of one frame on one hop together.
+TENSOR_BYTES_MAX = 8 * GIB
+FRAME_BYTES_MAX = 1 * GIB
+#: Frames that one pass may carry and that one queue may hold.
+FRAMES_PER_PASS_MAX = 64
+QUEUE_FRAMES_MAX = 256

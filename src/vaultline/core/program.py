@@ -1,0 +1,152 @@
+"""A stage program: what one enclave executes, with every weight as an input.
+
+Made by ``graph`` on the owner's side, sealed into the vault, read by ``enclave``. The graphs
+hold no weights: those are listed separately and bound to buffers that the enclave's ledger owns.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from vaultline.core.errors import InputError
+from vaultline.core.limits import (
+    FRAMES_PER_PASS_MAX,
+    QUEUE_FRAMES_MAX,
+    STAGES_MAX,
+    TENSORS_PER_STAGE_MAX,
+)
+from vaultline.core.serde import Struct
+from vaultline.core.tensors import TensorSpec
+
+PROGRAM_VERSION = 1
+#: Instruction sets by the width of the engine's blocked convolution layout; ``portable`` has none.
+Isa = Literal["portable", "x86-64-avx2", "x86-64-avx512", "aarch64"]
+
+
+class Weight(Struct, frozen=True):
+    """A weight of the stage; its bytes are the vault's tensor of the same index plus one."""
+
+    spec: TensorSpec
+
+
+class Step(Struct, frozen=True):
+    """One call of the engine.
+
+    Attributes:
+        graph: index into the program's graphs (tiles of one shape share a graph and a session).
+        feeds: (graph input name, tensor index) of each per-frame input.
+        weights: (graph input name, weight index) of each weight.
+        fetches: (graph output name, tensor index) of each per-frame output.
+        stackable: frames may be stacked along axis 0 and run in one call: every feed and fetch
+            has 1 as its first side and rows don't influence each other.
+        scratch_bytes: the engine's live internal tensors at their peak, for one frame.
+    """
+
+    graph: int
+    feeds: tuple[tuple[str, int], ...]
+    weights: tuple[tuple[str, int], ...]
+    fetches: tuple[tuple[str, int], ...]
+    stackable: bool = False
+    scratch_bytes: int = 0
+
+
+class StageSettings(Struct, frozen=True):
+    """How the stage is to be run, fixed by the plan and sealed with the program.
+
+    Attributes:
+        stage, stages: this stage's index and how many there are.
+        threads: intra-op threads of the engine.
+        budget_bytes: protected memory that the ledger may hand out.
+        mode: ``resident`` keeps every weight in memory, ``streamed`` decrypts them on every pass.
+        frames_per_pass: the most waiting frames that one pass takes.
+        queue_frames: buffers of the input queue; when all are full the sender blocks.
+    """
+
+    stage: int
+    stages: int
+    threads: int
+    budget_bytes: int
+    mode: Literal["resident", "streamed"]
+    frames_per_pass: int
+    queue_frames: int
+
+    def __post_init__(self) -> None:
+        checks = (
+            (1 <= self.stages <= STAGES_MAX, "stages"),
+            (0 <= self.stage < self.stages, "stage"),
+            (1 <= self.threads <= 1024, "threads"),
+            (self.budget_bytes > 0, "budget_bytes"),
+            (1 <= self.frames_per_pass <= FRAMES_PER_PASS_MAX, "frames_per_pass"),
+            (1 <= self.queue_frames <= QUEUE_FRAMES_MAX, "queue_frames"),
+        )
+        for holds, name in checks:
+            if not holds:
+                raise InputError(f"stage settings: {name} is out of range", got=str(self))
+
+
+class StageProgram(Struct, frozen=True):
+    """Everything an enclave needs to run a stage, except the bytes of its weights.
+
+    Attributes:
+        engine_version: onnxruntime's version that compiled the graphs; must match exactly
+            unless ``isa`` is ``portable``.
+        tensors: every tensor at a step boundary, stage inputs and outputs included.
+        inputs, outputs: indices into ``tensors`` of the hop's tensors, in the hop's order. A
+            tensor in both is passed through.
+        graphs: serialised ONNX models whose weights are graph inputs.
+    """
+
+    version: int
+    engine_version: str
+    isa: Isa
+    settings: StageSettings
+    tensors: tuple[TensorSpec, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    weights: tuple[Weight, ...]
+    graphs: tuple[bytes, ...]
+    steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        if self.version != PROGRAM_VERSION:
+            raise InputError(
+                "stage program of another version",
+                got=str(self.version),
+                expected=str(PROGRAM_VERSION),
+                remedy="seal the model again with this version of vaultline",
+            )
+        if len(self.tensors) > TENSORS_PER_STAGE_MAX:
+            raise InputError("stage program has too many tensors", got=str(len(self.tensors)))
+        self._check_references()
+
+    def _check_references(self) -> None:
+        """Every index is in range, and every tensor is written before it is read, once."""
+        ready = set(self.inputs)
+        if not all(0 <= index < len(self.tensors) for index in (*self.inputs, *self.outputs)):
+            raise InputError("stage program names a tensor that it does not have")
+        for number, step in enumerate(self.steps):
+            reads = {index for _, index in step.feeds}
+            writes = [index for _, index in step.fetches]
+            fine = (
+                0 <= step.graph < len(self.graphs)
+                and all(0 <= weight < len(self.weights) for _, weight in step.weights)
+                and all(0 <= index < len(self.tensors) for index in writes)
+                and reads <= ready
+                and not ready.intersection(writes)
+                and len(set(writes)) == len(writes)
+                and step.scratch_bytes >= 0
+            )
+            if not fine:
+                raise InputError(f"step {number} of the stage program is inconsistent")
+            ready.update(writes)
+        if not ready.issuperset(self.outputs):
+            raise InputError("stage program does not compute all of its outputs")
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights together."""
+        return sum(weight.spec.nbytes for weight in self.weights)
+
+    def specs(self, indices: tuple[int, ...]) -> tuple[TensorSpec, ...]:
+        """The specs of tensors by index."""
+        return tuple(self.tensors[index] for index in indices)
