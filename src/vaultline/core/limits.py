@@ -13,6 +13,8 @@ RECORD_PLAINTEXT_BYTES_MAX = 16 * MIB
 #: What the data plane puts into one record: ciphertext of this size stays in a core's L2 cache
 #: between the socket and the cipher.
 RECORD_FRAGMENT_BYTES = 1 * MIB
+#: What a hop's record buffer holds beyond one fragment: header, tag, bytes read ahead.
+RECORD_SLACK_BYTES = 66 << 10
 #: A sealed chunk of a vault: large enough for full AES-GCM speed, small enough to stream.
 VAULT_CHUNK_BYTES_MAX = 1 * MIB
 #: The plaintext header of a vault: a few hundred bytes per stage.

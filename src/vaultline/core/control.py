@@ -1,0 +1,177 @@
+"""Messages between owner and enclave before frames flow, and lines between host and worker.
+
+Control messages carry no secret in the clear: evidence is public, a grant is sealed to the key
+that the evidence vouches for. Lines are what an untrusted host may tell a worker and hear from it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from vaultline.core.serde import Struct
+
+
+class ChallengeMessage(Struct, frozen=True, tag="challenge"):
+    """Owner to enclave: the encoded challenge."""
+
+    challenge: bytes
+
+
+class EvidenceMessage(Struct, frozen=True, tag="evidence"):
+    """Enclave to owner: the encoded evidence for that challenge."""
+
+    evidence: bytes
+
+
+class GrantMessage(Struct, frozen=True, tag="grant"):
+    """Owner to enclave: the sealed grant."""
+
+    sealed: bytes
+
+
+class GrantedMessage(Struct, frozen=True, tag="granted"):
+    """Enclave to owner: the grant opened and matches the challenge."""
+
+
+class LoadedMessage(Struct, frozen=True, tag="loaded"):
+    """Enclave to owner: the stage is in memory and the hops are about to open."""
+
+    seconds: float
+    held_bytes: dict[str, int]
+
+
+class RefusedMessage(Struct, frozen=True, tag="refused"):
+    """Enclave to owner: why not. Unauthenticated: a hint, never proof."""
+
+    code: str
+    message: str
+
+
+ControlMessage = (
+    ChallengeMessage
+    | EvidenceMessage
+    | GrantMessage
+    | GrantedMessage
+    | LoadedMessage
+    | RefusedMessage
+)
+
+
+class WorkerConfig(Struct, frozen=True):
+    """The first line that a worker reads. Untrusted: wrong values make it refuse or stop.
+
+    Attributes:
+        platform: ``process`` hardens itself; ``gramine`` relies on the platform where it must.
+        provider: who makes evidence, chosen explicitly: never a fallback.
+        platform_file: the simulated platform's secrets (``simulated`` only).
+        control, data: addresses to listen on.
+    """
+
+    name: str
+    platform: Literal["process", "gramine"]
+    provider: Literal["simulated", "gramine"]
+    platform_file: str | None
+    vault: str
+    control: str
+    data: str
+    runtime_dir: str
+    heartbeat_s: float = 0.25
+
+
+class WireLine(Struct, frozen=True, tag="wire"):
+    """Host to worker: where the next hop listens."""
+
+    next: str
+
+
+class HardeningReport(Struct, frozen=True):
+    """One step of the hardening and what became of it."""
+
+    name: str
+    state: Literal["done", "missing", "skipped"]
+    detail: str = ""
+
+
+class ReadyLine(Struct, frozen=True, tag="ready"):
+    """Worker to host: listening."""
+
+    control: str
+    data: str
+    measurement: str
+    hardening: tuple[HardeningReport, ...]
+
+
+class BeatLine(Struct, frozen=True, tag="beat"):
+    """Worker to host: alive, how long the pass at hand has taken, and how many frames are done."""
+
+    busy_s: float
+    frames: int
+
+
+class FailedLine(Struct, frozen=True, tag="failed"):
+    """Worker to host, last line: why the worker stops."""
+
+    code: str
+    message: str
+
+
+WorkerLine = ReadyLine | BeatLine | FailedLine
+
+
+class LaunchWorker(Struct, frozen=True):
+    """Owner to host: one worker to start.
+
+    Attributes:
+        cores: of this machine, that the worker may use; empty for any.
+        bind: address that it listens on, for TCP.
+        netns: network namespace that it runs in, to stand for another machine.
+        busy_s_max: how long one pass may take before the worker counts as stuck.
+    """
+
+    name: str
+    cores: tuple[int, ...]
+    vault: str
+    provider: Literal["simulated", "gramine"]
+    platform_file: str | None
+    busy_s_max: float
+    bind: str = "127.0.0.1"
+    netns: str | None = None
+
+
+class LaunchRequest(Struct, frozen=True, tag="launch"):
+    """Owner to host, first line: start these workers in this order and wire them up."""
+
+    workers: tuple[LaunchWorker, ...]
+    transport: Literal["unix", "tcp"]
+    result: str
+
+
+HostRequest = LaunchRequest
+
+
+class EndpointsLine(Struct, frozen=True, tag="endpoints"):
+    """Host to owner: everything listens here; workers are wired to one another."""
+
+    control: tuple[str, ...]
+    data: tuple[str, ...]
+    measurements: tuple[str, ...]
+    hardening: tuple[tuple[HardeningReport, ...], ...]
+    pids: tuple[int, ...]
+
+
+class BeatsLine(Struct, frozen=True, tag="beats"):
+    """Host to owner: frames done by each worker so far."""
+
+    frames: tuple[int, ...]
+
+
+class WorkerLostLine(Struct, frozen=True, tag="lost"):
+    """Host to owner: a worker died or is stuck; everything is being stopped."""
+
+    stage: int
+    name: str
+    code: str
+    message: str
+
+
+HostLine = EndpointsLine | BeatsLine | WorkerLostLine

@@ -1,0 +1,121 @@
+"""``python -m vaultline.enclave``: configuration on standard input, lines on standard output."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+from vaultline.channel.keys import derive_hop_keys
+from vaultline.core.control import BeatLine, FailedLine, ReadyLine, WorkerConfig
+from vaultline.core.errors import VaultlineError
+from vaultline.core.isa import isa_of
+from vaultline.core.program import Isa
+from vaultline.enclave.admission import LoadedStage, admit, open_vault
+from vaultline.enclave.evidence import open_provider
+from vaultline.enclave.hardening import harden
+from vaultline.enclave.lines import HostLines
+from vaultline.enclave.measurement import measure
+from vaultline.enclave.pipeline import Pipeline, Progress
+from vaultline.transport.sockets import Address, Listener, connect
+from vaultline.transport.streams import HopReceiver, HopSender
+
+#: The next hop listens before the host tells us of it.
+_CONNECT_TIMEOUT_S = 10.0
+
+
+class Worker:
+    """One enclave's life, from listening to the end of the stream."""
+
+    def __init__(self, config: WorkerConfig, lines: HostLines) -> None:
+        self._config = config
+        self._lines = lines
+        self._progress = Progress()
+
+    def run(self) -> None:
+        """Attest, load, work; returns after the end of the stream has been passed on."""
+        config = self._config
+        measurement = measure()
+        isa = local_isa()
+        provider = open_provider(config.provider, config.platform_file)
+        vault_fd = open_vault(config.vault)
+        control = Listener(Address.parse(config.control))
+        data = Listener(Address.parse(config.data))
+        wires = self._lines.wires(on_end=lambda: os._exit(0))
+        threading.Thread(target=self.beat, name="heartbeat", daemon=True).start()
+        hardening = harden(platform=config.platform, runtime_dir=config.runtime_dir)
+        self._lines.say(
+            ReadyLine(
+                control=str(control.address),
+                data=str(data.address),
+                measurement=measurement.hex(),
+                hardening=hardening,
+            )
+        )
+        stage = admit(control, provider, measurement, vault_fd, isa)
+        control.close()
+        target = Address.parse(wires.get().next)
+        sock = connect(target, timeout_s=_CONNECT_TIMEOUT_S)
+        self._work(stage, data, sock)
+
+    def _work(self, stage: LoadedStage, data: Listener, sock: socket.socket) -> None:
+        grant, buffers, number = stage.grant, stage.buffers, stage.program.settings.stage
+        receiver = HopReceiver(
+            data.accept,
+            derive_hop_keys(grant.hop_in_secret, hop=number, epoch=grant.epoch),
+            message_bytes=buffers.input_layout.message_bytes,
+        )
+        sender = HopSender(
+            sock,
+            derive_hop_keys(grant.hop_out_secret, hop=number + 1, epoch=grant.epoch),
+            message_bytes=buffers.output_layout.message_bytes,
+        )
+        try:
+            Pipeline(stage.program, stage.executor, buffers, receiver, sender, self._progress).run()
+        finally:
+            data.close()
+
+    def beat(self) -> None:
+        """Tell the host, for ever, that the process lives and how long the current pass takes."""
+        while True:
+            since_s = self._progress.busy_since_s
+            busy_s = 0.0 if since_s is None else time.monotonic() - since_s
+            self._lines.say(BeatLine(busy_s=busy_s, frames=self._progress.frames))
+            time.sleep(self._config.heartbeat_s)
+
+
+def local_isa() -> Isa:
+    """The instruction set that programs for this machine must have been compiled for."""
+    info = Path("/proc/cpuinfo").read_text()
+    flags = {
+        flag for line in info.splitlines() if line.startswith("flags") for flag in line.split()
+    }
+    return isa_of(platform.machine(), flags)
+
+
+def main() -> None:
+    """Run one worker; exits 0 after the end of the stream, else with the error's code."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the owner's to handle
+    lines = HostLines()
+    code = 0
+    try:
+        Worker(lines.config(), lines).run()
+    except VaultlineError as error:
+        lines.say(FailedLine(code=error.code, message=error.message))
+        code = error.exit_code
+    except Exception as error:
+        # No traceback leaves the enclave: messages of libraries could quote what they worked on.
+        lines.say(FailedLine(code="bug", message=f"{type(error).__name__} in the worker"))
+        code = 70
+    # Threads may be blocked in system calls; there is nothing left to wait for.
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""From a challenge to a loaded stage: evidence, grant, vault."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from vaultline.attest.challenge import Challenge, report_data
+from vaultline.attest.evidence import Evidence
+from vaultline.attest.grant import Grant, GrantKey, open_grant, public_key_bytes, transcript_hash
+from vaultline.core.control import (
+    ChallengeMessage,
+    EvidenceMessage,
+    GrantedMessage,
+    GrantMessage,
+    LoadedMessage,
+    RefusedMessage,
+)
+from vaultline.core.errors import RemoteProtocolError, VaultlineError
+from vaultline.core.program import StageProgram
+from vaultline.enclave.evidence import EvidenceProvider
+from vaultline.enclave.executor import Executor, check_engine
+from vaultline.enclave.ledger import Ledger
+from vaultline.enclave.pipeline import StageBuffers
+from vaultline.enclave.vault import VaultSection
+from vaultline.transport.control import receive_control, send_control
+from vaultline.transport.sockets import Listener, hang_up
+
+#: An owner that has connected speaks at once; a stranger that doesn't must not block it for long.
+_OWNER_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedStage:
+    """A stage that is ready for frames."""
+
+    grant: Grant
+    program: StageProgram
+    executor: Executor
+    buffers: StageBuffers
+
+
+def admit(
+    listener: Listener, provider: EvidenceProvider, measurement: bytes, vault_fd: int, isa: str
+) -> LoadedStage:
+    """Answer challenges until one is followed by a grant that opens and a vault that loads.
+
+    A stranger's challenge is answered too: evidence is public and each has a key of its own. A
+    grant that doesn't open ends that exchange only; a granted stage that doesn't load ends the
+    worker, since its keys have been used.
+    """
+    while True:
+        sock = listener.accept()
+        try:
+            grant = _exchange(sock, provider, measurement)
+        except VaultlineError as error:
+            _refuse(sock, error)
+            continue
+        try:
+            stage, seconds, held = _load(grant, vault_fd, isa)
+        except VaultlineError as error:
+            _refuse(sock, error)
+            raise
+        send_control(sock, LoadedMessage(seconds=seconds, held_bytes=held))
+        hang_up(sock)
+        return stage
+
+
+def _exchange(sock: socket.socket, provider: EvidenceProvider, measurement: bytes) -> Grant:
+    asked = receive_control(sock, ChallengeMessage, timeout_s=_OWNER_TIMEOUT_S)
+    challenge = Challenge.decode(asked.challenge)
+    key = GrantKey(MLKEM768PrivateKey.generate(), X25519PrivateKey.generate())
+    public_key = public_key_bytes(key)
+    quote = provider.quote(report_data(challenge, public_key), measurement)
+    evidence = Evidence(kind=provider.kind, public_key=public_key, quote=quote)
+    send_control(sock, EvidenceMessage(evidence=evidence.encode()))
+    answer = receive_control(sock, GrantMessage, timeout_s=_OWNER_TIMEOUT_S)
+    transcript = transcript_hash(challenge, evidence)
+    grant = open_grant(answer.sealed, key, transcript, challenge=challenge)
+    send_control(sock, GrantedMessage())
+    return grant
+
+
+def _load(grant: Grant, vault_fd: int, isa: str) -> tuple[LoadedStage, float, dict[str, int]]:
+    before_s = time.monotonic()
+    section = VaultSection.open(
+        vault_fd,
+        stage=grant.stage,
+        stage_key=grant.stage_key,
+        section_digest=grant.section_digest,
+        vault_id=grant.vault_id,
+        model_id=grant.model_id,
+        plan_digest=grant.plan_digest,
+    )
+    program = section.program
+    check_engine(program, isa)
+    ledger = Ledger(program.settings.budget_bytes)
+    buffers = StageBuffers(program, ledger)
+    executor = Executor(program, section, ledger)
+    stage = LoadedStage(grant=grant, program=program, executor=executor, buffers=buffers)
+    return stage, time.monotonic() - before_s, ledger.held
+
+
+def _refuse(sock: socket.socket, error: VaultlineError) -> None:
+    with contextlib.suppress(VaultlineError, OSError):
+        send_control(sock, RefusedMessage(code=error.code, message=error.message))
+    hang_up(sock)
+
+
+def open_vault(path: str) -> int:
+    """Open the vault file for reading; the descriptor outlives the file system's lockdown.
+
+    Raises:
+        RemoteProtocolError: the host named a file that can't be read.
+    """
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise RemoteProtocolError("cannot read the vault", got=str(error)) from error

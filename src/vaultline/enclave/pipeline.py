@@ -1,0 +1,217 @@
+"""A loaded stage at work: receiving, computing and sending overlap, in a fixed set of threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+
+from vaultline.core.errors import PeerError, VaultlineError
+from vaultline.core.frames import (
+    OUTPUT_FRAMES_EXTRA,
+    FrameLayout,
+    StageTimes,
+    hop_buffers_bytes,
+)
+from vaultline.core.program import StageProgram
+from vaultline.enclave.executor import Executor, FrameBuffer
+from vaultline.enclave.ledger import Ledger
+from vaultline.transport.streams import HopClock, HopReceiver, HopSender
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the heartbeat tells the host: nothing that the host couldn't see anyway."""
+
+    frames: int = 0
+    busy_since_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    buffer: FrameBuffer
+    clock: HopClock
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """Nothing more will come; ``error`` where the stream did not end as agreed."""
+
+    error: VaultlineError | None = None
+
+
+@dataclass(slots=True)
+class _Sent:
+    """Times of the last frame sent, to be told with the next one."""
+
+    clock: HopClock = field(default_factory=HopClock)
+
+
+class StageBuffers:
+    """The message buffers of both hops, taken from the ledger once. Their number is the bound of
+    the queues: when none is free the receiver waits, and so does everybody before it."""
+
+    def __init__(self, program: StageProgram, ledger: Ledger) -> None:
+        settings = program.settings
+        before = FrameLayout(program.specs(program.inputs), settings.stages)
+        after = FrameLayout(program.specs(program.outputs), settings.stages)
+        self.input_layout, self.output_layout = before, after
+        frames_in = max(settings.queue_frames, settings.frames_per_pass)
+        frames_out = settings.frames_per_pass + OUTPUT_FRAMES_EXTRA
+        self.inputs = [
+            FrameBuffer(before, ledger.take("io", before.message_bytes, "the input queue"))
+            for _ in range(frames_in)
+        ]
+        self.outputs = [
+            FrameBuffer(after, ledger.take("io", after.message_bytes, "the output queue"))
+            for _ in range(frames_out)
+        ]
+        all_bytes = hop_buffers_bytes(
+            queue_frames=frames_in,
+            frames_per_pass=settings.frames_per_pass,
+            input_bytes=before.message_bytes,
+            output_bytes=after.message_bytes,
+        )
+        records_bytes = (
+            all_bytes - frames_in * before.message_bytes - frames_out * after.message_bytes
+        )
+        ledger.reserve("io", records_bytes, "the record buffers")
+
+
+class Pipeline:
+    """Drives one stage from the first frame to the end of the stream.
+
+    A failure on either hop or in the engine ends the stage: what was computed before it is still
+    sent, then the next hop learns the reason in an authenticated abort.
+    """
+
+    def __init__(
+        self,
+        program: StageProgram,
+        executor: Executor,
+        buffers: StageBuffers,
+        receiver: HopReceiver,
+        sender: HopSender,
+        progress: Progress,
+    ) -> None:
+        self._stage = program.settings.stage
+        self._frames_per_pass = program.settings.frames_per_pass
+        self._executor = executor
+        self._layout = buffers.output_layout
+        self._receiver = receiver
+        self._sender = sender
+        self._progress = progress
+        self._sent = _Sent()
+        self._free_inputs: SimpleQueue[FrameBuffer] = SimpleQueue()
+        self._free_outputs: SimpleQueue[FrameBuffer | _Ended] = SimpleQueue()
+        self._arrived: SimpleQueue[_Arrived | _Ended] = SimpleQueue()
+        self._finished: SimpleQueue[FrameBuffer | _Ended] = SimpleQueue()
+        for buffer in buffers.inputs:
+            self._free_inputs.put(buffer)
+        for buffer in buffers.outputs:
+            self._free_outputs.put(buffer)
+
+    def run(self) -> None:
+        """Compute in the calling thread until the stream ends.
+
+        Raises:
+            VaultlineError: whatever ended the stage before the end of its stream.
+        """
+        receiving = threading.Thread(target=self._receive, name="receive", daemon=True)
+        sending = threading.Thread(target=self._send, name="send", daemon=True)
+        receiving.start()
+        sending.start()
+        error: VaultlineError | None = None
+        try:
+            self._compute()
+        except VaultlineError as failure:
+            error = failure
+        self._finished.put(_Ended(error))
+        sending.join()
+        self._receiver.close()
+        if error is not None:
+            raise error
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                buffer = self._free_inputs.get()
+                if not self._receiver.receive(buffer.message):
+                    self._arrived.put(_Ended())
+                    return
+                self._arrived.put(_Arrived(buffer, self._receiver.clock))
+        except VaultlineError as error:
+            self._arrived.put(_Ended(error))
+
+    def _send(self) -> None:
+        try:
+            while True:
+                item = self._finished.get()
+                if isinstance(item, FrameBuffer):
+                    self._sender.send(item.message)
+                    self._sent.clock = self._sender.clock
+                    self._free_outputs.put(item)
+                elif item.error is None:
+                    self._sender.end()
+                    return
+                else:
+                    self._sender.abort(f"stage {self._stage}: {item.error.message}")
+                    return
+        except PeerError as error:
+            self._free_outputs.put(_Ended(error))
+        finally:
+            self._sender.close()
+
+    def _compute(self) -> None:
+        ended: _Ended | None = None
+        while ended is None:
+            batch, ended = self._take_waiting()
+            if batch:
+                self._run_pass(batch)
+        if ended.error is not None:
+            raise ended.error
+
+    def _take_waiting(self) -> tuple[list[_Arrived], _Ended | None]:
+        """All frames that wait now, at least one unless the stream ended, as one pass."""
+        item = self._arrived.get()
+        batch: list[_Arrived] = []
+        while True:
+            if isinstance(item, _Ended):
+                return batch, item
+            batch.append(item)
+            if len(batch) == self._frames_per_pass:
+                return batch, None
+            try:
+                item = self._arrived.get_nowait()
+            except Empty:
+                return batch, None
+
+    def _run_pass(self, batch: list[_Arrived]) -> None:
+        outputs = [self._take_output() for _ in batch]
+        self._progress.busy_since_s = time.monotonic()
+        started_ns = time.monotonic_ns()
+        for position in self._executor.run_pass([frame.buffer for frame in batch], outputs):
+            finished_ns = time.monotonic_ns()
+            arrived, output = batch[position], outputs[position]
+            self._layout.copy_meta(arrived.buffer.message, output.message)
+            times = StageTimes(
+                arrived_ns=arrived.clock.done_ns,
+                started_ns=started_ns,
+                finished_ns=finished_ns,
+                open_ns=arrived.clock.crypto_ns,
+                seal_ns=self._sent.clock.crypto_ns,
+                send_ns=self._sent.clock.socket_ns,
+            )
+            self._layout.write_times(output.message, self._stage, times)
+            self._finished.put(output)
+            self._free_inputs.put(arrived.buffer)
+            self._progress.frames += 1
+            started_ns = finished_ns
+        self._progress.busy_since_s = None
+
+    def _take_output(self) -> FrameBuffer:
+        item = self._free_outputs.get()
+        if isinstance(item, _Ended):
+            raise item.error or PeerError("the next hop is gone")
+        return item

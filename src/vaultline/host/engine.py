@@ -1,0 +1,123 @@
+"""The local engine: workers of this machine, from launch to the last exit, in one thread."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from vaultline.core.control import (
+    BeatsLine,
+    EndpointsLine,
+    HostLine,
+    LaunchRequest,
+    WorkerLine,
+    WorkerLostLine,
+)
+from vaultline.core.errors import InputError
+from vaultline.core.serde import canonical_json, from_json
+from vaultline.host.launcher import Process, launch, stop
+from vaultline.host.supervisor import Lost, Supervisor
+
+_LINE_BYTES_MAX = 64 << 10
+_TICK_S = 0.1
+_BEATS_S = 0.5
+
+
+class LocalEngine:
+    """Runs one deployment: starts workers, wires them up, watches until they end or one is lost."""
+
+    def __init__(self, request: LaunchRequest, *, owner_in: int, owner_out: int) -> None:
+        self._request = request
+        self._owner_in, self._owner_out = owner_in, owner_out
+        self._selector = selectors.DefaultSelector()
+        self._processes: list[Process] = []
+        self._partial: dict[int, bytes] = {}
+        self._supervisor = Supervisor(request.workers, time.monotonic())
+        self._wired = False
+        self._owner_gone = False
+
+    def run(self) -> int:
+        """Until every worker has ended (0), one was lost (4), or the owner has gone (0)."""
+        runtime_dir = Path(tempfile.mkdtemp(prefix="vaultline-"))
+        try:
+            for stage, worker in enumerate(self._request.workers):
+                process = launch(self._request, worker, runtime_dir)
+                self._processes.append(process)
+                self._partial[stage] = b""
+                self._selector.register(process.stdout_fd, selectors.EVENT_READ, stage)
+            self._selector.register(self._owner_in, selectors.EVENT_READ, None)
+            return self._watch()
+        finally:
+            stop(self._processes)
+            shutil.rmtree(runtime_dir, ignore_errors=True)
+
+    def _watch(self) -> int:
+        beat_s = time.monotonic()
+        while not self._supervisor.finished:
+            for key, _ in self._selector.select(_TICK_S):
+                self._read(key.fd, key.data)
+            if self._owner_gone:
+                return 0
+            now_s = time.monotonic()
+            lost = self._supervisor.lost(now_s)
+            if lost is not None:
+                self._report(lost)
+                return 4
+            self._wire()
+            if now_s - beat_s >= _BEATS_S:
+                self._tell(BeatsLine(frames=self._supervisor.frames))
+                beat_s = now_s
+        self._tell(BeatsLine(frames=self._supervisor.frames))
+        return 0
+
+    def _read(self, fd: int, stage: int | None) -> None:
+        data = os.read(fd, 1 << 16)
+        if stage is None:
+            # The owner has nothing to say after its request: it closes the line to stop.
+            self._owner_gone = not data
+            return
+        if not data:
+            self._selector.unregister(fd)
+            self._supervisor.exited(stage, self._processes[stage].popen.wait())
+            return
+        *lines, self._partial[stage] = (self._partial[stage] + data).split(b"\n")
+        if len(self._partial[stage]) > _LINE_BYTES_MAX:
+            self._partial[stage] = b""
+        for line in lines:
+            # What a worker prints beside the protocol (a library's warning) is not for us.
+            with contextlib.suppress(InputError):
+                heard: WorkerLine = from_json(line, WorkerLine, what="a worker's line")  # type: ignore[arg-type]
+                self._supervisor.heard(stage, heard, time.monotonic())
+
+    def _wire(self) -> None:
+        ready = self._supervisor.ready
+        if self._wired or ready is None:
+            return
+        following = [line.data for line in ready[1:]] + [self._request.result]
+        for process, address in zip(self._processes, following, strict=True):
+            process.wire(address)
+        self._wired = True
+        self._tell(
+            EndpointsLine(
+                control=tuple(line.control for line in ready),
+                data=tuple(line.data for line in ready),
+                measurements=tuple(line.measurement for line in ready),
+                hardening=tuple(line.hardening for line in ready),
+                pids=tuple(process.popen.pid for process in self._processes),
+            )
+        )
+
+    def _report(self, lost: Lost) -> None:
+        name = self._request.workers[lost.stage].name
+        self._tell(
+            WorkerLostLine(stage=lost.stage, name=name, code=lost.code, message=lost.message)
+        )
+
+    def _tell(self, line: HostLine) -> None:
+        with contextlib.suppress(OSError):  # the owner may have gone
+            os.write(self._owner_out, canonical_json(line) + b"\n")

@@ -1,0 +1,120 @@
+"""Which worker is dead or stuck: a state machine over what workers say and when, without I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vaultline.core.control import BeatLine, FailedLine, LaunchWorker, ReadyLine, WorkerLine
+
+#: Silence after which a worker counts as stuck; it beats four times a second.
+SILENCE_S_MAX = 1.5
+#: Importing the engine and measuring the code takes about a second on a busy machine; a cold disk
+#: takes longer.
+START_S_MAX = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """A worker that will not come back, and why."""
+
+    stage: int
+    code: str
+    message: str
+
+
+@dataclass(slots=True)
+class _Watch:
+    worker: LaunchWorker
+    started_s: float
+    heard_s: float | None = None
+    ready: ReadyLine | None = None
+    busy_s: float = 0.0
+    frames: int = 0
+    failed: FailedLine | None = None
+    exit_code: int | None = None
+
+
+class Supervisor:
+    """Watches the workers of one deployment; every method takes the time, none reads it."""
+
+    def __init__(self, workers: tuple[LaunchWorker, ...], now_s: float) -> None:
+        self._watches = [_Watch(worker, now_s) for worker in workers]
+
+    @property
+    def ready(self) -> tuple[ReadyLine, ...] | None:
+        """Every worker's endpoints once all listen."""
+        lines = tuple(watch.ready for watch in self._watches if watch.ready is not None)
+        return lines if len(lines) == len(self._watches) else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every worker has exited after its end of stream."""
+        return all(watch.exit_code == 0 for watch in self._watches)
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """Frames done by each worker, as it says."""
+        return tuple(watch.frames for watch in self._watches)
+
+    def heard(self, stage: int, line: WorkerLine, now_s: float) -> None:
+        """A worker said something."""
+        watch = self._watches[stage]
+        watch.heard_s = now_s
+        if isinstance(line, ReadyLine):
+            watch.ready = line
+        elif isinstance(line, BeatLine):
+            watch.busy_s, watch.frames = line.busy_s, line.frames
+        else:
+            watch.failed = line
+
+    def exited(self, stage: int, code: int) -> None:
+        """A worker's process is gone; a negative code is the signal that killed it."""
+        self._watches[stage].exit_code = code
+
+    def lost(self, now_s: float) -> Lost | None:
+        """The first worker that is dead or stuck at ``now_s``; the most telling one first."""
+        by_weight = sorted(
+            (lost for stage in range(len(self._watches)) if (lost := self._judge(stage, now_s))),
+            key=lambda weighed: weighed[0],
+        )
+        return by_weight[0][1] if by_weight else None
+
+    def _judge(self, stage: int, now_s: float) -> tuple[int, Lost] | None:
+        watch = self._watches[stage]
+        if watch.exit_code == 0 and watch.failed is None:
+            return None
+        if watch.exit_code is not None and watch.exit_code < 0:
+            return 0, Lost(
+                stage=stage,
+                code="WorkerKilled",
+                message=f"worker {watch.worker.name} was killed by signal {-watch.exit_code}",
+            )
+        if watch.failed is not None:
+            # A worker that lost its neighbour says so; the neighbour's own end tells more.
+            follows = watch.failed.code in ("ConnectionLostError", "StreamAbortedError")
+            return 2 if follows else 1, Lost(
+                stage=stage, code=watch.failed.code, message=watch.failed.message
+            )
+        if watch.exit_code is not None:
+            return 1, Lost(
+                stage=stage,
+                code="WorkerDied",
+                message=f"worker {watch.worker.name} exited with code {watch.exit_code}",
+            )
+        return self._judge_running(stage, watch, now_s)
+
+    def _judge_running(self, stage: int, watch: _Watch, now_s: float) -> tuple[int, Lost] | None:
+        name = watch.worker.name
+        if watch.ready is None and now_s - watch.started_s > START_S_MAX:
+            text = f"worker {name} did not start within {START_S_MAX:.0f} s"
+            return 1, Lost(stage=stage, code="WorkerStuck", message=text)
+        if watch.heard_s is not None and now_s - watch.heard_s > SILENCE_S_MAX:
+            text = f"worker {name} has been silent for {now_s - watch.heard_s:.1f} s"
+            return 1, Lost(stage=stage, code="WorkerStuck", message=text)
+        if watch.busy_s > watch.worker.busy_s_max:
+            text = (
+                f"worker {name} has worked on one pass for {watch.busy_s:.1f} s, "
+                f"more than {watch.worker.busy_s_max:.1f} s"
+            )
+            return 1, Lost(stage=stage, code="WorkerStuck", message=text)
+        return None

@@ -1,0 +1,103 @@
+"""The owner's end of the line to the untrusted host process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import subprocess
+import sys
+import time
+
+from vaultline.core.control import HostLine, LaunchRequest, WorkerLostLine
+from vaultline.core.errors import InputError, MachineError, PeerError
+from vaultline.core.serde import canonical_json, from_json
+
+_LINE_BYTES_MAX = 1 << 20
+_STOP_S = 3.0
+
+
+class WorkerLostError(PeerError):
+    """A worker died or got stuck; what had been received by then is in the sink."""
+
+
+class HostLostError(PeerError):
+    """The host process died or stopped talking."""
+
+
+def lost_error(line: WorkerLostLine) -> WorkerLostError:
+    """The error that tells the user which worker was lost and why."""
+    return WorkerLostError(
+        f"stage {line.stage} was lost: {line.message}",
+        got=line.code,
+        remedy="every result received before this is in the sink; start the run again",
+    )
+
+
+class HostLink:
+    """Starts the host in a session of its own, so that a terminal's signals reach only the owner.
+
+    The host ends, with all of its workers, when this line closes: also when the owner is killed.
+    """
+
+    def __init__(self, request: LaunchRequest) -> None:
+        try:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-P", "-m", "vaultline.host"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise MachineError("cannot start the host process", got=str(error)) from error
+        stdin, stdout = self._popen.stdin, self._popen.stdout
+        if stdin is None or stdout is None:
+            raise MachineError("the host process has no standard input or output")
+        self._stdin, self._stdout = stdin, stdout
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(stdout, selectors.EVENT_READ)
+        self._rest = b""
+        with contextlib.suppress(OSError):
+            stdin.write(canonical_json(request) + b"\n")
+            stdin.flush()
+
+    @property
+    def pid(self) -> int:
+        """The host's process."""
+        return self._popen.pid
+
+    def poll(self, timeout_s: float) -> HostLine | None:
+        """The host's next line, or None if there was none in time.
+
+        Raises:
+            HostLostError: the host closed its line or said something it must not.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while b"\n" not in self._rest:
+            if not self._selector.select(max(0.0, deadline_s - time.monotonic())):
+                return None
+            data = os.read(self._stdout.fileno(), 1 << 16)
+            if not data or len(self._rest) > _LINE_BYTES_MAX:
+                raise HostLostError("the host process has gone", got="end of its line")
+            self._rest += data
+        line, _, self._rest = self._rest.partition(b"\n")
+        try:
+            heard: HostLine = from_json(line, HostLine, what="a line of the host")  # type: ignore[arg-type]
+        except InputError as error:
+            raise HostLostError("the host said something it must not", got=error.got) from error
+        return heard
+
+    def stop(self) -> None:
+        """Stop the host and its workers; waits until they are gone. Safe to call twice."""
+        with contextlib.suppress(OSError):
+            self._stdin.close()
+        try:
+            self._popen.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+
+    def dispose(self) -> None:
+        """Close what ``poll`` reads; nobody may be polling any more."""
+        self._selector.close()
+        self._stdout.close()

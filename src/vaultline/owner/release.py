@@ -1,0 +1,120 @@
+"""Releasing one stage's keys: challenge, evidence, appraisal, grant."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from vaultline.attest.challenge import Challenge
+from vaultline.attest.evidence import Evidence
+from vaultline.attest.grant import Grant, seal_grant, transcript_hash
+from vaultline.core.control import (
+    ChallengeMessage,
+    EvidenceMessage,
+    GrantedMessage,
+    GrantMessage,
+    LoadedMessage,
+)
+from vaultline.transport.control import receive_control, send_control
+from vaultline.transport.sockets import Address, connect, hang_up
+
+_ANSWER_TIMEOUT_S = 10.0
+#: Decrypting gigabytes into memory, on a busy machine.
+_LOAD_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSecrets:
+    """What one stage's grant carries, apart from the names of the exchange."""
+
+    stage_key: bytes = field(repr=False)
+    section_digest: bytes
+    vault_id: bytes
+    model_id: bytes
+    hop_in_secret: bytes = field(repr=False)
+    hop_out_secret: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epoch:
+    """One run of one plan: its names, and no key."""
+
+    deployment: bytes
+    number: int
+    plan_digest: bytes
+
+
+@dataclass(slots=True)
+class Release:
+    """A granted stage that may still be loading.
+
+    Attributes:
+        verdict: what the appraisal said.
+        grant_s: seconds from the challenge to the enclave's word that the grant opened.
+    """
+
+    verdict: object
+    grant_s: float
+    _sock: socket.socket
+
+    def wait_loaded(self) -> LoadedMessage:
+        """Block until the stage is in memory.
+
+        Raises:
+            PeerError: it refused, died or took too long.
+        """
+        try:
+            return receive_control(self._sock, LoadedMessage, timeout_s=_LOAD_TIMEOUT_S)
+        finally:
+            hang_up(self._sock)
+
+
+def release(
+    address: Address,
+    stage: int,
+    epoch: Epoch,
+    secrets: StageSecrets,
+    appraise: Callable[[Evidence, Challenge], object],
+) -> Release:
+    """Grant a stage's keys to the enclave at ``address`` if its evidence is accepted.
+
+    Raises:
+        RefusedError: the evidence is not accepted; nothing was released.
+        PeerError: the enclave refused, misbehaved or vanished.
+    """
+    challenge = Challenge(
+        nonce=os.urandom(32),
+        deployment=epoch.deployment,
+        epoch=epoch.number,
+        stage=stage,
+        plan_digest=epoch.plan_digest,
+    )
+    sock = connect(address, timeout_s=_ANSWER_TIMEOUT_S)
+    try:
+        before_s = time.perf_counter()
+        send_control(sock, ChallengeMessage(challenge=challenge.encode()))
+        answer = receive_control(sock, EvidenceMessage, timeout_s=_ANSWER_TIMEOUT_S)
+        evidence = Evidence.decode(answer.evidence)
+        verdict = appraise(evidence, challenge)
+        grant = Grant(
+            stage=stage,
+            epoch=epoch.number,
+            deployment=epoch.deployment,
+            plan_digest=epoch.plan_digest,
+            stage_key=secrets.stage_key,
+            section_digest=secrets.section_digest,
+            vault_id=secrets.vault_id,
+            model_id=secrets.model_id,
+            hop_in_secret=secrets.hop_in_secret,
+            hop_out_secret=secrets.hop_out_secret,
+        )
+        sealed = seal_grant(grant, evidence.public_key, transcript_hash(challenge, evidence))
+        send_control(sock, GrantMessage(sealed=sealed))
+        receive_control(sock, GrantedMessage, timeout_s=_ANSWER_TIMEOUT_S)
+        return Release(verdict, time.perf_counter() - before_s, sock)
+    except BaseException:
+        hang_up(sock)
+        raise

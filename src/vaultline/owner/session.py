@@ -1,0 +1,383 @@
+"""One run: workers launched and attested, frames out, results in, in order and exactly once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from vaultline.attest.challenge import Challenge
+from vaultline.attest.evidence import Evidence
+from vaultline.channel.keys import derive_hop_keys
+from vaultline.channel.messages import StreamAbortedError
+from vaultline.core.control import (
+    BeatsLine,
+    EndpointsLine,
+    LaunchRequest,
+    LaunchWorker,
+    WorkerLostLine,
+)
+from vaultline.core.errors import InputError, PeerError, VaultlineError
+from vaultline.core.frames import FrameLayout, FrameMeta, StageTimes
+from vaultline.core.plan import Plan
+from vaultline.core.tensors import TensorSpec
+from vaultline.owner.hostlink import HostLink, HostLostError, lost_error
+from vaultline.owner.release import Epoch, Release, StageSecrets, release
+from vaultline.transport.sockets import (
+    Address,
+    ConnectionLostError,
+    Listener,
+    TransportTimeoutError,
+    connect,
+)
+from vaultline.transport.streams import HopReceiver, HopSender
+
+#: Starting workers: imports, measurement, listening.
+_LAUNCH_S = 90.0
+_CONNECT_S = 10.0
+#: How long to wait for the host's word on which worker was lost, once a hop has broken.
+_REASON_S = 2.0
+_POLL_S = 0.2
+
+Array = npt.NDArray[Any]
+
+
+class ResultsStalledError(PeerError):
+    """Frames are on their way and no result has come for too long."""
+
+
+class FramesLostError(PeerError):
+    """The stream ended, authenticated, with fewer results than frames."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSettings:
+    """How to reach workers and when to give up.
+
+    Attributes:
+        transport: ``unix`` on one host, ``tcp`` anywhere.
+        result_bind: address that the owner listens on for results, for TCP.
+        stall_s: the longest wait for the next result while frames are in flight.
+    """
+
+    transport: Literal["unix", "tcp"] = "unix"
+    result_bind: str = "127.0.0.1"
+    stall_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerFrame:
+    """A preprocessed frame: tensors in the order of the plan's first inputs."""
+
+    index: int
+    timestamp_s: float
+    tensors: Sequence[Array]
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFrame:
+    """A frame's outputs and times; ``sent_ns`` and ``received_ns`` are the owner's clock."""
+
+    index: int
+    timestamp_s: float
+    outputs: dict[str, Array]
+    times: tuple[StageTimes, ...]
+    sent_ns: int
+    received_ns: int
+
+
+class Session:
+    """A deployed plan. Use as a context manager; ``stream`` may be called once."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        secrets: Sequence[StageSecrets],
+        workers: Sequence[LaunchWorker],
+        appraise: Callable[[Evidence, Challenge], object],
+        settings: SessionSettings,
+    ) -> None:
+        self._plan = plan
+        self._secrets = tuple(secrets)
+        self._workers = tuple(workers)
+        self._appraise = appraise
+        self._settings = settings
+        self._stack = contextlib.ExitStack()
+        self._failure: VaultlineError | None = None
+        self._failed = threading.Event()
+        self._sent = self._received = 0
+        self._progress_s = time.monotonic()
+        self._source_error: VaultlineError | None = None
+        self._feed_error: PeerError | None = None
+        self._finished = False
+        self.epoch = Epoch(
+            deployment=os.urandom(16), number=time.time_ns() // 1000, plan_digest=plan.digest
+        )
+        self.releases: tuple[Release, ...] = ()
+        self.endpoints: EndpointsLine | None = None
+        self.worker_frames: tuple[int, ...] = ()
+        stages = len(plan.stages)
+        self._in_layout = FrameLayout(plan.stages[0].inputs, stages)
+        self._out_layout = FrameLayout(plan.stages[-1].outputs, stages)
+
+    def __enter__(self) -> Session:
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop everything that this session started; safe to call twice."""
+        self._finished = True
+        self._stack.close()
+
+    @property
+    def host_pid(self) -> int:
+        """The untrusted host's process."""
+        return self._host.pid
+
+    def stream(self, frames: Iterable[OwnerFrame]) -> Iterator[ResultFrame]:
+        """Send all frames and yield their results in order.
+
+        Raises:
+            VaultlineError: whatever ended the run; every result before it has been yielded.
+        """
+        feeding = threading.Thread(target=self._feed, args=(frames,), name="feed", daemon=True)
+        feeding.start()
+        message = memoryview(bytearray(self._out_layout.message_bytes))
+        try:
+            while self._receiver.receive(message):
+                result = self._read(message)
+                if result.index != self._received:
+                    raise FramesLostError(
+                        "a result is out of order",
+                        got=f"frame {result.index}",
+                        expected=f"frame {self._received}",
+                    )
+                self._received += 1
+                self._progress_s = time.monotonic()
+                yield result
+        except VaultlineError as error:
+            raise self._reason(error) from error
+        self._finished = True
+        feeding.join()
+        if self._source_error is not None:
+            raise self._source_error
+        if self._received != self._sent or self._feed_error is not None:
+            raise FramesLostError(
+                "results are missing at the end of the stream",
+                got=f"{self._received} results",
+                expected=f"{self._sent}",
+            ) from self._feed_error
+
+    def _open(self) -> None:
+        own_dir = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vaultline-owner-"))
+        self._listener = Listener(self._result_address(Path(own_dir)))
+        self._stack.callback(self._listener.close)
+        self._host = HostLink(
+            LaunchRequest(
+                workers=self._workers,
+                transport=self._settings.transport,
+                result=str(self._listener.address),
+            )
+        )
+        self._stack.callback(self._host.dispose)
+        self._stack.callback(self._host.stop)
+        self.endpoints = self._wait_endpoints()
+        try:
+            self._grant_all(self.endpoints)
+            sock = connect(Address.parse(self.endpoints.data[0]), timeout_s=_CONNECT_S)
+        except PeerError as error:
+            raise self._host_reason() or error from error
+        stages, number = len(self._plan.stages), self.epoch.number
+        self._sender = HopSender(
+            sock,
+            derive_hop_keys(self._secrets[0].hop_in_secret, hop=0, epoch=number),
+            message_bytes=self._in_layout.message_bytes,
+        )
+        self._stack.callback(self._sender.close)
+        self._receiver = HopReceiver(
+            self._listener.accept,
+            derive_hop_keys(self._secrets[-1].hop_out_secret, hop=stages, epoch=number),
+            message_bytes=self._out_layout.message_bytes,
+        )
+        self._stack.callback(self._receiver.close)
+        self._start_watching()
+
+    def _start_watching(self) -> None:
+        """The host is stopped before the watcher is joined: the end of its line wakes it."""
+        watcher = threading.Thread(target=self._watch_host, name="host", daemon=True)
+        closing = self._stack.pop_all()
+        self._stack.callback(closing.close)
+        self._stack.callback(watcher.join)
+        self._stack.callback(self._host.stop)
+        watcher.start()
+
+    def _host_reason(self) -> VaultlineError | None:
+        """Why an enclave vanished before the stream began, if the host can say."""
+        deadline_s = time.monotonic() + _REASON_S
+        try:
+            while (rest_s := deadline_s - time.monotonic()) > 0:
+                line = self._host.poll(rest_s)
+                if isinstance(line, WorkerLostLine):
+                    return lost_error(line)
+        except HostLostError as error:
+            return error
+        return None
+
+    def _result_address(self, own_dir: Path) -> Address:
+        if self._settings.transport == "unix":
+            return Address("unix", str(own_dir / "result"))
+        return Address("tcp", self._settings.result_bind, 0)
+
+    def _wait_endpoints(self) -> EndpointsLine:
+        deadline_s = time.monotonic() + _LAUNCH_S
+        while (rest_s := deadline_s - time.monotonic()) > 0:
+            line = self._host.poll(rest_s)
+            if isinstance(line, EndpointsLine):
+                return line
+            if isinstance(line, WorkerLostLine):
+                raise lost_error(line)
+        raise HostLostError("the host did not start the workers", expected=f"within {_LAUNCH_S} s")
+
+    def _grant_all(self, endpoints: EndpointsLine) -> None:
+        """All are granted before the first is waited for: loading overlaps."""
+        if len(endpoints.control) != len(self._plan.stages):
+            raise HostLostError("the host started another number of workers than asked for")
+        releases = []
+        for stage, address in enumerate(endpoints.control):
+            releases.append(
+                release(
+                    Address.parse(address),
+                    stage,
+                    self.epoch,
+                    self._secrets[stage],
+                    self._appraise,
+                )
+            )
+        for granted in releases:
+            granted.wait_loaded()
+        self.releases = tuple(releases)
+
+    def _feed(self, frames: Iterable[OwnerFrame]) -> None:
+        """A source that fails ends the stream properly, so that frames on their way still arrive;
+        a broken hop shows at the other end too, which knows better why."""
+        message = memoryview(bytearray(self._in_layout.message_bytes))
+        try:
+            try:
+                for frame in frames:
+                    self._write(message, frame)
+                    if self._received == self._sent:
+                        self._progress_s = time.monotonic()
+                    self._sent += 1
+                    self._sender.send(message)
+            except PeerError:
+                raise
+            except VaultlineError as error:
+                self._source_error = error
+            except Exception as error:  # the source is the caller's code
+                self._source_error = InputError(
+                    "the frame source failed", got=f"{type(error).__name__}: {error}"
+                )
+            self._sender.end()
+        except PeerError as error:
+            self._feed_error = error
+
+    def _write(self, message: memoryview, frame: OwnerFrame) -> None:
+        specs = self._in_layout.specs
+        if len(frame.tensors) != len(specs):
+            raise InputError(
+                "a frame has the wrong number of tensors",
+                got=str(len(frame.tensors)),
+                expected=str(len(specs)),
+            )
+        meta = FrameMeta(
+            index=frame.index, timestamp_s=frame.timestamp_s, sent_ns=time.monotonic_ns()
+        )
+        self._in_layout.write_meta(message, meta)
+        for position, (spec, tensor) in enumerate(zip(specs, frame.tensors, strict=True)):
+            if tensor.shape != spec.shape or str(tensor.dtype) != spec.dtype:
+                raise InputError(
+                    f"a frame does not fit the model's input {spec.name!r}",
+                    got=f"{tensor.dtype} {tensor.shape}",
+                    expected=f"{spec.dtype} {spec.shape}",
+                )
+            target = np.frombuffer(self._in_layout.tensor(message, position), tensor.dtype)
+            target[:] = tensor.reshape(-1)
+
+    def _read(self, message: memoryview) -> ResultFrame:
+        received_ns = time.monotonic_ns()
+        meta = self._out_layout.read_meta(message)
+        outputs = {
+            spec.name: _array(self._out_layout.tensor(message, position), spec)
+            for position, spec in enumerate(self._out_layout.specs)
+        }
+        return ResultFrame(
+            index=meta.index,
+            timestamp_s=meta.timestamp_s,
+            outputs=outputs,
+            times=self._out_layout.read_times(message),
+            sent_ns=meta.sent_ns,
+            received_ns=received_ns,
+        )
+
+    def _note(self, error: VaultlineError) -> None:
+        """Keep the first reason and wake whoever waits on a socket."""
+        if self._failure is None:
+            self._failure = error
+        self._failed.set()
+        self._listener.close()
+        self._sender.close()
+        self._receiver.close()
+
+    def _reason(self, error: VaultlineError) -> VaultlineError:
+        """A broken hop has a cause; the host usually knows it a moment later."""
+        if isinstance(error, ConnectionLostError | StreamAbortedError | TransportTimeoutError):
+            self._failed.wait(_REASON_S)
+            return self._failure or error
+        return error
+
+    def _watch_host(self) -> None:
+        """Learn of lost workers, and of results that don't come."""
+        while not self._finished:
+            try:
+                line = self._host.poll(_POLL_S)
+            except HostLostError as error:
+                if not self._finished:
+                    self._note(error)
+                return
+            if isinstance(line, WorkerLostLine):
+                self._note(lost_error(line))
+                return
+            if isinstance(line, BeatsLine):
+                self.worker_frames = line.frames
+            waited_s = time.monotonic() - self._progress_s
+            if self._received < self._sent and waited_s > self._settings.stall_s:
+                self._note(
+                    ResultsStalledError(
+                        "no result has come while frames are on their way",
+                        got=f"{self._sent - self._received} frames for {waited_s:.1f} s",
+                        expected=f"a result within {self._settings.stall_s} s",
+                    )
+                )
+                return
+
+
+def _array(data: memoryview, spec: TensorSpec) -> Array:
+    """A copy of the message's bytes as an array; bfloat16 stays as 16-bit words."""
+    dtype = "uint16" if spec.dtype == "bfloat16" else spec.dtype
+    return np.frombuffer(data, dtype).reshape(spec.shape).copy()

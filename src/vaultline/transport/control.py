@@ -1,0 +1,92 @@
+"""Length-prefixed control messages, bounded in size and time."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from typing import TypeVar
+
+from vaultline.core.control import ControlMessage, RefusedMessage
+from vaultline.core.errors import PeerError, RemoteProtocolError
+from vaultline.core.limits import CONTROL_MESSAGE_BYTES_MAX
+from vaultline.core.serde import from_msgpack, to_msgpack
+from vaultline.transport.sockets import ConnectionLostError, TransportTimeoutError
+
+_LENGTH = struct.Struct("!I")
+M = TypeVar("M", bound=ControlMessage)
+
+
+class RefusedByPeerError(PeerError):
+    """The peer said no and why (unauthenticated)."""
+
+
+def send_control(sock: socket.socket, message: ControlMessage) -> None:
+    """Send one message.
+
+    Raises:
+        ConnectionLostError: the peer is gone.
+    """
+    data = to_msgpack(message)
+    try:
+        sock.sendall(_LENGTH.pack(len(data)) + data)
+    except OSError as error:
+        raise ConnectionLostError("the control connection is gone", got=str(error)) from error
+
+
+def receive_control(sock: socket.socket, kind: type[M], *, timeout_s: float | None) -> M:
+    """Receive the one message that must come next.
+
+    Raises:
+        RefusedByPeerError: the peer refused instead.
+        RemoteProtocolError: too long, malformed or another kind.
+        ConnectionLostError, TransportTimeoutError: it did not come.
+    """
+    deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+    try:
+        (length,) = _LENGTH.unpack(_receive_exactly(sock, _LENGTH.size, deadline_s))
+        if length > CONTROL_MESSAGE_BYTES_MAX:
+            raise RemoteProtocolError(
+                "control message beyond the limit",
+                got=f"{length} bytes",
+                expected=f"at most {CONTROL_MESSAGE_BYTES_MAX}",
+            )
+        data = _receive_exactly(sock, length, deadline_s)
+    except TimeoutError:
+        raise TransportTimeoutError(
+            "the peer does not answer", expected=f"{kind.__name__} within {timeout_s} s"
+        ) from None
+    except OSError as error:
+        raise ConnectionLostError("the control connection is gone", got=str(error)) from error
+    message: ControlMessage = from_msgpack(
+        data,
+        ControlMessage,  # type: ignore[arg-type]
+        what="a control message",
+        bytes_max=CONTROL_MESSAGE_BYTES_MAX,
+    )
+    if isinstance(message, RefusedMessage) and kind is not RefusedMessage:
+        raise RefusedByPeerError(f"the enclave refused: {message.message}", got=message.code)
+    if not isinstance(message, kind):
+        raise RemoteProtocolError(
+            "not the control message that must come next",
+            got=type(message).__name__,
+            expected=kind.__name__,
+        )
+    return message
+
+
+def _receive_exactly(sock: socket.socket, length: int, deadline_s: float | None) -> bytes:
+    """The deadline is for all bytes together, so a peer can't stretch it one byte at a time."""
+    data = bytearray(length)
+    view = memoryview(data)
+    while view:
+        if deadline_s is not None:
+            rest_s = deadline_s - time.monotonic()
+            if rest_s <= 0:
+                raise TimeoutError
+            sock.settimeout(rest_s)
+        count = sock.recv_into(view)
+        if count == 0:
+            raise ConnectionLostError("the control connection closed in the middle")
+        view = view[count:]
+    return bytes(data)

@@ -1,0 +1,158 @@
+"""Addresses, listening, connecting. Every failure is a named error; nothing waits unbounded."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from vaultline.core.errors import InputError, MachineError, PeerError
+
+#: Room for one fragment in flight, so that sending overlaps with the receiver's decryption.
+_SOCKET_BUFFER_BYTES = 4 << 20
+_CONNECT_RETRY_S = 0.01
+
+
+class ConnectionLostError(PeerError):
+    """The peer closed or reset the connection before the authenticated end of the stream."""
+
+
+class TransportTimeoutError(PeerError):
+    """The peer did not do its part in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """``unix:/path`` or ``tcp:host:port`` (port 0 while asking for any free one)."""
+
+    kind: str
+    host: str
+    port: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read an address.
+
+        Raises:
+            InputError: neither of the two forms.
+        """
+        kind, _, rest = text.partition(":")
+        if kind == "unix" and rest.startswith("/"):
+            return cls("unix", rest)
+        host, _, port = rest.rpartition(":")
+        if kind == "tcp" and host and port.isdecimal() and int(port) < 1 << 16:
+            return cls("tcp", host.strip("[]"), int(port))
+        raise InputError("not an address", got=text, expected="unix:/path or tcp:host:port")
+
+    def __str__(self) -> str:
+        if self.kind == "unix":
+            return f"unix:{self.host}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"tcp:{host}:{self.port}"
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """The socket family."""
+        if self.kind == "unix":
+            return socket.AF_UNIX
+        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
+
+    @property
+    def target(self) -> str | tuple[str, int]:
+        """What ``bind`` and ``connect`` take."""
+        return self.host if self.kind == "unix" else (self.host, self.port)
+
+
+def _tune(sock: socket.socket) -> None:
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER_BYTES)
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+class Listener:
+    """A listening socket; ``address`` carries the port that was given."""
+
+    def __init__(self, address: Address) -> None:
+        self._sock = socket.socket(address.family, socket.SOCK_STREAM)
+        try:
+            if address.kind == "tcp":
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._sock.bind(address.target)
+            self._sock.listen(8)
+        except OSError as error:
+            self._sock.close()
+            raise MachineError(f"cannot listen on {address}", got=str(error)) from error
+        self.address = address
+        if address.kind == "tcp":
+            self.address = Address("tcp", address.host, self._sock.getsockname()[1])
+        else:
+            Path(address.host).chmod(0o600)
+
+    def accept(self, timeout_s: float | None = None) -> socket.socket:
+        """The next connection.
+
+        Raises:
+            TransportTimeoutError: none came in time.
+            ConnectionLostError: the listener was closed meanwhile.
+        """
+        self._sock.settimeout(timeout_s)
+        try:
+            sock, _ = self._sock.accept()
+        except TimeoutError:
+            raise TransportTimeoutError(
+                f"nobody connected to {self.address}", expected=f"within {timeout_s} s"
+            ) from None
+        except OSError as error:
+            raise ConnectionLostError(f"stopped listening on {self.address}") from error
+        sock.settimeout(None)
+        _tune(sock)
+        return sock
+
+    def close(self) -> None:
+        """Stop listening, waking a blocked ``accept``, and remove the socket's file."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+        if self.address.kind == "unix":
+            Path(self.address.host).unlink(missing_ok=True)
+
+
+def connect(address: Address, *, timeout_s: float) -> socket.socket:
+    """Connect, retrying while nobody listens yet.
+
+    Raises:
+        TransportTimeoutError: nobody listened in time.
+        ConnectionLostError: the machine refuses such a connection altogether.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        sock = socket.socket(address.family, socket.SOCK_STREAM)
+        _tune(sock)
+        sock.settimeout(timeout_s)
+        try:
+            sock.connect(address.target)
+        except OSError as error:
+            sock.close()
+            waiting = error.errno in (errno.ECONNREFUSED, errno.ENOENT, errno.EAGAIN)
+            if not waiting and not isinstance(error, TimeoutError):
+                raise ConnectionLostError(f"cannot connect to {address}", got=str(error)) from error
+            if time.monotonic() >= deadline_s or not waiting:
+                raise TransportTimeoutError(
+                    f"nobody answers at {address}", expected=f"within {timeout_s} s"
+                ) from error
+            time.sleep(_CONNECT_RETRY_S)
+            continue
+        sock.settimeout(None)
+        return sock
+
+
+def hang_up(sock: socket.socket) -> None:
+    """Close a connection, waking any thread that is blocked on it."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    sock.close()
