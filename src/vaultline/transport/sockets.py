@@ -83,7 +83,7 @@ class Listener:
             if address.kind == "tcp":
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._sock.bind(address.target)
-            self._sock.listen(8)
+            self._sock.listen(64)
         except OSError as error:
             self._sock.close()
             raise MachineError(f"cannot listen on {address}", got=str(error)) from error
