@@ -1,0 +1,1 @@
+"""Records between two places, sans-I/O: bytes in, events out."""

@@ -1,0 +1,1 @@
+"""The trusted computing base: worker loop, executor, memory ledger, evidence, hardening."""

@@ -1,0 +1,1 @@
+"""The owner's side: sealing models, appraising evidence, releasing keys, sending frames."""
