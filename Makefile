@@ -51,7 +51,7 @@ lint: env
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-cache --no-banner
+	$(BIN)/lint-imports --no-cache
 
 format: env
 	$(BIN)/ruff format

@@ -94,6 +94,19 @@ def test_a_forbidden_import_is_noticed(case: str, report: str) -> None:
     assert line in section(report, contract)
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("case", VIOLATIONS)
+def test_a_forbidden_import_is_noticed_alone(case: str, tmp_path: Path) -> None:
+    folder, imported, contract = VIOLATIONS[case]
+    shutil.copytree(SOURCE / "vaultline", tmp_path / "vaultline")
+    planted = tmp_path / "vaultline" / folder / f"{module_name(case)}.py"
+    planted.write_text(f"import {imported}\n")
+    done = lint(tmp_path)
+    assert done.returncode == 1
+    broken = [line for line in done.stdout.splitlines() if line.rstrip().endswith("BROKEN")]
+    assert any(line.startswith(contract) for line in broken)
+
+
 def test_a_folder_without_a_place_is_noticed(report: str) -> None:
     assert "vaultline.unplaced" in section(report, "Imports point down")
 
