@@ -1,0 +1,1 @@
+"""Benchmarks: measured numbers with the host, date and command that produced them."""

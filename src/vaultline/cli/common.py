@@ -1,0 +1,139 @@
+"""What every verb shares: where text goes, the ``--json`` flag, tables, progress, errors.
+
+Standard output is results: tables for a person or, with ``--json``, exactly one JSON document,
+which after a failure is ``{"error": {...}}``. Standard error is notes and progress, silent when
+it is not a terminal, and errors, which are never silent. ``NO_COLOR`` is respected on both.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from vaultline.core.errors import VaultlineError
+from vaultline.core.serde import canonical_json
+
+#: The flag of every verb: ``def verb(..., as_json: JsonFlag = False)``.
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON document on standard output.")
+]
+#: Columns of tables that go to a file or a pipe, where there is no terminal to fit.
+PIPE_COLUMNS = 120
+
+
+def results() -> Console:
+    """Standard output, for tables and lines that are the result."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+
+
+def messages() -> Console:
+    """Standard error, for errors; for anything less important there is :func:`note`."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """Tell a person who watches what is going on; nobody else is told."""
+    console = messages()
+    if console.is_terminal:
+        console.print(escape(text), style="dim")
+
+
+def print_json(value: Any) -> None:
+    """Print a result (Structs, dataclasses, dicts, lists, numbers) as one line of JSON."""
+    sys.stdout.write(canonical_json(value).decode() + "\n")
+
+
+def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """A table whose columns, but for the first, are right-aligned where all cells are numeric."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        numeric = index > 0 and all(row[index][:1].isdigit() for row in cells)
+        made.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        made.add_row(*(escape(cell) for cell in row))
+    return made
+
+
+class RateColumn(ProgressColumn):
+    """Finished units per second of a task, for example frames per second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Any) -> Text:
+        """The rate over the last seconds, or the mean of a task that has ended."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f} {self.unit}", style="cyan")
+
+
+def progress(*extra: ProgressColumn, unit: str = "frames/s") -> Progress:
+    """A progress display on standard error, off when that is not a terminal.
+
+    Args:
+        extra: further columns; ``TextColumn("{task.fields[stages]}")`` shows what
+            ``update(task, stages=...)`` was given last.
+        unit: of the rate column.
+    """
+    console = messages()
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(unit),
+        *extra,
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+
+
+def error_document(
+    code: str,
+    message: str,
+    exit_code: int,
+    *,
+    got: str | None = None,
+    expected: str | None = None,
+    remedy: str | None = None,
+) -> dict[str, dict[str, str | int | None]]:
+    """What ``--json`` prints after a failure."""
+    return {
+        "error": {
+            "code": code,
+            "message": message,
+            "got": got,
+            "expected": expected,
+            "remedy": remedy,
+            "exit_code": exit_code,
+        }
+    }
+
+
+def show_error(error: VaultlineError, *, as_json: bool) -> None:
+    """An error of ours: what was got, what was expected, what to do next."""
+    if as_json:
+        print_json(
+            error_document(
+                error.code,
+                error.message,
+                error.exit_code,
+                got=error.got,
+                expected=error.expected,
+                remedy=error.remedy,
+            )
+        )
+    first, *rest = error.diagnostics().splitlines()
+    console = messages()
+    console.print(f"[bold red]error:[/] {escape(first)}")
+    for line in rest:
+        console.print(escape(line))

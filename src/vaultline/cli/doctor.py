@@ -1,0 +1,124 @@
+"""``vaultline doctor``: what this machine offers, and how large the trusted code is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import vaultline
+from vaultline.cli.common import JsonFlag, print_json, results, table
+from vaultline.cli.machine import CipherSpeed, Finding, cipher_speeds, survey
+from vaultline.cli.tcb import TrustedBase, trusted_base
+from vaultline.core.units import format_bytes
+
+EXIT_REFUSED = 1
+EXIT_MACHINE = 4
+#: Nothing at all runs without these.
+NEEDED = ("onnxruntime",)
+EXAMPLE = "Example: vaultline doctor --tcb --json"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("doctor", epilog=EXAMPLE)(doctor)
+
+
+def doctor(
+    tcb: Annotated[
+        bool,
+        typer.Option("--tcb", help="Count the code that has to be trusted; exit 1 if too much."),
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say which enclaves, protections and speeds this machine offers, and how to get the others.
+
+    With --tcb: the lines and dependencies of the code that runs inside an enclave.
+    """
+    if tcb:
+        _report_base(trusted_base(Path(vaultline.__file__).parents[1]), as_json=as_json)
+    else:
+        _report_machine(survey(), cipher_speeds(), as_json=as_json)
+
+
+def _report_machine(
+    findings: tuple[Finding, ...], speeds: tuple[CipherSpeed, ...], *, as_json: bool
+) -> None:
+    if as_json:
+        print_json(
+            {
+                "version": vaultline.__version__,
+                "findings": [asdict(finding) for finding in findings],
+                "aes_256_gcm": [asdict(speed) for speed in speeds],
+            }
+        )
+    else:
+        _print_machine(findings, speeds)
+    if any(finding.name in NEEDED and finding.status == "no" for finding in findings):
+        raise typer.Exit(EXIT_MACHINE)
+
+
+def _print_machine(findings: tuple[Finding, ...], speeds: tuple[CipherSpeed, ...]) -> None:
+    console = results()
+    for group in dict.fromkeys(finding.group for finding in findings):
+        rows = [
+            (finding.name, finding.status, finding.detail)
+            for finding in findings
+            if finding.group == group
+        ]
+        if group == "machine":
+            rows += [
+                (
+                    f"AES-256-GCM, {format_bytes(speed.piece_bytes)}",
+                    "yes",
+                    f"{speed.bytes_per_s / 1e9:.1f} GB/s on one core",
+                )
+                for speed in speeds
+            ]
+        console.print(table(None, (group, "here", ""), rows))
+        console.print()
+    remedies = [(finding.name, finding.remedy) for finding in findings if finding.remedy]
+    if remedies:
+        console.print(table(None, ("missing", "what would help"), remedies))
+
+
+def _report_base(base: TrustedBase, *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                **asdict(base),
+                "lines": base.lines,
+                "code_lines": base.code_lines,
+                "within_limit": base.within_limit,
+            }
+        )
+    else:
+        _print_base(base)
+    if not base.within_limit:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+def _print_base(base: TrustedBase) -> None:
+    console = results()
+    rows = [(module.name, module.lines, module.code_lines) for module in base.modules]
+    console.print(
+        table(
+            None,
+            ("trusted module", "lines", "neither blank nor comment"),
+            [*rows, ("all", base.lines, base.code_lines)],
+        )
+    )
+    console.print()
+    packages = [
+        (package.name, package.version, "imported" if package.direct else "required by those")
+        for package in base.dependencies
+    ]
+    if packages:
+        console.print(table(None, ("trusted package", "version", ""), packages))
+        console.print()
+    verdict = "within" if base.lines <= base.lines_max else "OVER"
+    console.print(f"{base.lines} lines, {verdict} the limit of {base.lines_max}")
+    for place in base.dynamic:
+        console.print(f"not counted: {place} imports by a computed name; name the module instead")

@@ -1,0 +1,196 @@
+"""Which code has to be trusted: everything that importing ``vaultline.enclave`` can bring in.
+
+The closure is computed from the sources, without running them, so that it holds for imports inside
+functions as well. It is an upper bound: a module counts in full once a single name of it is used.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+#: What one person can read in an afternoon. A larger base is refused, so that growing it is a
+#: decision and not an accident.
+TCB_LINES_MAX = 2500
+_REQUIREMENT = re.compile(r"[A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustedModule:
+    """A module of ours: all of its lines, and those that are neither blank nor comments."""
+
+    name: str
+    lines: int
+    code_lines: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dependency:
+    """A third-party package. Indirect ones are required by others, whether imported or not."""
+
+    name: str
+    version: str
+    direct: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustedBase:
+    """The trusted computing base in numbers.
+
+    Attributes:
+        dynamic: places (``module:line``) that import by a computed name, which this count
+            cannot follow; there must be none.
+    """
+
+    modules: tuple[TrustedModule, ...]
+    dependencies: tuple[Dependency, ...]
+    dynamic: tuple[str, ...]
+    lines_max: int = TCB_LINES_MAX
+
+    @property
+    def lines(self) -> int:
+        """All lines of all modules."""
+        return sum(module.lines for module in self.modules)
+
+    @property
+    def code_lines(self) -> int:
+        """Lines that are neither blank nor comments; docstrings count."""
+        return sum(module.code_lines for module in self.modules)
+
+    @property
+    def within_limit(self) -> bool:
+        """Small enough, and counted completely."""
+        return self.lines <= self.lines_max and not self.dynamic
+
+
+def trusted_base(source: Path, package: str = "vaultline.enclave") -> TrustedBase:
+    """Count the modules that ``package`` (with all of its submodules) can import.
+
+    Args:
+        source: the folder that holds the ``vaultline`` package.
+        package: where the closure starts.
+    """
+    waiting = list(_modules_under(source, package))
+    modules: dict[str, TrustedModule] = {}
+    external: set[str] = set()
+    dynamic: list[str] = []
+    while waiting:
+        name = waiting.pop()
+        path = _module_path(source, name)
+        if name in modules or path is None:
+            continue
+        text = path.read_text(encoding="utf-8")
+        modules[name] = _measure(name, text)
+        found = _Imports(name, is_package=path.name == "__init__.py")
+        found.visit(ast.parse(text, filename=str(path)))
+        dynamic += [f"{name}:{line}" for line in found.dynamic_lines]
+        root = package.partition(".")[0]
+        for imported in found.names:
+            if imported.partition(".")[0] == root:
+                waiting += _with_parents(imported)
+            else:
+                external.add(imported.partition(".")[0])
+    return TrustedBase(
+        modules=tuple(modules[name] for name in sorted(modules)),
+        dependencies=tuple(_dependencies(external)),
+        dynamic=tuple(sorted(dynamic)),
+    )
+
+
+def _modules_under(source: Path, package: str) -> Iterator[str]:
+    yield from _with_parents(package)
+    for path in (source / package.replace(".", "/")).rglob("*.py"):
+        parts = path.relative_to(source).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _with_parents(name: str) -> list[str]:
+    """``a.b.c`` -> ``a``, ``a.b``, ``a.b.c``: importing the last runs them all."""
+    parts = name.split(".")
+    return [".".join(parts[: end + 1]) for end in range(len(parts))]
+
+
+def _module_path(source: Path, name: str) -> Path | None:
+    base = source / name.replace(".", "/")
+    candidates = (base.with_name(base.name + ".py"), base / "__init__.py")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _measure(name: str, text: str) -> TrustedModule:
+    lines = [line.strip() for line in text.splitlines()]
+    code_lines = sum(1 for line in lines if line and not line.startswith("#"))
+    return TrustedModule(name=name, lines=len(lines), code_lines=code_lines)
+
+
+class _Imports(ast.NodeVisitor):
+    """Collects what a module may import when it runs."""
+
+    def __init__(self, module: str, *, is_package: bool) -> None:
+        self.names: set[str] = set()
+        self.dynamic_lines: list[int] = []
+        self._package = module if is_package else module.rpartition(".")[0]
+
+    def visit_If(self, node: ast.If) -> None:
+        """Skip ``if TYPE_CHECKING:``; its other branch runs."""
+        test = node.test
+        name = test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", "")
+        for child in node.orelse if name == "TYPE_CHECKING" else ast.iter_child_nodes(node):
+            self.visit(child)
+
+    def visit_Import(self, node: ast.Import) -> None:
+        """``import a.b``."""
+        self.names.update(alias.name for alias in node.names)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        """``from a.b import c``, where ``c`` may be a module as well."""
+        base = node.module or ""
+        if node.level:
+            parents = self._package.split(".")
+            above = parents[: len(parents) - node.level + 1]
+            base = ".".join([*above, base] if base else above)
+        self.names.add(base)
+        self.names.update(f"{base}.{alias.name}" for alias in node.names)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        """Note imports by a computed name."""
+        function = node.func
+        name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+        if name in {"import_module", "__import__", "run_module", "run_path"}:
+            self.dynamic_lines.append(node.lineno)
+        self.generic_visit(node)
+
+
+def _dependencies(imported: Iterable[str]) -> Iterator[Dependency]:
+    """The distributions behind imported names, and what they require in turn.
+
+    Requirements of extras, and those that are not installed here, don't count.
+    """
+    owners = metadata.packages_distributions()
+    outside = sorted(set(imported) - sys.stdlib_module_names)
+    direct = {_canonical(owner) for name in outside for owner in owners.get(name, [name])}
+    waiting, seen = sorted(direct), set[str]()
+    while waiting:
+        name = waiting.pop(0)
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            if name in direct:
+                yield Dependency(name=name, version="not installed", direct=True)
+            continue
+        yield Dependency(name=name, version=distribution.version, direct=name in direct)
+        for line in distribution.requires or ():
+            match = _REQUIREMENT.match(line)
+            if match and "extra ==" not in line:
+                waiting.append(_canonical(match.group()))
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,0 +1,1 @@
+"""Search over cuts and devices, baselines, and the explanation of a plan."""

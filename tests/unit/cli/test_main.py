@@ -1,0 +1,155 @@
+"""The command line: what goes to which stream, and which exit code follows which failure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+import typer
+
+from vaultline.cli import main as cli
+from vaultline.cli.common import JsonFlag, print_json
+from vaultline.core import errors
+
+
+def _stop() -> None:
+    raise KeyboardInterrupt
+
+
+def _raise(error: Exception) -> Callable[[], None]:
+    def action() -> None:
+        raise error
+
+    return action
+
+
+@pytest.fixture
+def verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """Adds a verb ``try`` that runs an action and then prints ``{"done": true}``."""
+
+    def add(action: Callable[[], None]) -> None:
+        def run(as_json: JsonFlag = False) -> None:
+            action()
+            if as_json:
+                print_json({"done": True})
+
+        module = ModuleType("vaultline.cli.try")
+        module.register = lambda app: app.command("try")(run)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "vaultline.cli.try", module)
+        monkeypatch.setitem(cli.VERBS, "try", "Tries something.")
+        monkeypatch.delenv(cli.DEBUG_VARIABLE, raising=False)
+
+    return add
+
+
+EXIT_CODES = {
+    "nothing goes wrong": (lambda: None, 0),
+    "evidence is refused": (_raise(errors.RefusedError("no")), 1),
+    "the user's file is wrong": (_raise(errors.InputError("bad")), 2),
+    "no plan fits": (_raise(errors.InfeasibleError("too little memory")), 3),
+    "a peer vanishes": (_raise(errors.PeerError("gone")), 4),
+    "the machine lacks something": (_raise(errors.MachineError("no swap")), 4),
+    "a verb asks for its own code": (_raise(typer.Exit(1)), 1),
+    "the user presses Ctrl-C": (_stop, 130),
+    "something nobody thought of": (_raise(ZeroDivisionError("x")), 70),
+}
+
+
+@pytest.mark.parametrize("case", EXIT_CODES)
+def test_exit_codes(case: str, verb: Callable[[Callable[[], None]], None]) -> None:
+    action, expected = EXIT_CODES[case]
+    verb(action)
+    assert cli.main(["try"]) == expected
+
+
+def test_an_error_says_what_to_do_and_stays_off_standard_output(verb, capsys) -> None:
+    verb(_raise(errors.InputError("bad [size]", got="3", expected="4", remedy="make it 4")))
+    assert cli.main(["try"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "error: bad [size]",
+        "  got: 3",
+        "  expected: 4",
+        "  to fix: make it 4",
+    ]
+
+
+def test_with_json_a_failure_is_one_document(verb, capsys) -> None:
+    verb(_raise(errors.RefusedError("no", remedy="ask again")))
+    assert cli.main(["try", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == {
+        "error": {
+            "code": "RefusedError",
+            "message": "no",
+            "got": None,
+            "expected": None,
+            "remedy": "ask again",
+            "exit_code": 1,
+        }
+    }
+
+
+def test_a_bug_shows_its_traceback_only_on_request(verb, capsys, monkeypatch) -> None:
+    verb(_raise(ZeroDivisionError("by [zero]")))
+    assert cli.main(["try"]) == 70
+    err = capsys.readouterr().err
+    assert "ZeroDivisionError: by [zero]" in err
+    assert cli.DEBUG_VARIABLE in err
+    assert "Traceback" not in err
+    monkeypatch.setenv(cli.DEBUG_VARIABLE, "1")
+    assert cli.main(["try"]) == 70
+    assert "Traceback" in capsys.readouterr().err
+
+
+USAGE_ERRORS = {
+    "an unknown verb": ["dctor"],
+    "an unknown option": ["doctor", "--nonsense"],
+    "a stray argument": ["doctor", "now"],
+}
+
+
+@pytest.mark.parametrize("case", USAGE_ERRORS)
+def test_wrong_usage_exits_2_and_prints_no_result(case: str, capsys) -> None:
+    assert cli.main(USAGE_ERRORS[case]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err
+
+
+def test_wrong_usage_with_json_is_one_document(capsys) -> None:
+    assert cli.main(["doctor", "--json", "--nonsense"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "UsageError"
+
+
+def test_version(capsys) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("vaultline ")
+
+
+@pytest.mark.parametrize("verb_name", sorted(cli.VERBS))
+def test_the_help_of_every_verb_shows_an_example(verb_name: str, capsys) -> None:
+    assert cli.main([verb_name, "--help"]) == 0
+    assert f"vaultline {verb_name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb_name", sorted(cli.VERBS))
+def test_every_verb_has_json(verb_name: str) -> None:
+    command = cli.load_verb(verb_name)
+    commands = getattr(command, "commands", {verb_name: command}).values()
+    for leaf in commands:
+        assert "--json" in {name for option in leaf.params for name in option.opts}
+
+
+def test_help_imports_no_heavy_package() -> None:
+    script = (
+        "import sys; from vaultline.cli.main import main; main(['--help']);"
+        "heavy = {'numpy', 'onnx', 'onnxruntime', 'matplotlib', 'av', 'cryptography'};"
+        "sys.exit(', '.join(heavy & {*sys.modules}) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

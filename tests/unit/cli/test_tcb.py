@@ -1,0 +1,94 @@
+"""Counting the trusted code, on a made-up package and on ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vaultline.cli import main as cli
+from vaultline.cli import tcb
+from vaultline.cli.tcb import TrustedBase, TrustedModule, trusted_base
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    files = {
+        "own/__init__.py": '"""Root."""\n',
+        "own/enclave/__init__.py": "",
+        "own/enclave/worker.py": (
+            "# a comment\n\nfrom typing import TYPE_CHECKING\nimport own.core.plan\n"
+            "if TYPE_CHECKING:\n    from own.graph import cuts\n"
+            "else:\n    from own.core import late\n"
+            "def run():\n    from . import inner\n"
+        ),
+        "own/enclave/inner.py": "import hashlib\nimport msgspec\n",
+        "own/core/__init__.py": "",
+        "own/core/plan.py": "from own.core.units import MIB\n",
+        "own/core/units.py": "MIB = 1\n",
+        "own/core/late.py": "",
+        "own/core/unused.py": "",
+        "own/graph/__init__.py": "",
+        "own/graph/cuts.py": "import onnx\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_the_closure_follows_every_import_that_runs(tree: Path) -> None:
+    base = trusted_base(tree, "own.enclave")
+    assert [module.name for module in base.modules] == [
+        "own",
+        "own.core",
+        "own.core.late",
+        "own.core.plan",
+        "own.core.units",
+        "own.enclave",
+        "own.enclave.inner",
+        "own.enclave.worker",
+    ]
+    assert [package.name for package in base.dependencies] == ["msgspec"]
+    assert base.within_limit
+
+
+def test_lines_are_counted_with_and_without_blanks_and_comments(tree: Path) -> None:
+    worker = {module.name: module for module in trusted_base(tree, "own.enclave").modules}[
+        "own.enclave.worker"
+    ]
+    assert worker == TrustedModule(name="own.enclave.worker", lines=10, code_lines=8)
+
+
+def test_an_import_by_a_computed_name_is_refused(tree: Path) -> None:
+    (tree / "own/enclave/plugin.py").write_text(
+        "import importlib\n\nimportlib.import_module('own.' + 'graph')\n"
+    )
+    base = trusted_base(tree, "own.enclave")
+    assert base.dynamic == ("own.enclave.plugin:3",)
+    assert not base.within_limit
+
+
+def test_packages_required_by_packages_are_listed() -> None:
+    found = {package.name: package for package in tcb._dependencies({"jwcrypto", "os"})}
+    assert found["jwcrypto"].direct
+    assert not found["cryptography"].direct
+    assert "os" not in found
+
+
+def test_doctor_counts_our_own_code(capsys) -> None:
+    assert cli.main(["doctor", "--tcb", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert "vaultline.enclave" in {module["name"] for module in report["modules"]}
+    assert 0 < report["code_lines"] <= report["lines"] <= report["lines_max"]
+
+
+def test_doctor_exits_1_when_there_is_too_much_to_trust(
+    monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    module = TrustedModule(name="vaultline.enclave", lines=tcb.TCB_LINES_MAX + 1, code_lines=1)
+    large = TrustedBase(modules=(module,), dependencies=(), dynamic=())
+    monkeypatch.setattr("vaultline.cli.doctor.trusted_base", lambda source: large)
+    assert cli.main(["doctor", "--tcb"]) == 1
+    assert "OVER" in capsys.readouterr().out
