@@ -1,0 +1,1 @@
+"""Fakes and contract suites that tests use; nothing else imports them."""
