@@ -19,6 +19,8 @@ RECORD_SLACK_BYTES = 66 << 10
 VAULT_CHUNK_BYTES_MAX = 1 * MIB
 #: The plaintext header of a vault: a few hundred bytes per stage.
 VAULT_HEADER_BYTES_MAX = 1 * MIB
+#: Weights of one stage, tiles counted one by one, and the program (vgg19 whole: under 100).
+VAULT_TENSORS_MAX = 1 << 16
 #: A stage program with its step graphs, without weights (densenet121 whole: under 1 MiB).
 PROGRAM_BYTES_MAX = 64 * MIB
 #: Stages of one plan; hops are numbered one more.
