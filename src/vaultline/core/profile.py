@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import msgspec
+
 from vaultline.core.errors import InputError
 from vaultline.core.program import Isa
 from vaultline.core.serde import Struct, canonical_json, from_json
@@ -44,7 +46,7 @@ class BlockProfile(Struct, frozen=True):
     spread_s: float = 0.0
     scratch_bytes: int = 0
     largest_weight_bytes: int = 0
-    ops: dict[str, int] = {}
+    ops: dict[str, int] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         frames = [entry[0] for entry in self.compute_s]
@@ -118,7 +120,6 @@ class ModelProfile(Struct, frozen=True):
             host; classes that are not listed are as fast as it is.
     """
 
-    version: int = PROFILE_VERSION
     model_name: str
     model_digest: str
     engine_version: str
@@ -129,7 +130,8 @@ class ModelProfile(Struct, frozen=True):
     crossing: tuple[tuple[TensorSpec, ...], ...]
     rates: DeviceRates
     loopback: LoopbackRate
-    class_scale: dict[str, float] = {}
+    class_scale: dict[str, float] = msgspec.field(default_factory=dict)
+    version: int = PROFILE_VERSION
 
     def __post_init__(self) -> None:
         if self.version != PROFILE_VERSION:

@@ -42,6 +42,8 @@ def streamed_bytes(step: Bytes, working: Bytes) -> Bytes:
     return 2 * step + working
 
 
-def step_bytes(weight_bytes: Bytes, largest_weight_bytes: Bytes, wanted_bytes: int) -> Bytes:
+def step_bytes(
+    weight_bytes: NDArray[np.float64], largest_weight_bytes: NDArray[np.float64], wanted_bytes: int
+) -> NDArray[np.float64]:
     """Weights of one step: as wanted, at least the largest that has no tiles, at most all."""
-    return np.minimum(np.maximum(largest_weight_bytes, wanted_bytes), weight_bytes)  # type: ignore[return-value]
+    return np.minimum(np.maximum(largest_weight_bytes, wanted_bytes), weight_bytes)

@@ -1,9 +1,9 @@
 """Tables over all segments of a profile.
 
 A table has a row per length and a column per end: entry ``[n, j]`` belongs to the segment of
-``n + 1`` blocks that ends at candidate cut ``j``, so it starts at cut ``j - n - 1``. In this layout a
-sum or maximum over the blocks of every segment is one accumulation down the rows (no differences of
-prefix sums, so no cancellation), and the search reads contiguous memory. Entries that would
+``n + 1`` blocks that ends at candidate cut ``j``, so it starts at cut ``j - n - 1``. In this layout
+a sum or maximum over the blocks of every segment is one accumulation down the rows (no differences
+of prefix sums, so no cancellation), and the search reads contiguous memory. Entries that would
 start before the first cut mean nothing: ``valid`` tells them apart.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -89,7 +90,7 @@ def write_down(
     """The plan of a solution whose stages run on the given devices."""
     placed = solution.stages
     hops = [problem.entry_s[placed[0].kind]]
-    hops += [problem.link_s[a.kind, b.kind, b.start] for a, b in zip(placed, placed[1:])]
+    hops += [problem.link_s[a.kind, b.kind, b.start] for a, b in pairwise(placed)]
     hops.append(problem.exit_s[placed[-1].kind])
     profile = problem.profile
     chunk = chunk_s(solution.latency_s, solution.bottleneck_s, request.chunk_frames)
@@ -155,7 +156,7 @@ def _plan_of_parts(
     )
     ends = _cuts_of_parts(profile, parts)
     placed = []
-    for (start, end), unit in zip(zip((0, *ends), ends), units, strict=True):
+    for (start, end), unit in zip(pairwise((0, *ends)), units, strict=True):
         kind = next(n for n, each in enumerate(problem.types) if unit in each.units)
         placed.append(_best_option(problem, start, end, kind, request.objective, unit))
     times = [_times(problem, stage) for stage in placed]

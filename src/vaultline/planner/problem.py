@@ -244,7 +244,8 @@ def _allowed(segments: Segments, device: Device, release: Release) -> NDArray[np
         )
     shown = [a and b and weight for (a, b), weight in zip(pairwise(cuts), weights, strict=True)]
     lengths = np.arange(1, blocks + 1)[:, None]
-    return segments.valid & (segments.count_true(shown) == lengths)
+    whole: NDArray[np.bool_] = segments.count_true(shown) == lengths
+    return segments.valid & whole
 
 
 def _options(

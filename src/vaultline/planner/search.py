@@ -12,14 +12,15 @@ so candidates are tried in ascending order and a whole range of them, (lo, hi), 
 ``L(hi) + (n - 1) * next(lo)`` cannot beat the best plan found; what remains is halved. No heuristic
 is involved: every candidate is either tried or excluded by that bound.
 
-The order of devices is free. Cuts are those of one topological order; other orders are not searched.
+The order of devices is free. Cuts are those of one topological order; others are not
+searched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from math import inf
 from typing import TypeAlias
 
@@ -165,7 +166,8 @@ class Search:
 
     def _priced(self, path: list[tuple[int, int, int]], bottleneck_s: float) -> Solution:
         """Choose each stage's option and add up."""
-        problem, placed, times, hops = self.problem, [], [], [float(problem.entry_s[path[0][2]])]
+        problem, placed, times = self.problem, [], []
+        hops = [float(problem.entry_s[path[0][2]])]
         for start, end, kind in path:
             at = (end - start - 1, end)
             options = problem.options[kind]
@@ -173,7 +175,7 @@ class Search:
             option = min(fitting, key=lambda n: float(options[n].latency_s[at]))
             placed.append(Placed(start=start, end=end, kind=kind, option=option))
             times.append((options[option].latency_s[at], options[option].period_s[at]))
-        for before, after in zip(placed, placed[1:], strict=False):
+        for before, after in pairwise(placed):
             hops.append(float(problem.link_s[before.kind, after.kind, after.start]))
         hops.append(float(problem.exit_s[path[-1][2]]))
         return Solution(
