@@ -1,0 +1,67 @@
+"""Equations of time: of a stage, a link, a frame, a pipeline, a chunk of video.
+
+    stage(i,j,d) = open(in) + compute(i,j,d) + stream(i,j,d) + calls*call_s(d) + seal(out)
+    link(a,b,n)  = latency_s(a,b) + n / bytes_per_s(a,b)
+    latency      = sum(stage) + sum(link)
+    bottleneck   = max(max(stage), max(link))
+    chunk(n)     = latency + (n - 1) * bottleneck
+
+The term for paging is absent: a stage that would page is not a candidate, since it can stream its
+weights instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import fsum
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vaultline.core.profile import DeviceRates
+
+#: A number, or a table of them over all segments.
+Number = TypeVar("Number", float, NDArray[np.float64])
+
+
+def stage_s(
+    *,
+    in_bytes: Number,
+    out_bytes: Number,
+    pass_compute_s: Number,
+    stream_bytes: Number,
+    frames: int,
+    rates: DeviceRates,
+) -> Number:
+    """Seconds per frame of a stage that takes ``frames`` frames a pass.
+
+    Opening and sealing are paid per frame; streaming the weights and starting a pass once a pass.
+
+    Args:
+        pass_compute_s: of the whole pass.
+        stream_bytes: weights decrypted on every pass; zero where they stay resident.
+    """
+    per_pass = pass_compute_s + stream_bytes / rates.decrypt_bytes_per_s + rates.call_s
+    crypto = in_bytes / rates.open_bytes_per_s + out_bytes / rates.seal_bytes_per_s
+    return crypto + per_pass / frames
+
+
+def link_s(nbytes: Number, *, bytes_per_s: float, latency_s: float) -> Number:
+    """Seconds until ``nbytes`` have gone over a link."""
+    return latency_s + nbytes / bytes_per_s
+
+
+def latency_s(stages_s: Sequence[float], hops_s: Sequence[float]) -> float:
+    """Seconds of one frame that travels alone."""
+    return fsum((*stages_s, *hops_s))
+
+
+def bottleneck_s(stages_s: Sequence[float], hops_s: Sequence[float]) -> float:
+    """Seconds between frames of a full pipeline: the slowest stage or link."""
+    return max(*stages_s, *hops_s)
+
+
+def chunk_s(latency_s: float, bottleneck_s: float, frames: int) -> float:
+    """Seconds of ``frames`` frames of video, the first one's latency included."""
+    return latency_s + (frames - 1) * bottleneck_s

@@ -1,0 +1,242 @@
+"""From a profile, a cluster and a request to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+
+from vaultline.core.cluster import Cluster, Device
+from vaultline.core.errors import InfeasibleError, InputError
+from vaultline.core.plan import PLAN_VERSION, Objective, Plan, PlannedDevice, PlannedStage
+from vaultline.core.profile import ModelProfile
+from vaultline.core.units import format_bytes
+from vaultline.cost.time import chunk_s
+from vaultline.planner.infeasible import explain_infeasible
+from vaultline.planner.problem import Problem, build_problem
+from vaultline.planner.request import Part, PlanRequest, choose_units, units_named
+from vaultline.planner.search import Placed, Solution, search
+
+
+def make_plan(
+    profile: ModelProfile,
+    cluster: Cluster,
+    *,
+    objective: Objective = "chunk",
+    chunk_frames: int = 100,
+    devices: tuple[str, ...] | None = None,
+    stages: int | None = None,
+    partition: tuple[Part, ...] | None = None,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Plan:
+    """The best plan of a model on a cluster: shorthand for ``plan_request``.
+
+    Raises:
+        InputError: the request does not fit the profile or the cluster.
+        InfeasibleError: no partition satisfies the constraints; says which and by how much.
+    """
+    request = PlanRequest(
+        objective=objective,
+        chunk_frames=chunk_frames,
+        devices=devices,
+        stages=stages,
+        partition=partition,
+        input_shapes=input_shapes or {},
+    )
+    return plan_request(profile, cluster, request)
+
+
+def plan_request(profile: ModelProfile, cluster: Cluster, request: PlanRequest) -> Plan:
+    """The best plan for a request, or the user's own partition priced and checked.
+
+    Raises:
+        InputError: the request does not fit the profile or the cluster.
+        InfeasibleError: no partition satisfies the constraints; says which and by how much.
+    """
+    if request.partition is not None:
+        return _plan_of_parts(profile, cluster, request, request.partition)
+    problem = problem_of(profile, cluster, request)
+    solution = search(
+        problem, request.objective, chunk_frames=request.chunk_frames, stages=request.stages
+    )
+    if solution is None:
+        raise explain_infeasible(problem, request.stages)
+    return write_down(problem, solution, request, assign_units(problem, solution))
+
+
+def problem_of(profile: ModelProfile, cluster: Cluster, request: PlanRequest) -> Problem:
+    """The tables that a request is searched in."""
+    return build_problem(
+        profile,
+        cluster,
+        choose_units(cluster, request.devices),
+        settings=request.settings,
+        release=request.release,
+        alone=request.objective == "latency",
+    )
+
+
+def assign_units(problem: Problem, solution: Solution) -> tuple[Device, ...]:
+    """A device for each stage: those of a type in the order of the cluster file."""
+    waiting = [list(kind.units) for kind in problem.types]
+    return tuple(waiting[stage.kind].pop(0) for stage in solution.stages)
+
+
+def write_down(
+    problem: Problem, solution: Solution, request: PlanRequest, units: tuple[Device, ...]
+) -> Plan:
+    """The plan of a solution whose stages run on the given devices."""
+    placed = solution.stages
+    hops = [problem.entry_s[placed[0].kind]]
+    hops += [problem.link_s[a.kind, b.kind, b.start] for a, b in pairwise(placed)]
+    hops.append(problem.exit_s[placed[-1].kind])
+    profile = problem.profile
+    chunk = chunk_s(solution.latency_s, solution.bottleneck_s, request.chunk_frames)
+    return Plan(
+        version=PLAN_VERSION,
+        model_name=profile.model_name,
+        model_digest=profile.model_digest,
+        input_shapes={name: tuple(shape) for name, shape in request.input_shapes.items()},
+        objective=request.objective,
+        chunk_frames=request.chunk_frames,
+        stages=tuple(
+            _stage(problem, stage, unit) for stage, unit in zip(placed, units, strict=True)
+        ),
+        hop_s=tuple(float(seconds) for seconds in hops),
+        predicted={
+            "latency_s": float(solution.latency_s),
+            "bottleneck_s": float(solution.bottleneck_s),
+            "chunk_s": float(chunk),
+        },
+    )
+
+
+def _stage(problem: Problem, stage: Placed, unit: Device) -> PlannedStage:
+    profile, segments, settings = problem.profile, problem.segments, problem.settings
+    at = (stage.end - stage.start - 1, stage.end)
+    option = problem.options[stage.kind][stage.option]
+    streamed, frames = bool(option.streamed[at]), int(option.frames[at])
+    step = int(segments.step_bytes(settings.step_bytes)[at])
+    return PlannedStage(
+        device=PlannedDevice(
+            name=unit.name,
+            host=unit.host,
+            kind=unit.kind,
+            cores=unit.cores,
+            memory_bytes=unit.memory_bytes,
+        ),
+        first=profile.positions[stage.start],
+        last=profile.positions[stage.end],
+        threads=unit.cores,
+        mode="streamed" if streamed else "resident",
+        step_bytes=max(step, 1),
+        frames_per_pass=frames,
+        queue_frames=settings.queue_frames(frames),
+        portable=unit.portable or unit.kind == "accelerator" or profile.isa == "portable",
+        inputs=profile.crossing[stage.start],
+        outputs=profile.crossing[stage.end],
+        predicted_s=float(option.period_s[at]),
+    )
+
+
+def _plan_of_parts(
+    profile: ModelProfile, cluster: Cluster, request: PlanRequest, parts: tuple[Part, ...]
+) -> Plan:
+    """Price the user's own partition; its devices are taken as named, nothing is searched."""
+    units = _units_of_parts(cluster, parts)
+    problem = build_problem(
+        profile,
+        cluster,
+        units,
+        settings=request.settings,
+        release=request.release,
+        alone=request.objective == "latency",
+    )
+    ends = _cuts_of_parts(profile, parts)
+    placed = []
+    for (start, end), unit in zip(pairwise((0, *ends)), units, strict=True):
+        kind = next(n for n, each in enumerate(problem.types) if unit in each.units)
+        placed.append(_best_option(problem, start, end, kind, request.objective, unit))
+    times = [_times(problem, stage) for stage in placed]
+    draft = Solution(stages=tuple(placed), latency_s=0.0, bottleneck_s=0.0)
+    hops = write_down(problem, draft, request, units).hop_s
+    solution = replace(
+        draft,
+        latency_s=sum(alone for alone, _ in times) + sum(hops),
+        bottleneck_s=max(*(period for _, period in times), *hops),
+    )
+    return write_down(problem, solution, request, units)
+
+
+def _times(problem: Problem, stage: Placed) -> tuple[float, float]:
+    option = problem.options[stage.kind][stage.option]
+    at = (stage.end - stage.start - 1, stage.end)
+    return float(option.latency_s[at]), float(option.period_s[at])
+
+
+def _units_of_parts(cluster: Cluster, parts: tuple[Part, ...]) -> tuple[Device, ...]:
+    """One device per part; the name of a counted device takes its next free unit."""
+    units: list[Device] = []
+    for part in parts:
+        free = [unit for unit in units_named(cluster, part.device) if unit not in units]
+        if not free:
+            raise InputError(
+                "a device runs one stage, and the partition gives it several", got=part.device
+            )
+        units.append(free[0])
+    return tuple(units)
+
+
+def _cuts_of_parts(profile: ModelProfile, parts: tuple[Part, ...]) -> tuple[int, ...]:
+    """The index of each part's last position; the parts must end where the model does."""
+    index = {position: number for number, position in enumerate(profile.positions)}
+    for part in parts:
+        if part.last not in index:
+            near = sorted(index, key=lambda position: abs(position - part.last))[:3]
+            raise InputError(
+                "the model cannot be cut there",
+                got=f"after {part.last} nodes",
+                expected="a candidate position, such as " + ", ".join(map(str, sorted(near))),
+            )
+    if parts[-1].last != profile.positions[-1]:
+        raise InputError(
+            "the partition does not cover the model",
+            got=f"{parts[-1].last} nodes",
+            expected=f"{profile.positions[-1]} nodes",
+        )
+    return tuple(index[part.last] for part in parts)
+
+
+def _best_option(
+    problem: Problem, start: int, end: int, kind: int, objective: Objective, unit: Device
+) -> Placed:
+    """The stage as the user placed it, run the faster way.
+
+    Raises:
+        InfeasibleError: the device may not hold it, or has too little memory for it.
+    """
+    at = (end - start - 1, end)
+    candidates = [
+        Placed(start=start, end=end, kind=kind, option=number)
+        for number, option in enumerate(problem.options[kind])
+        if np.isfinite(option.period_s[at])
+    ]
+    place = f"stage {problem.profile.positions[start]}:{problem.profile.positions[end]}"
+    if not problem.types[kind].allowed[at]:
+        raise InfeasibleError(
+            f"{place} may not run on device {unit.name}: trust",
+            got=f"a device of trust {unit.trust}",
+            expected="an attested device, or a policy that releases what the stage sees",
+        )
+    if not candidates:
+        missing = int(problem.need_bytes[at]) - unit.memory_bytes
+        raise InfeasibleError(
+            f"{place} does not fit on device {unit.name}: memory",
+            got=format_bytes(unit.memory_bytes),
+            expected=f"{format_bytes(missing)} more",
+            remedy="give the device more memory or cut the stage",
+        )
+    order = 0 if objective == "latency" else 1
+    return min(candidates, key=lambda stage: _times(problem, stage)[order])

@@ -1,0 +1,64 @@
+"""The search against brute force: all segmentations on all device orders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf, isclose
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planner_cases import Case, brute_force, random_case
+
+from vaultline.core.errors import InfeasibleError
+from vaultline.core.plan import read_plan, write_plan
+from vaultline.planner import PlanRequest, plan_request
+
+MEASURE = {"latency": "latency_s", "throughput": "bottleneck_s", "chunk": "chunk_s"}
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def value_of(case: Case, objective: str, frames: int) -> float:
+    request = PlanRequest(
+        objective=objective,
+        chunk_frames=frames,
+        stages=case.stages,
+        settings=case.settings,
+        release=case.release,
+    )
+    try:
+        plan = plan_request(case.profile, case.cluster, request)
+    except InfeasibleError as error:
+        assert error.remedy or error.expected
+        return inf
+    assert read_plan(write_plan(plan)) == plan
+    devices = [stage.device.name for stage in plan.stages]
+    assert len(set(devices)) == len(devices)
+    assert plan.stages[-1].last == case.profile.positions[-1]
+    return plan.predicted[MEASURE[objective]]
+
+
+def check(seed: int, objective: str) -> None:
+    case = random_case(seed)
+    frames = (2, 10, 100)[seed % 3]
+    found, best = value_of(case, objective, frames), brute_force(case, objective, frames)
+    assert isclose(found, best, rel_tol=1e-9) or found == best
+
+
+def sampled(examples: int) -> Callable[..., Callable[..., None]]:
+    return settings(max_examples=examples, derandomize=True, deadline=None, database=None)
+
+
+@pytest.mark.parametrize("objective", sorted(MEASURE))
+@sampled(200)
+@given(seed=SEEDS)
+def test_the_search_finds_what_brute_force_finds(objective: str, seed: int) -> None:
+    check(seed, objective)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("objective", sorted(MEASURE))
+@sampled(2000)
+@given(seed=SEEDS)
+def test_the_search_finds_what_brute_force_finds_in_many_cases(objective: str, seed: int) -> None:
+    check(seed, objective)
