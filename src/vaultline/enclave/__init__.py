@@ -1,0 +1,1 @@
+"""The trusted computing base: what runs inside an enclave and sees plaintext of its stage."""

@@ -1,0 +1,1 @@
+"""The owner's side: sealing a model, appraising evidence, releasing keys, sending frames."""
