@@ -100,8 +100,8 @@ class Listener:
             TransportTimeoutError: none came in time.
             ConnectionLostError: the listener was closed meanwhile.
         """
-        self._sock.settimeout(timeout_s)
         try:
+            self._sock.settimeout(timeout_s)
             sock, _ = self._sock.accept()
         except TimeoutError:
             raise TransportTimeoutError(

@@ -1,0 +1,162 @@
+"""The grant: the keys of one stage, sealed to the key that an enclave's evidence commits to.
+
+HPKE (RFC 9180) in base mode, with the hybrid of ML-KEM-768 and X25519: frames recorded today stay
+closed unless both are broken. The owner is authenticated by nothing but the vault: an enclave that
+takes a stranger's grant cannot open the vault's section, whose key only the model's owner has.
+"""
+
+# ruff: noqa: N818 - errors are named after what happened
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.hpke import (
+    AEAD,
+    KDF,
+    KEM,
+    MLKEM768X25519PrivateKey,
+    MLKEM768X25519PublicKey,
+    Suite,
+)
+
+from vaultline.attest.challenge import Challenge
+from vaultline.core.errors import InputError, RemoteProtocolError
+from vaultline.core.serde import Struct, from_msgpack, to_msgpack
+
+if TYPE_CHECKING:
+    from vaultline.attest.evidence import Evidence
+
+_MLKEM_KEY_BYTES, _X25519_KEY_BYTES = 1184, 32
+PUBLIC_KEY_BYTES = _MLKEM_KEY_BYTES + _X25519_KEY_BYTES
+#: A grant takes about 300 bytes and its encapsulated keys 1,120.
+SEALED_GRANT_BYTES_MAX = 4096
+_LABEL = b"vaultline grant transcript v1\0"
+_SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+
+
+class GrantRefused(RemoteProtocolError):
+    """A grant that this enclave cannot or must not use."""
+
+
+class GrantForAnotherEnclave(GrantRefused):
+    """Sealed to another key or another exchange of challenge and evidence, or damaged."""
+
+
+class GrantForAnotherDeployment(GrantRefused):
+    """Its deployment is not the challenge's."""
+
+
+class GrantForAnotherPlan(GrantRefused):
+    """Its plan digest is not the challenge's."""
+
+
+class GrantForAnotherStage(GrantRefused):
+    """Its stage is not the challenge's."""
+
+
+class GrantForAnotherEpoch(GrantRefused):
+    """Its epoch is not the challenge's."""
+
+
+class Grant(Struct, frozen=True, kw_only=True):
+    """What one enclave may know: the key of its own section and of its two hops.
+
+    Attributes:
+        stage_key: 32 bytes, opens this stage's section of the vault.
+        section_digest: SHA-256 of the section's ciphertext index; a rolled back file differs.
+        vault_id, model_id: 16 bytes each.
+        hop_in_secret, hop_out_secret: 32 bytes each, from which the hops' record keys derive.
+    """
+
+    stage: int
+    epoch: int
+    deployment: bytes
+    plan_digest: bytes
+    stage_key: bytes
+    section_digest: bytes
+    vault_id: bytes
+    model_id: bytes
+    hop_in_secret: bytes
+    hop_out_secret: bytes
+
+    def __post_init__(self) -> None:
+        keys = (self.stage_key, self.hop_in_secret, self.hop_out_secret)
+        long = (*keys, self.plan_digest, self.section_digest)
+        short = (self.deployment, self.vault_id, self.model_id)
+        if {len(part) for part in long} != {32} or {len(part) for part in short} != {16}:
+            raise InputError("a grant's keys, digests and ids have fixed lengths")
+
+    def __repr__(self) -> str:
+        return f"Grant(stage={self.stage}, epoch={self.epoch}, secrets hidden)"
+
+
+@dataclass(frozen=True, slots=True)
+class GrantKey:
+    """An enclave's private key for one grant; it never leaves the process."""
+
+    mlkem: MLKEM768PrivateKey = field(repr=False)
+    x25519: X25519PrivateKey = field(repr=False)
+
+
+def public_key_bytes(key: GrantKey) -> bytes:
+    """ML-KEM-768 key then X25519 key, as the HPKE hybrid encodes them: 1,216 bytes."""
+    mlkem, x25519 = key.mlkem.public_key(), key.x25519.public_key()
+    return mlkem.public_bytes_raw() + x25519.public_bytes_raw()
+
+
+def transcript_hash(challenge: Challenge, evidence: Evidence) -> bytes:
+    """SHA-256 over challenge and evidence: a grant opens only in the exchange it answers."""
+    return hashlib.sha256(_LABEL + challenge.encode() + evidence.encode()).digest()
+
+
+def seal_grant(grant: Grant, public_key: bytes, transcript: bytes) -> bytes:
+    """Encrypt a grant to the key in appraised evidence.
+
+    Raises:
+        RemoteProtocolError: the key, which came from a peer, is not one.
+    """
+    if len(public_key) != PUBLIC_KEY_BYTES:
+        raise RemoteProtocolError("an enclave's public key has the wrong length")
+    try:
+        hybrid = MLKEM768X25519PublicKey(
+            MLKEM768PublicKey.from_public_bytes(public_key[:_MLKEM_KEY_BYTES]),
+            X25519PublicKey.from_public_bytes(public_key[_MLKEM_KEY_BYTES:]),
+        )
+        return _SUITE.encrypt(to_msgpack(grant), hybrid, info=transcript)
+    except ValueError as error:  # not a key, or a point of low order
+        raise RemoteProtocolError("an enclave's public key is not one", got=str(error)) from error
+
+
+def open_grant(sealed: bytes, key: GrantKey, transcript: bytes, *, challenge: Challenge) -> Grant:
+    """Open a grant and check that it answers this enclave's challenge.
+
+    Raises:
+        GrantRefused: for another enclave, deployment, plan, stage or epoch.
+        RemoteProtocolError: too long or malformed.
+    """
+    if len(sealed) > SEALED_GRANT_BYTES_MAX:
+        raise RemoteProtocolError("a grant is too long", got=f"{len(sealed)} bytes")
+    try:
+        hybrid = MLKEM768X25519PrivateKey(key.mlkem, key.x25519)
+        plain = _SUITE.decrypt(sealed, hybrid, info=transcript)
+    except (InvalidTag, ValueError) as error:
+        raise GrantForAnotherEnclave(
+            "this grant was sealed to another enclave or another exchange, or was damaged",
+            remedy="start the deployment again; keys are granted to fresh evidence only",
+        ) from error
+    grant = from_msgpack(plain, Grant, what="a grant", bytes_max=SEALED_GRANT_BYTES_MAX)
+    checks: tuple[tuple[bool, type[GrantRefused]], ...] = (
+        (grant.deployment == challenge.deployment, GrantForAnotherDeployment),
+        (grant.plan_digest == challenge.plan_digest, GrantForAnotherPlan),
+        (grant.epoch == challenge.epoch, GrantForAnotherEpoch),
+        (grant.stage == challenge.stage, GrantForAnotherStage),
+    )
+    for holds, error_type in checks:
+        if not holds:
+            raise error_type("the grant is not for what this enclave was challenged for")
+    return grant

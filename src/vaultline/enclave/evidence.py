@@ -1,0 +1,107 @@
+"""Where a worker's evidence comes from; which provider is said explicitly, never guessed."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Literal, Protocol
+
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from vaultline.attest.challenge import Challenge, report_data
+from vaultline.attest.evidence import Evidence, Kind
+from vaultline.attest.grant import GrantKey, public_key_bytes
+from vaultline.attest.sgx_quote import Platform, build_quote, report_body
+from vaultline.core.errors import InputError, MachineError
+from vaultline.core.serde import from_json
+
+ProviderName = Literal["simulated", "gramine"]
+GRAMINE_ATTESTATION = Path("/dev/attestation")
+
+
+class Provider(Protocol):
+    """A source of quotes over report data."""
+
+    kind: Kind
+
+    def quote(self, data: bytes, measurement: bytes) -> bytes:
+        """A quote over 64 bytes of report data."""
+        ...
+
+
+class SimulatedProvider:
+    """Quotes under a development root, with a measurement that this process took of itself.
+
+    Proves possession of the platform file and nothing more.
+    """
+
+    kind: Kind = "simulated"
+
+    def __init__(self, platform: bytes) -> None:
+        self._platform = from_json(platform, Platform, what="the simulated platform")
+
+    def quote(self, data: bytes, measurement: bytes) -> bytes:
+        """A quote over report data and this measurement."""
+        body = report_body(measurement=measurement, report_data=data)
+        return build_quote(self._platform, body)
+
+
+class GramineProvider:
+    """Quotes from SGX hardware through Gramine's pseudo-files, whose state is per process.
+
+    Args:
+        directory: where Gramine shows them; another one only in tests.
+    """
+
+    kind: Kind = "sgx"
+
+    def __init__(self, directory: Path = GRAMINE_ATTESTATION) -> None:
+        self._directory = directory
+        self._lock = threading.Lock()
+
+    def quote(self, data: bytes, measurement: bytes) -> bytes:
+        """A quote over report data; the processor measures, so ``measurement`` is not used.
+
+        Raises:
+            MachineError: the pseudo-files are missing, or the quoting service failed.
+        """
+        try:
+            with self._lock:
+                (self._directory / "user_report_data").write_bytes(data)
+                return (self._directory / "quote").read_bytes()
+        except OSError as error:
+            raise MachineError(
+                "Gramine gave no quote",
+                got=str(error),
+                remedy='set sgx.remote_attestation = "dcap" and start the AESM service',
+            ) from error
+
+
+def open_provider(name: ProviderName, platform: bytes | None = None) -> Provider:
+    """The provider of this name.
+
+    Raises:
+        InputError: no such provider, or a simulated one without its platform file.
+    """
+    if name == "gramine":
+        return GramineProvider()
+    if name == "simulated" and platform is not None:
+        return SimulatedProvider(platform)
+    raise InputError(
+        "no such provider of evidence, or its platform is missing",
+        got=f"{name}, {'with' if platform else 'without'} a platform",
+        expected="gramine, or simulated with a platform",
+    )
+
+
+def fresh_key() -> GrantKey:
+    """A key for one grant."""
+    return GrantKey(MLKEM768PrivateKey.generate(), X25519PrivateKey.generate())
+
+
+def answer(provider: Provider, challenge: Challenge, key: GrantKey, measurement: bytes) -> Evidence:
+    """Evidence that commits to this challenge and this key."""
+    public_key = public_key_bytes(key)
+    quote = provider.quote(report_data(challenge, public_key), measurement)
+    return Evidence(kind=provider.kind, public_key=public_key, quote=quote)
