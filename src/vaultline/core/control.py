@@ -84,8 +84,9 @@ class WireLine(Struct, frozen=True, tag="wire"):
     next: str
 
 
-class HardeningReport(Struct, frozen=True):
-    """One step of the hardening and what became of it."""
+class HardeningStep(Struct, frozen=True):
+    """One step of a worker's hardening: ``done``, ``missing`` (this machine lacks it) or
+    ``skipped`` (the platform supplies its own)."""
 
     name: str
     state: Literal["done", "missing", "skipped"]
@@ -98,7 +99,7 @@ class ReadyLine(Struct, frozen=True, tag="ready"):
     control: str
     data: str
     measurement: str
-    hardening: tuple[HardeningReport, ...]
+    hardening: tuple[HardeningStep, ...]
 
 
 class BeatLine(Struct, frozen=True, tag="beat"):
@@ -155,7 +156,7 @@ class EndpointsLine(Struct, frozen=True, tag="endpoints"):
     control: tuple[str, ...]
     data: tuple[str, ...]
     measurements: tuple[str, ...]
-    hardening: tuple[tuple[HardeningReport, ...], ...]
+    hardening: tuple[tuple[HardeningStep, ...], ...]
     pids: tuple[int, ...]
 
 

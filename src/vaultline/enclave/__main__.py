@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vaultline.channel.keys import derive_hop_keys
 from vaultline.core.control import BeatLine, FailedLine, ReadyLine, WorkerConfig
-from vaultline.core.errors import VaultlineError
+from vaultline.core.errors import RemoteProtocolError, VaultlineError
 from vaultline.core.isa import isa_of
 from vaultline.core.program import Isa
 from vaultline.enclave.admission import LoadedStage, admit, open_vault
@@ -42,19 +42,26 @@ class Worker:
         config = self._config
         measurement = measure()
         isa = local_isa()
-        provider = open_provider(config.provider, config.platform_file)
+        provider = open_provider(config.provider, read_platform(config.platform_file))
         vault_fd = open_vault(config.vault)
         control = Listener(Address.parse(config.control))
         data = Listener(Address.parse(config.data))
+        tcp = control.address.kind == "tcp"
+        # Before any thread starts: what runs already would keep its rights.
+        hardening = harden(
+            read_paths=[Path(config.vault)],
+            socket_dirs=[] if tcp else [Path(config.runtime_dir)],
+            tcp=tcp,
+            platform=config.platform,
+        )
         wires = self._lines.wires(on_end=lambda: os._exit(0))
         threading.Thread(target=self.beat, name="heartbeat", daemon=True).start()
-        hardening = harden(platform=config.platform, runtime_dir=config.runtime_dir)
         self._lines.say(
             ReadyLine(
                 control=str(control.address),
                 data=str(data.address),
                 measurement=measurement.hex(),
-                hardening=hardening,
+                hardening=tuple(hardening),
             )
         )
         stage = admit(control, provider, measurement, vault_fd, isa)
@@ -87,6 +94,18 @@ class Worker:
             busy_s = 0.0 if since_s is None else time.monotonic() - since_s
             self._lines.say(BeatLine(busy_s=busy_s, frames=self._progress.frames))
             time.sleep(self._config.heartbeat_s)
+
+
+def read_platform(path: str | None) -> bytes | None:
+    """The simulated platform's secrets; real platforms have theirs in the processor.
+
+    Raises:
+        RemoteProtocolError: the host named a file that can't be read.
+    """
+    try:
+        return None if path is None else Path(path).read_bytes()
+    except OSError as error:
+        raise RemoteProtocolError("cannot read the platform file", got=str(error)) from error
 
 
 def local_isa() -> Isa:

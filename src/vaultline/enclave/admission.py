@@ -8,12 +8,8 @@ import socket
 import time
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
-from vaultline.attest.challenge import Challenge, report_data
-from vaultline.attest.evidence import Evidence
-from vaultline.attest.grant import Grant, GrantKey, open_grant, public_key_bytes, transcript_hash
+from vaultline.attest.challenge import Challenge
+from vaultline.attest.grant import Grant, open_grant, transcript_hash
 from vaultline.core.control import (
     ChallengeMessage,
     EvidenceMessage,
@@ -24,7 +20,7 @@ from vaultline.core.control import (
 )
 from vaultline.core.errors import RemoteProtocolError, VaultlineError
 from vaultline.core.program import StageProgram
-from vaultline.enclave.evidence import EvidenceProvider
+from vaultline.enclave.evidence import Provider, answer, fresh_key
 from vaultline.enclave.executor import Executor, check_engine
 from vaultline.enclave.ledger import Ledger
 from vaultline.enclave.pipeline import StageBuffers
@@ -47,7 +43,7 @@ class LoadedStage:
 
 
 def admit(
-    listener: Listener, provider: EvidenceProvider, measurement: bytes, vault_fd: int, isa: str
+    listener: Listener, provider: Provider, measurement: bytes, vault_fd: int, isa: str
 ) -> LoadedStage:
     """Answer challenges until one is followed by a grant that opens and a vault that loads.
 
@@ -72,17 +68,14 @@ def admit(
         return stage
 
 
-def _exchange(sock: socket.socket, provider: EvidenceProvider, measurement: bytes) -> Grant:
+def _exchange(sock: socket.socket, provider: Provider, measurement: bytes) -> Grant:
     asked = receive_control(sock, ChallengeMessage, timeout_s=_OWNER_TIMEOUT_S)
     challenge = Challenge.decode(asked.challenge)
-    key = GrantKey(MLKEM768PrivateKey.generate(), X25519PrivateKey.generate())
-    public_key = public_key_bytes(key)
-    quote = provider.quote(report_data(challenge, public_key), measurement)
-    evidence = Evidence(kind=provider.kind, public_key=public_key, quote=quote)
+    key = fresh_key()
+    evidence = answer(provider, challenge, key, measurement)
     send_control(sock, EvidenceMessage(evidence=evidence.encode()))
-    answer = receive_control(sock, GrantMessage, timeout_s=_OWNER_TIMEOUT_S)
-    transcript = transcript_hash(challenge, evidence)
-    grant = open_grant(answer.sealed, key, transcript, challenge=challenge)
+    sealed = receive_control(sock, GrantMessage, timeout_s=_OWNER_TIMEOUT_S).sealed
+    grant = open_grant(sealed, key, transcript_hash(challenge, evidence), challenge=challenge)
     send_control(sock, GrantedMessage())
     return grant
 

@@ -18,9 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from vaultline.core.serde import Struct
+from vaultline.core.control import HardeningStep
 
-State = Literal["done", "missing", "skipped"]
 PlatformName = Literal["process", "gramine"]
 
 _PR_GET_DUMPABLE, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS, _PR_GET_NO_NEW_PRIVS = 3, 4, 38, 39
@@ -58,14 +57,6 @@ _SYSTEM_READS = (
     "/sys/fs/cgroup",
     "/dev/urandom",
 )
-
-
-class HardeningStep(Struct, frozen=True, kw_only=True):
-    """One step: ``done``, ``missing`` (wanted, and this machine lacks it) or ``skipped``."""
-
-    name: str
-    state: State
-    detail: str = ""
 
 
 def harden(

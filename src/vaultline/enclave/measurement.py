@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from vaultline.core.errors import MachineError
 
 #: Ours: the enclave and all that it imports, whole packages so that no module is forgotten.
-PACKAGES = ("attest", "channel", "core", "enclave", "sched")
+PACKAGES = ("attest", "channel", "core", "enclave", "sched", "transport")
 #: Others' that run in the worker's process.
 DISTRIBUTIONS = (
     "cffi",
