@@ -1,0 +1,186 @@
+"""From a plan to what sealing and running it need: compiled stages, secrets, workers."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vaultline.channel.keys import SECRET_BYTES
+from vaultline.core.control import LaunchWorker
+from vaultline.core.errors import InputError
+from vaultline.core.plan import Plan
+from vaultline.core.program import StageSettings
+from vaultline.graph.compile import CompiledStage, compile_segment
+from vaultline.graph.structure import Model
+from vaultline.owner.keyfile import SealedKeys
+from vaultline.owner.release import StageSecrets
+
+#: A pass counts as stuck after this many times its predicted time, but not before the minimum:
+#: machines are shared, and a pass that a neighbour slows down must not end a run.
+_STUCK_FACTOR = 20
+_STUCK_S_MIN = 1.5
+
+
+class PlanForAnotherModelError(InputError):
+    """The plan was made for another model than the one given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a host of the plan is: the address its workers listen on, for TCP.
+
+    ``netns`` is a network namespace of this machine that stands for another machine.
+    """
+
+    bind: str = "127.0.0.1"
+    netns: str | None = None
+
+
+def parse_place(text: str) -> tuple[str, Place]:
+    """Read ``HOST=ADDRESS`` or ``HOST=ADDRESS%NETNS``.
+
+    Raises:
+        InputError: not of that form.
+    """
+    host, equals, rest = text.partition("=")
+    address, _, netns = rest.partition("%")
+    if not (host and equals and address):
+        raise InputError("not a place", got=text, expected="HOST=ADDRESS or HOST=ADDRESS%NETNS")
+    return host, Place(bind=address, netns=netns or None)
+
+
+def stage_settings(plan: Plan, stage: int) -> StageSettings:
+    """The settings that are sealed with a stage's program."""
+    planned = plan.stages[stage]
+    return StageSettings(
+        stage=stage,
+        stages=len(plan.stages),
+        threads=planned.threads,
+        budget_bytes=planned.device.memory_bytes,
+        mode=planned.mode,
+        frames_per_pass=planned.frames_per_pass,
+        queue_frames=planned.queue_frames,
+    )
+
+
+def check_model(model: Model, plan: Plan) -> None:
+    """Refuse a plan for another model.
+
+    Raises:
+        PlanForAnotherModelError: with both digests.
+    """
+    if model.digest != plan.model_digest:
+        raise PlanForAnotherModelError(
+            "the plan was made for another model",
+            got=f"{model.name} with digest {model.digest}",
+            expected=f"{plan.model_name} with digest {plan.model_digest}",
+            remedy="profile and plan this model, or name the model that the plan was made for",
+        )
+
+
+def compile_stages(
+    model: Model, plan: Plan, progress: Callable[[int, int], None] | None = None
+) -> list[CompiledStage]:
+    """Compile every stage of a plan.
+
+    Raises:
+        InputError: the plan is for another model, or a stage can't be compiled.
+    """
+    check_model(model, plan)
+    stages = []
+    for number, planned in enumerate(plan.stages):
+        stage = compile_segment(
+            model,
+            planned.first,
+            planned.last,
+            settings=stage_settings(plan, number),
+            step_bytes=planned.step_bytes,
+            portable=planned.portable,
+        )
+        found = (stage.program.specs(stage.program.inputs), planned.inputs)
+        if found[0] != found[1]:
+            raise PlanForAnotherModelError(
+                f"stage {number} of the plan has other tensors than the model's cut",
+                got=str(found[1]),
+                expected=str(found[0]),
+            )
+        stages.append(stage)
+        if progress is not None:
+            progress(number + 1, len(plan.stages))
+    return stages
+
+
+def stage_secrets(plan: Plan, keys: SealedKeys) -> tuple[StageSecrets, ...]:
+    """What each stage's grant carries: its key, and fresh secrets for its two hops.
+
+    Raises:
+        RefusedError: the key file has no sealing for this plan.
+    """
+    sealing = keys.sealing_for(plan.digest)
+    hops = [secrets.token_bytes(SECRET_BYTES) for _ in range(len(plan.stages) + 1)]
+    return tuple(
+        StageSecrets(
+            stage_key=sealing.stage_key(keys.model_key, stage),
+            section_digest=sealing.section_digests[stage],
+            vault_id=sealing.vault_id,
+            model_id=sealing.model_id,
+            hop_in_secret=hops[stage],
+            hop_out_secret=hops[stage + 1],
+        )
+        for stage in range(len(plan.stages))
+    )
+
+
+def launch_workers(
+    plan: Plan, vault: Path, *, platform_file: Path | None, places: Mapping[str, Place]
+) -> tuple[LaunchWorker, ...]:
+    """What to ask the host for: one worker per stage, each on cores of its own.
+
+    Raises:
+        InputError: a device of a kind that the local engine can't start.
+    """
+    cores = _share_cores([stage.device.cores for stage in plan.stages])
+    workers = []
+    for stage, planned in enumerate(plan.stages):
+        device = planned.device
+        if device.kind != "simulated":
+            raise InputError(
+                f"the local engine cannot start device {device.name}",
+                got=f"kind: {device.kind}",
+                expected="kind: simulated",
+                remedy="plan for simulated devices, or start that worker where its hardware is",
+            )
+        if platform_file is None:
+            raise InputError(
+                f"simulated device {device.name} has no platform",
+                remedy="name one with --platform; `vaultline policy dev` makes one",
+            )
+        place = places.get(device.host, Place())
+        pass_s = planned.predicted_s * planned.frames_per_pass
+        workers.append(
+            LaunchWorker(
+                name=f"stage{stage}",
+                cores=cores[stage],
+                vault=str(vault.absolute()),
+                provider="simulated",
+                platform_file=str(platform_file.absolute()),
+                busy_s_max=max(_STUCK_S_MIN, _STUCK_FACTOR * pass_s),
+                bind=place.bind,
+                netns=place.netns,
+            )
+        )
+    return tuple(workers)
+
+
+def _share_cores(wanted: Sequence[int]) -> list[tuple[int, ...]]:
+    """Cores of this machine for each worker, taken in turn; shared where there are too few."""
+    available = sorted(os.sched_getaffinity(0))
+    shares, turn = [], 0
+    for count in wanted:
+        share = {available[(turn + k) % len(available)] for k in range(count)}
+        shares.append(tuple(sorted(share)))
+        turn += count
+    return shares
