@@ -192,7 +192,7 @@ class ChunkCipher:
     def open_into(self, place: Place, cell: Buffer, out: memoryview) -> bool:
         """Verify and decrypt ``ciphertext | tag`` into ``out``; whether the tag verified.
 
-        ``cell`` must be memory that nobody else can write: it is read twice.
+        ``cell`` must be memory that nobody else can write: it may be read twice.
         """
         nonce = _NONCE.pack(place.tensor, place.chunk)
         try:

@@ -1,10 +1,10 @@
 """A stage's sealed section, read in place: the program once, a weight whenever it is needed.
 
 The host owns the file and may rewrite it at any time. So every read copies ciphertext into memory
-of the enclave's own before the cipher sees it (the cipher reads it twice), everything that decides
-where to read comes from the verified program, and every chunk's tag is checked at every use. The
-file is read, not mapped: its pages don't count against the protected memory, and a file cut short
-is an error instead of a dead process.
+of the enclave's own before the cipher sees it (the cipher may read it twice), everything that
+decides where to read comes from the verified program, and every chunk's tag is checked at every
+use. The file is read, not mapped: its pages don't count against the protected memory, and a file
+cut short is an error instead of a dead process.
 """
 
 from __future__ import annotations

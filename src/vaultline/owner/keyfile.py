@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from jwcrypto.common import JWException, base64url_decode, base64url_encode  # type: ignore[import-untyped]
-from jwcrypto.jwe import JWE  # type: ignore[import-untyped]
-from jwcrypto.jwk import JWK  # type: ignore[import-untyped]
+from jwcrypto.common import JWException, base64url_decode, base64url_encode
+from jwcrypto.jwe import JWE
+from jwcrypto.jwk import JWK
 
 from vaultline.channel.chunks import KEY_BYTES, VaultOtherPlanError
 from vaultline.core.errors import InputError, MachineError, RefusedError
