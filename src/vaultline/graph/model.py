@@ -7,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from vaultline.core.errors import InputError
 from vaultline.core.tensors import TensorSpec
 from vaultline.graph import engine, fold, parse, shapes
-from vaultline.graph.structure import Array, Model, Node, make_node, with_sizes
+from vaultline.graph.structure import Model, Node, value_info, with_sizes
 
 __all__ = ["Model", "Node", "TensorSpec", "load_model", "save"]
 
@@ -38,7 +37,7 @@ def load_model(path: Path, *, input_shapes: Mapping[str, tuple[int, ...]] | None
     listed = [value for value in graph.input if value.name not in weights]
     inputs = shapes.fixed_inputs(listed, dict(input_shapes or {}))
     known = [*weights, *(spec.name for spec in inputs)]
-    nodes = parse.in_order(_returned(protos, graph, weights), known)
+    nodes = parse.in_order(parse.returned(protos, graph, weights), known)
     origin = Model(
         name=graph.name or path.stem,
         opsets={_domain(item.domain): item.version for item in source.opset_import},
@@ -59,21 +58,6 @@ def _domain(domain: str) -> str:
 def _placeholder(name: str) -> TensorSpec:
     """An output whose type and shape are not inferred yet."""
     return TensorSpec(name=name, dtype="uint8", shape=())
-
-
-def _returned(
-    protos: list[onnx.NodeProto], graph: onnx.GraphProto, weights: dict[str, Array]
-) -> list[onnx.NodeProto]:
-    """A weight that is itself an output gets an Identity: outputs are made by nodes."""
-    extra = []
-    for value in graph.output:
-        if value.name in weights:
-            inner = f"{value.name}/constant"
-            weights[inner] = weights.pop(value.name)
-            for node in protos:
-                parse.rename_reads(node, {value.name: inner})
-            extra.append(helper.make_node("Identity", [inner], [value.name]))
-    return [*extra, *protos]
 
 
 def _check_outputs(model: Model) -> None:
@@ -115,15 +99,6 @@ def _finish(model: Model, origin: Model) -> Model:
     )
 
 
-def rebuilt(
-    model: Model, nodes: list[Node], weights: Mapping[str, Array], specs: Mapping[str, TensorSpec]
-) -> Model:
-    """The model with other nodes, weights and specs between the same inputs and outputs."""
-    return replace(
-        model, nodes=with_sizes(nodes, weights, specs), weights=weights, specs=specs, origin=None
-    )
-
-
 def save(model: Model, path: Path) -> None:
     """Write a model or segment as an ONNX file; more than 1 GiB of weights go beside it.
 
@@ -131,15 +106,11 @@ def save(model: Model, path: Path) -> None:
         InputError: the model passes an input through, which ONNX cannot express in a file
             without a node.
     """
-    identities = [
-        make_node(helper.make_node("Identity", [spec.name], [f"{spec.name}/through"]))
-        for spec in model.outputs
-        if spec in model.inputs
-    ]
-    if identities:
+    through = [spec.name for spec in model.outputs if spec in model.inputs]
+    if through:
         raise InputError(
             "a segment with pass-through tensors has no file form",
-            got=identities[0].reads[0],
+            got=through[0],
             remedy="save another segment, or the whole model",
         )
     weights = engine.used_weights(model)
@@ -154,7 +125,7 @@ def save(model: Model, path: Path) -> None:
                 np.ascontiguousarray(array).tofile(data)
     else:
         tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
-    inputs = [engine.value_info(spec) for spec in model.inputs]
-    outputs = [engine.value_info(spec) for spec in model.outputs]
+    inputs = [value_info(spec) for spec in model.inputs]
+    outputs = [value_info(spec) for spec in model.outputs]
     whole = engine.proto(model.name, model.opsets, model.nodes, inputs, outputs, tensors)
     path.write_bytes(whole.SerializeToString())

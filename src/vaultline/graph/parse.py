@@ -207,3 +207,24 @@ def rename_reads(node: onnx.NodeProto, names: dict[str, str]) -> None:
             rename_reads(inner, visible)
         for value in graph.output:
             value.name = visible.get(value.name, value.name)
+
+
+def returned(
+    protos: list[onnx.NodeProto], graph: onnx.GraphProto, weights: dict[str, Array]
+) -> list[onnx.NodeProto]:
+    """A weight that is itself an output gets an Identity: outputs are made by nodes."""
+    extra = []
+    for value in graph.output:
+        if value.name in weights:
+            inner = f"{value.name}/constant"
+            weights[inner] = weights.pop(value.name)
+            for node in protos:
+                rename_reads(node, {value.name: inner})
+            extra.append(helper.make_node("Identity", [inner], [value.name]))
+    return [*extra, *protos]
+
+
+def domains(proto: onnx.NodeProto) -> set[str]:
+    """The operator-set domains that a node and its subgraphs use."""
+    inner = [domains(node) for graph in subgraphs(proto) for node in graph.node]
+    return {proto.domain, *(domain for found in inner for domain in found)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -216,3 +216,12 @@ def weight_info(name: str, array: Array) -> onnx.ValueInfoProto:
     """A graph input that takes a weight."""
     number = helper.np_dtype_to_tensor_dtype(array.dtype)
     return helper.make_tensor_value_info(name, int(number), array.shape)
+
+
+def rebuilt(
+    model: Model, nodes: Iterable[Node], weights: Mapping[str, Array], specs: Mapping[str, TensorSpec]
+) -> Model:
+    """The model with other nodes, weights and specs between the same inputs and outputs."""
+    return replace(
+        model, nodes=with_sizes(nodes, weights, specs), weights=weights, specs=specs, origin=None
+    )

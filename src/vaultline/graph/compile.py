@@ -1,0 +1,195 @@
+"""Compiling a segment into a stage program in which no weight is a constant."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnxruntime as ort
+
+from vaultline.core.errors import InputError
+from vaultline.core.program import PROGRAM_VERSION, Isa, StageProgram, StageSettings, Step, Weight
+from vaultline.core.tensors import TensorSpec
+from vaultline.graph import engine, parse
+from vaultline.graph.canonical import StepGraph, step_graph
+from vaultline.graph.extract import extract
+from vaultline.graph.isa import local_isa
+from vaultline.graph.rewrite import rewrite
+from vaultline.graph.steps import Part, partition
+from vaultline.graph.structure import Array, Model, Node, raw_bytes, with_sizes
+from vaultline.graph.tiles import tiled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledStage:
+    """A stage program and the bytes of its weights, in the program's order."""
+
+    program: StageProgram
+    weights: tuple[memoryview, ...]
+
+
+def compile_segment(
+    model: Model,
+    first: int,
+    last: int,
+    *,
+    settings: StageSettings,
+    step_bytes: int,
+    portable: bool = False,
+    isa: Isa | None = None,
+    rewrites: bool = True,
+) -> CompiledStage:
+    """Compile nodes ``[first, last)`` of a model.
+
+    Args:
+        settings: sealed with the program; its mode decides how the segment is cut into steps.
+        step_bytes: when weights are streamed, the most that one step may need at once. A node other
+            than Gemm and MatMul whose weights are larger is a step of its own.
+        portable: standard operators only, no blocked layout: any engine version may run it.
+        isa: the instruction set of the device, by default this machine's.
+        rewrites: apply the rewrites of ``rewrite``.
+
+    Raises:
+        InputError: no such segment, an unusable cut, or an instruction set that is not this
+            machine's (the engine can prepare the blocked layout for its own only).
+    """
+    target = _target(portable, isa)
+    plain = extract(model, first, last)
+    source = rewrite(plain) if rewrites else plain
+    optimised = _optimised(source, blocked=target != "portable")
+    streamed = settings.mode == "streamed"
+    alone: frozenset[str] = frozenset()
+    if streamed:
+        optimised, alone = tiled(optimised, step_bytes)
+    parts = partition(optimised, step_bytes if streamed else None, alone)
+    return _assemble(optimised, parts, settings, target)
+
+
+def _target(portable: bool, isa: Isa | None) -> Isa:
+    target = "portable" if portable else isa or local_isa()
+    if target not in ("portable", local_isa()):
+        raise InputError(
+            "the stage cannot be compiled for that instruction set on this machine",
+            got=target,
+            expected=local_isa(),
+            remedy="compile on a machine of that kind, or compile the portable variant",
+        )
+    return target
+
+
+def _optimised(model: Model, *, blocked: bool) -> Model:
+    """The segment after the engine's offline optimisation, with the shape of every tensor."""
+    levels = ort.GraphOptimizationLevel
+    level = levels.ORT_ENABLE_ALL if blocked else levels.ORT_ENABLE_BASIC
+    if not engine.computed(model):
+        return replace(model, nodes=(), weights={})
+    with tempfile.TemporaryDirectory(prefix="vaultline-") as folder:
+        proto = engine.optimise(model, level, Path(folder))
+        # Maps of the files outlive the folder: the kernel keeps what is mapped.
+        weights = parse.read_weights(proto.graph, Path(folder))
+    protos = parse.take_constants(proto.graph, weights)
+    known = [*weights, *(spec.name for spec in model.inputs)]
+    nodes = parse.in_order(parse.returned(protos, proto.graph, weights), known)
+    read = {name for node in nodes for name in node.reads}
+    result = replace(
+        model,
+        opsets=_opsets(nodes, {item.domain: item.version for item in proto.opset_import}),
+        nodes=tuple(nodes),
+        weights={name: array for name, array in weights.items() if name in read},
+        origin=None,
+    )
+    made = [name for node in nodes for name in node.writes]
+    found = engine.engine_specs(result, made)
+    specs = {spec.name: spec for spec in (*model.inputs, *model.outputs)}
+    specs.update({name: spec for name, spec in found.items() if isinstance(spec, TensorSpec)})
+    return replace(result, specs=specs, nodes=with_sizes(nodes, result.weights, specs))
+
+
+def _opsets(nodes: list[Node], listed: dict[str, int]) -> dict[str, int]:
+    """The operator sets in use: the engine lists every one it knows."""
+    used = {"", *(inner for node in nodes for inner in parse.domains(node.proto))}
+    return {domain: version for domain, version in listed.items() if domain in used}
+
+
+def _assemble(
+    model: Model, parts: list[Part], settings: StageSettings, target: Isa
+) -> CompiledStage:
+    """Number tensors, weights and graphs, and put the program together."""
+    needed = _needed(model, parts)
+    graphs: dict[bytes, int] = {}
+    weights: dict[str, int] = {}
+    tensors = {spec.name: index for index, spec in enumerate(model.inputs)}
+    steps = []
+    for part, kept in zip(parts, needed, strict=True):
+        nodes = model.nodes[part.first : part.last]
+        made = step_graph(model, nodes, kept, part.stackable)
+        for _, name in made.weights:
+            weights.setdefault(name, len(weights))
+        for _, name in made.fetches:
+            tensors.setdefault(name, len(tensors))
+        steps.append(_step(made, part, graphs, weights, tensors, _peak(model, nodes, kept)))
+    program = StageProgram(
+        version=PROGRAM_VERSION,
+        engine_version=ort.__version__,
+        isa=target,
+        settings=settings,
+        tensors=tuple(model.specs[name] for name in tensors),
+        inputs=tuple(tensors[spec.name] for spec in model.inputs),
+        outputs=tuple(tensors[spec.name] for spec in model.outputs),
+        weights=tuple(Weight(spec=_weight_spec(name, model.weights[name])) for name in weights),
+        graphs=tuple(graphs),
+        steps=tuple(steps),
+    )
+    return CompiledStage(
+        program=program, weights=tuple(raw_bytes(model.weights[name]) for name in weights)
+    )
+
+
+def _step(
+    made: StepGraph,
+    part: Part,
+    graphs: dict[bytes, int],
+    weights: dict[str, int],
+    tensors: dict[str, int],
+    scratch_bytes: int,
+) -> Step:
+    return Step(
+        graph=graphs.setdefault(made.graph, len(graphs)),
+        feeds=tuple((alias, tensors[name]) for alias, name in made.feeds),
+        weights=tuple((alias, weights[name]) for alias, name in made.weights),
+        fetches=tuple((alias, tensors[name]) for alias, name in made.fetches),
+        stackable=part.stackable,
+        scratch_bytes=scratch_bytes,
+    )
+
+
+def _weight_spec(name: str, array: Array) -> TensorSpec:
+    return TensorSpec(name=name, dtype=str(array.dtype), shape=tuple(array.shape))
+
+
+def _needed(model: Model, parts: list[Part]) -> list[set[str]]:
+    """Per step, what must outlive it: read by a later step, or an output of the stage."""
+    later = {spec.name for spec in model.outputs}
+    needed: list[set[str]] = []
+    for part in reversed(parts):
+        needed.append(set(later))
+        for node in model.nodes[part.first : part.last]:
+            later.update(node.reads)
+    return needed[::-1]
+
+
+def _peak(model: Model, nodes: tuple[Node, ...], kept: set[str]) -> int:
+    """The most bytes of a step's internal tensors alive at once, for one frame."""
+    last_use: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        last_use.update(dict.fromkeys((*node.reads, *node.writes), index))
+    live: dict[str, int] = {}
+    peak = 0
+    for index, node in enumerate(nodes):
+        for name in node.writes:
+            if name not in kept and name in model.specs:
+                live[name] = model.specs[name].nbytes
+        peak = max(peak, sum(live.values()))
+        live = {name: size for name, size in live.items() if last_use[name] > index}
+    return peak

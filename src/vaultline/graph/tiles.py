@@ -1,0 +1,99 @@
+"""Large Gemm and MatMul weights, cut into tiles of output columns that are steps of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from vaultline.core.tensors import TensorSpec
+from vaultline.graph.steps import attributes
+from vaultline.graph.structure import Array, Model, Node, make_node, rebuilt
+
+_TILED = frozenset({"Gemm", "com.microsoft.FusedGemm", "MatMul"})
+#: Tiles are multiples of this many outputs: one vector register's worth of floats.
+_MULTIPLE = 16
+
+
+def tiled(model: Model, step_bytes: int) -> tuple[Model, frozenset[str]]:
+    """Cut every matrix larger than ``step_bytes``; also return the outputs of the tiles' nodes."""
+    nodes: list[Node] = []
+    weights, specs = dict(model.weights), dict(model.specs)
+    tiles: list[str] = []
+    for node in model.nodes:
+        widths = _widths(node, model, step_bytes)
+        if len(widths) < 2:
+            nodes.append(node)
+            continue
+        protos = _cut(node, widths, weights, specs)
+        tiles += [proto.output[0] for proto in protos[:-1]]
+        nodes += [make_node(proto) for proto in protos]
+    return rebuilt(model, nodes, weights, specs), frozenset(tiles)
+
+
+def _widths(node: Node, model: Model, step_bytes: int) -> list[int]:
+    """Outputs per tile: equal but for the last, which may be smaller."""
+    if node.op not in _TILED or node.writes[0] not in model.specs:
+        return []
+    matrix = model.weights.get(node.proto.input[1])
+    if matrix is None or matrix.ndim != 2 or node.proto.input[0] in model.weights:
+        return []
+    outputs = model.specs[node.writes[0]].shape[-1]
+    bias = model.weights.get(node.proto.input[2]) if len(node.proto.input) > 2 else None
+    if len(node.proto.input) > 2 and node.proto.input[2] and bias is None:
+        return []
+    total = matrix.nbytes + (bias.nbytes if bias is not None else 0)
+    if total <= step_bytes:
+        return []
+    most = max(_round_down(step_bytes * outputs // total), 1)
+    count = -(-outputs // most)
+    width = min(most, -(-outputs // count // _MULTIPLE) * _MULTIPLE or most)
+    return [min(width, outputs - start) for start in range(0, outputs, width)]
+
+
+def _round_down(width: int) -> int:
+    return width // _MULTIPLE * _MULTIPLE if width >= _MULTIPLE else width
+
+
+def _cut(
+    node: Node, widths: list[int], weights: dict[str, Array], specs: dict[str, TensorSpec]
+) -> list[onnx.NodeProto]:
+    """One node per tile and a Concat. Tiles are contiguous: that is how they will be streamed."""
+    source = node.proto
+    result = specs[source.output[0]]
+    matrix = weights[source.input[1]]
+    by_rows = bool(attributes(node).get("transB", 0))
+    protos, start = [], 0
+    for index, width in enumerate(widths):
+        proto = onnx.NodeProto()
+        proto.CopyFrom(source)
+        name = f"{result.name}/tile{index}"
+        part = matrix[start : start + width] if by_rows else matrix[:, start : start + width]
+        proto.input[1] = f"{source.input[1]}/tile{index}"
+        weights[proto.input[1]] = np.ascontiguousarray(part)
+        _cut_bias(proto, weights, (start, width, index))
+        proto.output[0] = name
+        shape = (*result.shape[:-1], width)
+        specs[name] = TensorSpec(name=name, dtype=result.dtype, shape=shape)
+        protos.append(proto)
+        start += width
+    names = [proto.output[0] for proto in protos]
+    axis = len(result.shape) - 1
+    return [*protos, helper.make_node("Concat", names, [result.name], axis=axis)]
+
+
+def _cut_bias(
+    proto: onnx.NodeProto, weights: Mapping[str, Array], place: tuple[int, int, int]
+) -> None:
+    """The tile's share of a bias, unless one value serves all outputs."""
+    if len(proto.input) < 3 or not proto.input[2]:
+        return
+    start, width, index = place
+    bias = weights[proto.input[2]]
+    if bias.ndim == 0 or bias.shape[-1] == 1:
+        return
+    proto.input[2] = f"{proto.input[2]}/tile{index}"
+    assert isinstance(weights, dict)
+    weights[proto.input[2]] = np.ascontiguousarray(bias[..., start : start + width])
