@@ -219,7 +219,10 @@ def weight_info(name: str, array: Array) -> onnx.ValueInfoProto:
 
 
 def rebuilt(
-    model: Model, nodes: Iterable[Node], weights: Mapping[str, Array], specs: Mapping[str, TensorSpec]
+    model: Model,
+    nodes: Iterable[Node],
+    weights: Mapping[str, Array],
+    specs: Mapping[str, TensorSpec],
 ) -> Model:
     """The model with other nodes, weights and specs between the same inputs and outputs."""
     return replace(
