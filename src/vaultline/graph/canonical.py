@@ -47,7 +47,9 @@ def step_graph(model: Model, nodes: Iterable[Node], kept: set[str], stackable: b
         nodes = [_open_rows(node, model, constants) for node in nodes]
     known = {**model.weights, **constants}
     names: dict[str, str] = {}
-    feeds, weights, small = [], [], []
+    feeds: list[tuple[str, str]] = []
+    weights: list[tuple[str, str]] = []
+    small: list[tuple[str, str]] = []
     for name in reads_of(nodes):
         if name not in known:
             names[name] = f"x{len(feeds)}"

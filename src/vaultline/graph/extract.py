@@ -10,7 +10,7 @@ from vaultline.graph.structure import Model
 
 
 def extract(model: Model, first: int, last: int) -> Model:
-    """Nodes ``[first, last)``: inputs are what crosses cut ``first``, outputs what crosses ``last``.
+    """Nodes ``[first, last)``: what crosses cut ``first`` goes in, what crosses ``last`` comes out.
 
     A tensor that crosses both and is not made between is an input and an output: passed through.
     Weights are shared with the model, not copied.

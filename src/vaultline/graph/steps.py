@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from onnx import helper
@@ -55,13 +56,10 @@ def partition(model: Model, step_bytes: int | None, alone: frozenset[str]) -> li
     parts: list[Part] = []
     for first, last, stackable in _regions(model, crossing):
         places = _places(model, (first, last), alone)
-        for start, end in zip(places, places[1:], strict=False):
+        for start, end in pairwise(places):
             cuts = _best_cuts(model, crossing, (start, end), step_bytes)
             edges = [start, *cuts, end]
-            parts += [
-                Part(first=a, last=b, stackable=stackable)
-                for a, b in zip(edges, edges[1:], strict=False)
-            ]
+            parts += [Part(first=a, last=b, stackable=stackable) for a, b in pairwise(edges)]
     return parts
 
 

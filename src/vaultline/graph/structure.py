@@ -18,9 +18,9 @@ from vaultline.core.serde import canonical_json
 from vaultline.core.tensors import TensorSpec
 
 Array = npt.NDArray[Any]
-#: An initializer stays a constant of its graph only if it has one element, or is a vector of 64-bit
-#: integers or booleans of at most this size: shapes, axes, pads, clip bounds, which operators insist
-#: on knowing. All else is a weight.
+#: An initializer stays a constant of its graph only if it has one element, or is of 64-bit integers
+#: or booleans and at most this large: shapes, axes, pads, clip bounds, which operators insist on
+#: knowing. All else is a weight.
 CONSTANT_BYTES_MAX = 256
 
 
@@ -137,14 +137,14 @@ def _structure(proto: onnx.NodeProto) -> bytes:
     plain.CopyFrom(proto)
     attributes = sorted(proto.attribute, key=lambda attribute: attribute.name)
     for name in ("name", "doc_string", "attribute"):
-        plain.ClearField(name)  # type: ignore[arg-type]
+        plain.ClearField(name)
     plain.attribute.extend(attributes)
-    return plain.SerializeToString(deterministic=True)
+    return bytes(plain.SerializeToString(deterministic=True))
 
 
 def raw_bytes(array: Array) -> memoryview:
     """An array's bytes in row-major order, without a copy where it is contiguous."""
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def subgraphs(proto: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

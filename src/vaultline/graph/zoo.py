@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -109,7 +110,7 @@ def _materialise(name: str) -> onnx.ModelProto:
     tensors += [t for t in graph.initializer if t.name in used and t.name not in shapes]
     inputs = [value for value in graph.input if value.name not in values]
     for field, items in (("node", kept), ("initializer", tensors), ("input", inputs)):
-        graph.ClearField(field)  # type: ignore[arg-type]
+        graph.ClearField(field)
         getattr(graph, field).extend(items)
     model.ir_version = 8  # weights need not be listed as inputs
     return model
@@ -163,12 +164,15 @@ def _mobilenetv2() -> onnx.ModelProto:
         into, out = channels
         gain = 2.0 if clip else 1.0
         weights[f"{name}.w"] = _he(f"mobilenetv2/{name}", (out, into // groups, size, size), gain)
-        parts = zip(("scale", "offset", "mean", "variance"), range(4), strict=True)
-        for part, _ in parts:
+        for part in ("scale", "offset", "mean", "variance"):
             role = {"scale": "branch" if branch else "scale", "mean": "offset"}.get(part, part)
             weights[f"{name}.{part}"] = _weight(f"mobilenetv2/{name}.{part}", (out,), role)
         pad = size // 2
-        attributes = {"kernel_shape": [size] * 2, "strides": [stride] * 2, "pads": [pad] * 4}
+        attributes: dict[str, Any] = {
+            "kernel_shape": [size] * 2,
+            "strides": [stride] * 2,
+            "pads": [pad] * 4,
+        }
         nodes.append(
             helper.make_node(
                 "Conv", [source, f"{name}.w"], [f"{name}.conv"], group=groups, **attributes

@@ -1,8 +1,8 @@
 """Batch normalisation followed by a scale and an offset per channel is one batch normalisation.
 
-Caffe's BatchNorm and Scale layers arrive as BatchNormalization, Mul, Add. Where no convolution comes
-before to absorb them (DenseNet), the engine runs three passes over the tensor and leaves the blocked
-layout for two of them.
+Caffe's BatchNorm and Scale layers arrive as BatchNormalization, Mul, Add. Where no convolution
+comes before to absorb them (DenseNet), the engine runs three passes over the tensor and leaves the
+blocked layout for two of them.
 """
 
 from __future__ import annotations

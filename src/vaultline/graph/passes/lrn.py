@@ -1,7 +1,7 @@
 """Local response normalisation as a convolution.
 
-The engine's LRN is scalar code. The sum over a window of channels is a 1x1 convolution with a banded
-matrix, which is vectorised; ``x ** 0.75`` is two square roots.
+The engine's LRN is scalar code. The sum over a window of channels is a 1x1 convolution with a
+banded matrix, which is vectorised; ``x ** 0.75`` is two square roots.
 """
 
 from __future__ import annotations
