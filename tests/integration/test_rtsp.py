@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_frames_arrive_in_order_as_they_were_drawn() -> None:
     assert [frame.index for frame in frames] == list(range(12))
     assert frames[0].image.shape == (64, 96, 3)
     numbers = [number_of(frame.image) for frame in frames]
-    steps = {(after - before) % 20 for before, after in zip(numbers, numbers[1:], strict=False)}
+    steps = {(after - before) % 20 for before, after in pairwise(numbers)}
     assert numbers[0] == 0
     assert steps <= set(range(1, 10)), numbers
     times = [frame.timestamp_s for frame in frames]

@@ -180,9 +180,9 @@ class _Connection(socketserver.StreamRequestHandler):
 
     def _answer(self, method: str, headers: dict[str, str]) -> str:
         wanted = base64.b64encode(self.owner.credentials.encode()).decode()
-        if self.owner.credentials and method != "OPTIONS":
-            if headers.get("authorization") != f"Basic {wanted}":
-                return "RTSP/1.0 401 Unauthorized"
+        known = headers.get("authorization") == f"Basic {wanted}"
+        if self.owner.credentials and method != "OPTIONS" and not known:
+            return "RTSP/1.0 401 Unauthorized"
         if method in ("OPTIONS", "DESCRIBE", "SETUP", "PLAY", "TEARDOWN"):
             return "RTSP/1.0 200 OK"
         return "RTSP/1.0 405 Method Not Allowed"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import av
 
-from vaultline.core.errors import InputError, PeerError, VaultlineError
+from vaultline.core.errors import InputError, MachineError, PeerError, VaultlineError
 from vaultline.video.frames import Frame, Source, check_limit, reason, redact
 from vaultline.video.pixels import Pixels, Scaler
 
@@ -37,15 +37,12 @@ class Patience:
 #: Frames kept for a consumer that is briefly slower than the camera; then the oldest is dropped.
 _QUEUE_FRAMES = 4
 #: RTSP over TCP passes firewalls and loses nothing. The stream's description names the codec, so
-#: probing the stream itself (a second) is cut short. The first frames come without reordering.
-_OPTIONS = {
-    "rtsp_transport": "tcp",
-    "analyzeduration": "0",
-    "probesize": "32768",
-    "fflags": "nobuffer",
-}
-#: FFmpeg closes a connection politely after its timeout, which takes as long again.
+#: probing may end with the first frame or two (FFmpeg keeps them, unless told ``nobuffer``).
+_OPTIONS = {"rtsp_transport": "tcp", "analyzeduration": "0", "probesize": "2048"}
+#: When a read times out, FFmpeg first hands out what it still holds, and then waits once more.
 _TIMEOUT_SHARE = 0.5
+#: The wait for the thread at the end: ample between two frames, short for a person.
+_CLOSE_S = 2.0
 
 
 class Camera(Source):
@@ -107,11 +104,11 @@ class Camera(Source):
             yield Frame(index=index, timestamp_s=timestamp_s, image=image)
 
     def close(self) -> None:
-        """Stop the thread; it may take as long as the patience with a stalled connection."""
+        """Stop the thread; one that waits for a silent camera ends when that times out."""
         self._stopping.set()
         with self._changed:
             self._changed.notify_all()
-        self._thread.join(self._patience.stall_s + self._patience.connect_s)
+        self._thread.join(_CLOSE_S)
 
     def _connect(self) -> av.container.InputContainer:
         patience = self._patience
@@ -136,23 +133,40 @@ class Camera(Source):
             raise InputError(f"{self.name}: the stream has no video", expected="a video track")
         return container
 
-    def _run(self, container: av.container.InputContainer | None) -> None:
-        """The thread: read until the connection is lost, reconnect, until told to stop."""
+    def _run(self, container: av.container.InputContainer) -> None:
+        """The thread: whatever ends it, the consumer is told and never waits for nothing."""
+        try:
+            found = self._follow(container)
+            if found:
+                self._end(
+                    PeerError(
+                        f"{self.name}: the camera is gone "
+                        f"after {self._failures} attempts to reconnect",
+                        got=found,
+                        expected=f"a frame at least every {self._patience.stall_s:g} s",
+                        remedy="check the camera's power and network, then start again",
+                    )
+                )
+        except Exception as error:
+            self._end(MachineError(f"{self.name}: decoding failed", got=type(error).__name__))
+
+    def _follow(self, first: av.container.InputContainer) -> str:
+        """Read until the connection is lost, reconnect, and again; says why it gave up."""
         scaler = Scaler()
-        found = "the end of the stream"
-        while not self._stopping.is_set():
+        container: av.container.InputContainer | None = first
+        found = ""
+        while True:
             if container is not None:
                 self._last_frame_s = time.monotonic()
                 with container:
                     found = self._read(container, scaler)
                 container = None
             if self._failures >= self._patience.retries:
-                self._end(found)
-                return
+                return found
             pause_s = self._patience.backoff_s * 2**self._failures
             self._failures += 1
             if self._stopping.wait(min(pause_s, self._patience.backoff_max_s)):
-                return
+                return ""
             try:
                 container = self._connect()
                 self.reconnections += 1
@@ -190,12 +204,7 @@ class Camera(Source):
             self._queue.append((now_s - self._start_s, image))
             self._changed.notify_all()
 
-    def _end(self, found: str) -> None:
+    def _end(self, error: VaultlineError) -> None:
         with self._changed:
-            self._ended = PeerError(
-                f"{self.name}: the camera is gone after {self._failures} attempts to reconnect",
-                got=found,
-                expected=f"a frame at least every {self._patience.stall_s:g} s",
-                remedy="check the camera's power and network, then start again",
-            )
+            self._ended = error
             self._changed.notify_all()

@@ -18,6 +18,8 @@ Pixels = NDArray[np.uint8]
 
 #: Bilinear whose kernel widens when it shrinks: an average over the source pixels, no aliasing.
 _FLAGS = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+#: For colours also full chroma: without it white comes out as 253 in this arithmetic.
+_COLOUR_FLAGS = _FLAGS | Interpolation.FULL_CHR_H_INT
 #: Rec. 601 luma weights in thousandths.
 _LUMA = (299, 587, 114)
 
@@ -31,7 +33,9 @@ class Scaler:
 
     def rgb(self, frame: av.VideoFrame) -> Pixels:
         """A decoded frame as HxWx3 RGB, turned upright if the file says how it was held."""
-        converted = self._to_rgb.reformat(frame, format="rgb24", interpolation=_FLAGS, threads=1)
+        converted = self._to_rgb.reformat(
+            frame, format="rgb24", interpolation=_COLOUR_FLAGS, threads=1
+        )
         image = cast(Pixels, converted.to_ndarray())
         turns = round(frame.rotation / 90) % 4
         return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
