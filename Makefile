@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# The engine reports its use to its makers unless told otherwise.
+export ORT_DISABLE_TELEMETRY := 1
 INSTALL := $(PIP) install --quiet --require-hashes
 
 .PHONY: env demo test test-full lint format bench docs lock clean help

@@ -157,11 +157,15 @@ class _Imports(ast.NodeVisitor):
         self.names.update(f"{base}.{alias.name}" for alias in node.names)
 
     def visit_Call(self, node: ast.Call) -> None:
-        """Note imports by a computed name."""
+        """Follow ``import_module("a.b")``; note imports by a computed name."""
         function = node.func
         name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
         if name in {"import_module", "__import__", "run_module", "run_path"}:
-            self.dynamic_lines.append(node.lineno)
+            match node.args:
+                case [ast.Constant(value=str(imported))] if not imported.startswith("."):
+                    self.names.add(imported)
+                case _:
+                    self.dynamic_lines.append(node.lineno)
         self.generic_visit(node)
 
 

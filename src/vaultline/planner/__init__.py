@@ -1,1 +1,18 @@
-"""Search over cuts and devices, baselines, and the explanation of a plan."""
+"""Where to cut a model and on which devices to run the stages: exact, and able to say why.
+
+Pure: profiles, clusters and requests in, plans out.
+"""
+
+from vaultline.planner.plan import make_plan, plan_request
+from vaultline.planner.problem import Release, Settings
+from vaultline.planner.request import Part, PlanRequest, parse_partition
+
+__all__ = [
+    "Part",
+    "PlanRequest",
+    "Release",
+    "Settings",
+    "make_plan",
+    "parse_partition",
+    "plan_request",
+]
