@@ -28,6 +28,13 @@ from vaultline.core.errors import VaultlineError
 
 #: Verb -> what ``vaultline --help`` says of it. Those without a text are hidden: for programs.
 VERBS = {
+    "profile": "Measure a model on this machine, block by block.",
+    "plan": "Find the best partition of a model over a cluster's devices.",
+    "seal": "Compile and encrypt the stages of a plan.",
+    "policy": "Make policies: which evidence is accepted.",
+    "run": "Send a video through the enclaves of a plan.",
+    "demo": "See all of it on a small example.",
+    "bench": "Measure what the project claims.",
     "doctor": "What this machine offers, and how large the trusted code is.",
 }
 EXIT_USAGE = 2

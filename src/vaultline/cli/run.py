@@ -1,0 +1,152 @@
+"""``vaultline run``: a video through the sealed stages of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import TextColumn
+
+from vaultline.cli.common import JsonFlag, note, print_json, progress, results, table
+from vaultline.cli.files import load_plan, read_file
+from vaultline.cli.running import (
+    RunRequest,
+    RunSummary,
+    Transport,
+    Trust,
+    check_image_model,
+    run_video,
+    stage_times,
+    stoppable,
+)
+from vaultline.cli.seal import KekOption
+from vaultline.core.plan import Plan
+from vaultline.owner.deploy import parse_place
+from vaultline.owner.keyfile import load_kek, read_keyfile
+from vaultline.owner.session import ResultFrame, SessionSettings
+from vaultline.video.preprocess import Preprocessor, default_preprocessing, load_preprocessing
+from vaultline.video.sinks import JsonLinesSink
+from vaultline.video.sources import open_source
+
+EXAMPLE = (
+    "Example: vaultline run --plan plan.json --vault model.vault --key owner.key "
+    "--policy trust/policy.yaml --allow-simulated --source video.mp4 --sink results.jsonl"
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("run", epilog=EXAMPLE)(run)
+
+
+def run(
+    plan: Annotated[Path, typer.Option(help="The plan.")],
+    vault: Annotated[Path, typer.Option(help="The model, sealed for this plan.")],
+    key: Annotated[Path, typer.Option(help="The owner's key file.")],
+    policy: Annotated[Path, typer.Option(help="Which evidence is accepted (YAML).")],
+    source: Annotated[str, typer.Option(help="Video file, folder of images, or rtsp://.")],
+    sink: Annotated[Path, typer.Option(help="Where results go, one JSON line per frame.")],
+    kek: KekOption = None,
+    collateral: Annotated[
+        Path | None, typer.Option(help="Collateral; collateral.json beside the policy if unset.")
+    ] = None,
+    platform: Annotated[
+        Path | None,
+        typer.Option(help="Simulated platform; platform.json beside the policy if unset."),
+    ] = None,
+    allow_simulated: Annotated[
+        bool, typer.Option("--allow-simulated", help="Accept simulated enclaves: no protection.")
+    ] = False,
+    preprocess: Annotated[
+        Path | None, typer.Option(help="How frames become the model's input (YAML).")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Names of the outputs' values, one per line.")
+    ] = None,
+    topk: Annotated[int, typer.Option(min=0, help="Largest values of each output.")] = 5,
+    raw: Annotated[Path | None, typer.Option(help="Folder for raw output tensors.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
+    transport: Annotated[Transport, typer.Option(help="Sockets between places.")] = "unix",
+    result_bind: Annotated[
+        str, typer.Option(help="Address on which the owner takes results, for tcp.")
+    ] = "127.0.0.1",
+    place: Annotated[
+        list[str] | None,
+        typer.Option(help="HOST=ADDRESS[%NETNS]: where a host of the plan listens, for tcp."),
+    ] = None,
+    stall: Annotated[float, typer.Option(help="Seconds to wait for the next result.")] = 60.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Attest the enclaves of a plan, release their keys, and send frames through them."""
+    planned = load_plan(plan)
+    check_image_model(planned)
+    keys = read_keyfile(key, load_kek(kek))
+    trust = Trust(
+        policy=policy, collateral=collateral, platform=platform, allow_simulated=allow_simulated
+    )
+    request = RunRequest(
+        plan=planned,
+        vault=vault,
+        keys=keys,
+        trust=trust,
+        places=dict(parse_place(text) for text in place or []),
+        settings=SessionSettings(transport=transport, result_bind=result_bind, stall_s=stall),
+    )
+    names = None if labels is None else read_file(labels, "the labels").decode().splitlines()
+    spec = planned.stages[0].inputs[0]
+    how = default_preprocessing(spec) if preprocess is None else load_preprocessing(preprocess)
+    note(f"preprocessing: {how.describe()}")
+    with stoppable(), open_source(source, limit=limit) as frames:
+        preprocessor = Preprocessor(how, spec)
+        with JsonLinesSink(sink, topk=topk, raw_dir=raw, labels=names) as lines:
+            bar = FrameBar(planned, frames.frame_count)
+            with bar.progress:
+                summary = run_video(request, frames, preprocessor, lines, bar.advance)
+    if as_json:
+        print_json(asdict(summary))
+    else:
+        show_summary(summary, sink)
+
+
+class FrameBar:
+    """Frames, frames per second and each stage's compute time, live on a terminal."""
+
+    def __init__(self, plan: Plan, frames: int | None) -> None:
+        self._names = [stage.device.name for stage in plan.stages]
+        self.progress = progress(TextColumn("{task.fields[stages]}"))
+        self._task = self.progress.add_task("running", total=frames, stages="")
+
+    def advance(self, result: ResultFrame) -> None:
+        """One more result."""
+        times = stage_times(result)
+        text = "  ".join(
+            f"{name} {row.compute_s * 1e3:.1f} ms"
+            for name, row in zip(self._names, times, strict=True)
+        )
+        self.progress.update(self._task, advance=1, stages=text)
+
+
+def show_summary(summary: RunSummary, sink: Path) -> None:
+    """The run in a table."""
+    console = results()
+    rows = [
+        (
+            f"{row['stage']} ({row['device']})",
+            f"{row['nodes'][0]}:{row['nodes'][1]}",
+            f"{row['open_s'] * 1e3:.3f}",
+            f"{row['wait_s'] * 1e3:.3f}",
+            f"{row['compute_s'] * 1e3:.3f}",
+            f"{row['seal_s'] * 1e3:.3f}",
+        )
+        for row in summary.stages
+    ]
+    columns = ("stage", "nodes", "open ms", "wait ms", "compute ms", "seal ms")
+    title = (
+        f"{summary.frames_out} frames, {summary.fps:.1f} frames/s, "
+        f"{summary.latency_s * 1e3:.1f} ms latency (median)"
+    )
+    console.print(table(title, columns, rows))
+    console.print(f"enclaves: {summary.attested}")
+    console.print(f"results: {sink}")

@@ -1,0 +1,240 @@
+"""Frames from a source through a session into a sink: what ``run`` and ``demo`` share."""
+
+from __future__ import annotations
+
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vaultline.core.errors import InputError
+from vaultline.core.plan import Plan
+from vaultline.owner.appraisal import Appraiser, load_collateral, load_policy
+from vaultline.owner.deploy import Place, launch_workers, stage_secrets
+from vaultline.owner.keyfile import SealedKeys
+from vaultline.owner.seal import check_vault
+from vaultline.owner.session import OwnerFrame, ResultFrame, Session, SessionSettings
+from vaultline.video.frames import Source
+from vaultline.video.preprocess import Preprocessor
+from vaultline.video.sinks import JsonLinesSink, Result, StageTimes
+
+#: Shown in every result: how the enclaves were proven.
+_ATTESTED = {
+    "simulated": "SIMULATED: development root, no protection from the host",
+    "sgx": "SGX quote",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """Whose evidence counts."""
+
+    policy: Path
+    collateral: Path | None
+    platform: Path | None
+    allow_simulated: bool
+
+    def appraiser(self, plan: Plan) -> Appraiser:
+        """Reads the policy and the collateral; by default that beside the policy."""
+        kinds = {stage.device.kind for stage in plan.stages} - {"accelerator"}
+        path = self.collateral or self.policy.parent / "collateral.json"
+        return Appraiser(
+            policy=load_policy(self.policy),
+            collateral=load_collateral(dict.fromkeys(sorted(kinds), path)),
+            allow_simulated=self.allow_simulated,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """One run of a sealed plan."""
+
+    plan: Plan
+    vault: Path
+    keys: SealedKeys
+    trust: Trust
+    places: Mapping[str, Place] = field(default_factory=dict)
+    settings: SessionSettings = field(default_factory=SessionSettings)
+
+
+@dataclass(slots=True, kw_only=True)
+class RunSummary:
+    """What a run did. Times are medians over frames, in seconds."""
+
+    frames_in: int = 0
+    frames_out: int = 0
+    seconds: float = 0.0
+    fps: float = 0.0
+    latency_s: float = 0.0
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    grant_ms: list[float] = field(default_factory=list)
+    epoch: int = 0
+    plan_digest: str = ""
+    enclave: str = ""
+    attested: str = ""
+    hardening: list[list[str]] = field(default_factory=list)
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM, handled like Ctrl-C: everything is cleaned up on the way out."""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that workers and files are cleaned up."""
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def open_session(request: RunRequest) -> Session:
+    """Check everything that can be checked without starting a process.
+
+    Raises:
+        RefusedError: the vault is not the one that was sealed last for this plan.
+        InputError: a file is missing or wrong.
+    """
+    sealing = request.keys.sealing_for(request.plan.digest)
+    check_vault(request.vault, sealing)
+    appraiser = request.trust.appraiser(request.plan)
+    workers = launch_workers(
+        request.plan,
+        request.vault,
+        platform_file=request.trust.platform or request.trust.policy.parent / "platform.json",
+        places=request.places,
+    )
+    return Session(
+        request.plan,
+        stage_secrets(request.plan, request.keys),
+        workers,
+        lambda evidence, challenge: appraiser.appraise(evidence, challenge, int(time.time())),
+        request.settings,
+    )
+
+
+def check_image_model(plan: Plan) -> None:
+    """Only models with one input can be fed from a video.
+
+    Raises:
+        InputError: the model has none or several.
+    """
+    inputs = plan.stages[0].inputs
+    if len(inputs) != 1:
+        raise InputError(
+            "a video feeds a model with one input",
+            got=", ".join(spec.name for spec in inputs) or "no input",
+            remedy="use vaultline.owner.session from Python for models with several inputs",
+        )
+
+
+def run_video(
+    request: RunRequest,
+    source: Source,
+    preprocessor: Preprocessor,
+    sink: JsonLinesSink,
+    on_result: Callable[[ResultFrame], None] = lambda _: None,
+) -> RunSummary:
+    """Run a source through the plan; each result is in the sink before the next is awaited.
+
+    Raises:
+        VaultlineError: what ended the run; the sink holds every result received before.
+    """
+    summary = RunSummary(plan_digest=request.plan.digest.hex())
+    summary.enclave = ",".join(sorted({s.device.kind for s in request.plan.stages}))
+    summary.attested = "; ".join(_ATTESTED.get(kind, kind) for kind in summary.enclave.split(","))
+
+    def frames() -> Iterator[OwnerFrame]:
+        for frame in source:
+            yield OwnerFrame(frame.index, frame.timestamp_s, [preprocessor(frame.image)])
+            summary.frames_in += 1
+
+    with open_session(request) as session:
+        summary.epoch = session.epoch.number
+        summary.grant_ms = [release.grant_s * 1e3 for release in session.releases]
+        if session.endpoints is not None:
+            summary.hardening = [
+                [f"{step.name}: {step.state}" for step in steps]
+                for steps in session.endpoints.hardening
+            ]
+        latencies: list[float] = []
+        per_stage: list[list[StageTimes]] = [[] for _ in request.plan.stages]
+        before_s = time.perf_counter()
+        try:
+            for result in session.stream(frames()):
+                times = stage_times(result)
+                for rows, row in zip(per_stage, times, strict=True):
+                    rows.append(row)
+                latencies.append((result.received_ns - result.sent_ns) / 1e9)
+                sink.write(_line(result, times, latencies[-1], summary))
+                summary.frames_out += 1
+                on_result(result)
+        finally:
+            summary.seconds = time.perf_counter() - before_s
+            _close_summary(summary, latencies, per_stage, request.plan)
+    return summary
+
+
+def stage_times(result: ResultFrame) -> tuple[StageTimes, ...]:
+    """Seconds of each stage from the nanoseconds that the enclaves wrote."""
+    return tuple(
+        StageTimes(
+            open_s=times.open_ns / 1e9,
+            wait_s=max(0, times.started_ns - times.arrived_ns) / 1e9,
+            compute_s=(times.finished_ns - times.started_ns) / 1e9,
+            seal_s=times.seal_ns / 1e9,
+        )
+        for times in result.times
+    )
+
+
+def _line(
+    result: ResultFrame, times: tuple[StageTimes, ...], latency_s: float, summary: RunSummary
+) -> Result:
+    return Result(
+        frame=result.index,
+        timestamp_s=result.timestamp_s,
+        outputs=result.outputs,
+        stage_times=times,
+        epoch=summary.epoch,
+        plan_digest=summary.plan_digest,
+        enclave=summary.enclave,
+        attested=summary.attested,
+        latency_s=latency_s,
+    )
+
+
+def _close_summary(
+    summary: RunSummary,
+    latencies: list[float],
+    per_stage: list[list[StageTimes]],
+    plan: Plan,
+) -> None:
+    if not latencies:
+        return
+    summary.fps = summary.frames_out / summary.seconds
+    summary.latency_s = statistics.median(latencies)
+    for number, (rows, stage) in enumerate(zip(per_stage, plan.stages, strict=True)):
+        summary.stages.append(
+            {
+                "stage": number,
+                "device": stage.device.name,
+                "nodes": [stage.first, stage.last],
+                "open_s": statistics.median(row.open_s for row in rows),
+                "wait_s": statistics.median(row.wait_s for row in rows),
+                "compute_s": statistics.median(row.compute_s for row in rows),
+                "seal_s": statistics.median(row.seal_s for row in rows),
+            }
+        )
+
+
+Transport = Literal["unix", "tcp"]
