@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from math import inf
 from random import Random
 
@@ -67,20 +66,20 @@ def random_case(seed: int, *, blocks_max: int = 11, devices_max: int = 5) -> Cas
     blocks = [
         BlockProfile(
             compute_s=_passes(rng),
-            weight_bytes=rng.choice([0, 10, 100, 1000]),
-            activation_bytes=rng.choice([10, 50, 200]),
+            weight_bytes=rng.choice([0, 10, 100, 400]),
+            activation_bytes=rng.choice([10, 30, 100]),
             scratch_bytes=rng.choice([0, 30]),
             largest_weight_bytes=rng.choice([0, 10, 60]),
         )
         for _ in range(count)
     ]
-    crossing = [rng.choice([1, 10, 40, 300]) for _ in range(count + 1)]
+    crossing = [rng.choice([1, 5, 20, 100]) for _ in range(count + 1)]
     rates = DeviceRates(
         seal_bytes_per_s=1e3, open_bytes_per_s=2e3, decrypt_bytes_per_s=5e3, call_s=0.002
     )
     cluster = _cluster(rng, devices_max)
     release = Release(
-        cuts=tuple(rng.random() < 0.7 for _ in range(count + 1)),
+        cuts=tuple(rng.random() < 0.8 for _ in range(count + 1)),
         blocks=tuple(rng.random() < 0.8 for _ in range(count)),
     )
     return Case(
@@ -93,30 +92,32 @@ def random_case(seed: int, *, blocks_max: int = 11, devices_max: int = 5) -> Cas
 
 
 def _passes(rng: Random) -> tuple[tuple[int, float], ...]:
-    one_s = rng.choice([0.0, 0.01, 0.02, 0.05, rng.random() / 10])
+    one_s = rng.choice([0.0, 0.05, 0.1, 0.2, rng.random() / 3])
     if rng.random() < 0.5:
         return ((1, one_s),)
-    return ((1, one_s), (4, one_s * rng.choice([2.0, 3.0, 4.0])))
+    return ((1, one_s), (4, one_s * rng.choice([1.2, 3.0, 4.0])))
 
 
 def _cluster(rng: Random, devices_max: int) -> Cluster:
     hosts = [f"h{number}" for number in range(rng.randint(1, 3))]
     devices = []
-    remaining = rng.randint(1, devices_max)
+    remaining = max(rng.randint(1, devices_max), rng.randint(1, devices_max))
     kinds = rng.randint(1, min(3, remaining))
     for number in range(kinds):
-        count = remaining if number == kinds - 1 else rng.randint(1, remaining - (kinds - number - 1))
-        remaining -= count
-        trust = "none" if rng.random() < 0.3 else "attested"
-        # A type is one entry on one host, or (on different hosts) several that links may tell apart.
-        spread = rng.random() < 0.3
-        base = dict(
-            kind="simulated",
-            trust=trust,
-            memory_bytes=rng.choice([300, 600, 1500, 10_000]),
-            cores=1,
-            speed_class=rng.choice(["", "slow", "fast"]),
+        count = (
+            remaining if number == kinds - 1 else rng.randint(1, remaining - (kinds - number - 1))
         )
+        remaining -= count
+        trust = "none" if rng.random() < 0.2 else "attested"
+        # One entry on one host, or several on hosts that links may tell apart.
+        spread = rng.random() < 0.3
+        base = {
+            "kind": "simulated",
+            "trust": trust,
+            "memory_bytes": rng.choice([250, 400, 700, 10_000]),
+            "cores": 1,
+            "speed_class": rng.choice(["", "slow", "fast"]),
+        }
         if spread:
             devices += [
                 Device(name=f"d{number}s{index}", host=rng.choice(hosts), **base)
@@ -149,12 +150,14 @@ def _link(rng: Random, source: str, target: str) -> Link:
     return Link(
         source=source,
         target=target,
-        bytes_per_s=rng.choice([200.0, 1e3, 1e4]),
+        bytes_per_s=rng.choice([300.0, 1e3, 1e4]),
         latency_s=rng.choice([0.0, 0.01]),
     )
 
 
-def ways(case: Case, device: Device, start: int, end: int, *, alone: bool) -> list[tuple[float, float]]:
+def ways(
+    case: Case, device: Device, start: int, end: int, *, alone: bool
+) -> list[tuple[float, float]]:
     """(latency, period) of every way of running blocks [start, end) on a device."""
     profile, settings = case.profile, case.settings
     blocks = profile.blocks[start:end]
@@ -249,7 +252,3 @@ def brute_force(case: Case, objective: str, frames: int) -> float:
         }[objective]
         best = min(best, value)
     return best
-
-
-def contiguous(positions: list[tuple[int, int]]) -> bool:
-    return all(before[1] == after[0] for before, after in pairwise(positions))

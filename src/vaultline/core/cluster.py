@@ -95,7 +95,11 @@ class Cluster(Struct, frozen=True):
         for host in self.hosts:
             here = [device for device in self.devices if device.host == host.name]
             cores = sum(device.cores * device.count for device in here)
-            memory = sum(device.memory_bytes * device.count for device in here)
+            memory = sum(
+                device.memory_bytes * device.count
+                for device in here
+                if device.memory_bytes < host.memory_bytes
+            )
             if cores > host.cores:
                 found.append(f"devices on host {host.name} use {cores} cores of {host.cores}")
             if memory > host.memory_bytes:

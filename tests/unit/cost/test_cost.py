@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from math import isclose
+
+import numpy as np
+
+from vaultline.core.profile import BlockProfile, DeviceRates
+from vaultline.cost import bottleneck_s, chunk_s, latency_s, link_s, stage_s
+from vaultline.cost.memory import resident_bytes, step_bytes, streamed_bytes, working_bytes
+from vaultline.cost.segments import shifted
+
+RATES = DeviceRates(
+    seal_bytes_per_s=10.0, open_bytes_per_s=20.0, decrypt_bytes_per_s=100.0, call_s=0.5
+)
+
+
+def test_a_stage_pays_per_frame_for_records_and_per_pass_for_weights_and_the_call() -> None:
+    one = stage_s(
+        in_bytes=20.0, out_bytes=10.0, pass_compute_s=3.0, stream_bytes=200.0, frames=1, rates=RATES
+    )
+    assert isclose(one, 1.0 + 3.0 + 2.0 + 0.5 + 1.0)
+    four = stage_s(
+        in_bytes=20.0,
+        out_bytes=10.0,
+        pass_compute_s=10.0,
+        stream_bytes=200.0,
+        frames=4,
+        rates=RATES,
+    )
+    assert isclose(four, 2.0 + (10.0 + 2.0 + 0.5) / 4)
+
+
+def test_a_link_has_latency_and_bandwidth() -> None:
+    assert isclose(link_s(300.0, bytes_per_s=100.0, latency_s=0.25), 3.25)
+
+
+def test_a_chunk_is_one_latency_and_a_bottleneck_for_each_other_frame() -> None:
+    stages, hops = [1.0, 3.0], [0.5, 2.0, 0.5]
+    assert latency_s(stages, hops) == 7.0
+    assert bottleneck_s(stages, hops) == 3.0
+    assert bottleneck_s(stages, [0.5, 4.0, 0.5]) == 4.0
+    assert chunk_s(7.0, 3.0, 1) == 7.0
+    assert chunk_s(7.0, 3.0, 11) == 37.0
+
+
+def test_memory_counts_weights_or_two_steps_and_the_frames_in_work() -> None:
+    working = working_bytes(
+        activation_bytes=100.0,
+        scratch_bytes=7.0,
+        in_bytes=10.0,
+        out_bytes=3.0,
+        frames=4,
+        queue_frames=8,
+    )
+    assert working == 4 * 103 + 7 + 80
+    assert resident_bytes(1000.0, working) == 1000 + working
+    assert streamed_bytes(50.0, working) == 100 + working
+
+
+def test_a_step_is_as_wanted_unless_a_weight_has_no_tiles_or_all_are_smaller() -> None:
+    weights = np.array([1000.0, 1000.0, 20.0])
+    largest = np.array([10.0, 400.0, 10.0])
+    assert step_bytes(weights, largest, 50).tolist() == [50.0, 400.0, 20.0]
+
+
+def test_a_shifted_table_reads_the_value_where_a_segment_starts() -> None:
+    table = shifted(np.array([5.0, 6.0, 7.0, 8.0]), 3, np.inf)
+    assert table.tolist() == [
+        [np.inf, 5.0, 6.0, 7.0],
+        [np.inf, np.inf, 5.0, 6.0],
+        [np.inf, np.inf, np.inf, 5.0],
+    ]
+
+
+def test_the_time_of_a_pass_is_interpolated_and_beyond_the_last_measurement_proportional() -> None:
+    block = BlockProfile(compute_s=((1, 1.0), (5, 3.0)), weight_bytes=0, activation_bytes=0)
+    assert [block.compute_pass_s(frames) for frames in (1, 2, 3, 5, 10)] == [
+        1.0,
+        1.5,
+        2.0,
+        3.0,
+        6.0,
+    ]
+    single = BlockProfile(compute_s=((1, 1.0),), weight_bytes=0, activation_bytes=0)
+    assert single.compute_pass_s(4) == 4.0

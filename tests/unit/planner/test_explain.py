@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from math import isclose
+
+import msgspec
+import pytest
+
+from vaultline.core.errors import InputError
+from vaultline.planner import PlanRequest, explain, parse_partition, plan_request
+from vaultline.testing.planning import MIB, both_ways, cluster, device, profile
+
+MACHINES = cluster(device("edge"), device("cloud", "far"), links=both_ways("box", "far", 1e9, 0.01))
+LAYERS = profile([1.0, 2.0, 1.5], weight_bytes=10 * MIB, activation_bytes=MIB)
+
+
+def test_an_explanation_adds_up_to_the_plan() -> None:
+    request = PlanRequest(chunk_frames=50)
+    plan = plan_request(LAYERS, MACHINES, request)
+    spelt = explain(plan, LAYERS, MACHINES, request)
+    assert [stage.device for stage in spelt.stages] == [each.device.name for each in plan.stages]
+    assert sum(stage.weight_bytes for stage in spelt.stages) == 30 * MIB
+    assert all(stage.need_bytes <= stage.memory_bytes for stage in spelt.stages)
+    assert max(stage.share for stage in spelt.stages) == 1.0
+    assert spelt.bottleneck.startswith("stage ")
+    assert isclose(spelt.balance, (2.25) / 3.0)
+    assert spelt.value_s == spelt.chunk_s
+
+
+def test_the_runner_up_loses_and_says_why() -> None:
+    request = PlanRequest(chunk_frames=50)
+    rival = explain(plan_request(LAYERS, MACHINES, request), LAYERS, MACHINES, request).runner_up
+    assert rival is not None
+    assert rival.devices == ("edge",)
+    assert rival.ratio > 1
+    assert rival.reason == "its bottleneck (stage 0 on edge) is 1500.00 ms longer"
+
+
+def test_a_worse_partition_of_the_user_is_compared_with_the_best() -> None:
+    request = PlanRequest(objective="throughput", partition=parse_partition("0:1@edge,1:3@cloud"))
+    spelt = explain(plan_request(LAYERS, MACHINES, request), LAYERS, MACHINES, request)
+    assert spelt.runner_up is not None
+    assert spelt.runner_up.cuts == (2,)
+    assert spelt.runner_up.ratio < 1
+    assert "shorter" in spelt.runner_up.reason
+
+
+def test_a_slow_link_is_named_as_the_bottleneck() -> None:
+    machines = cluster(device("edge", "far"), links=both_ways("box", "far", 1e9, 9.0))
+    request = PlanRequest()
+    spelt = explain(plan_request(LAYERS, machines, request), LAYERS, machines, request)
+    assert spelt.bottleneck in ("hop 0, owner to edge", "hop 1, edge to owner")
+    assert spelt.runner_up is None
+
+
+def test_the_profile_of_another_model_is_refused() -> None:
+    request = PlanRequest()
+    plan = plan_request(LAYERS, MACHINES, request)
+    other = msgspec.structs.replace(LAYERS, model_digest="cd" * 32)
+    with pytest.raises(InputError, match="different models"):
+        explain(plan, other, MACHINES, request)

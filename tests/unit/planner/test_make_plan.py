@@ -1,0 +1,267 @@
+"""Plans whose answer is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import isclose
+
+import pytest
+
+from vaultline.core.errors import InfeasibleError, InputError
+from vaultline.core.plan import Plan, read_plan, write_plan
+from vaultline.planner import (
+    PlanRequest,
+    Release,
+    Settings,
+    make_plan,
+    parse_partition,
+    plan_request,
+)
+from vaultline.testing.planning import MIB, both_ways, cluster, device, profile
+
+
+def cuts(plan: Plan) -> list[int]:
+    return [stage.last for stage in plan.stages[:-1]]
+
+
+def devices(plan: Plan) -> list[str]:
+    return [stage.device.name for stage in plan.stages]
+
+
+def test_a_slow_type_does_not_displace_a_fast_one() -> None:
+    """PipeEdge's planner gives 3.0 s here: it indexes devices by type. Two fast ones do 0.6 s."""
+    layers = profile([0.1] * 12, scale={"slow": 10.0, "fast": 1.0})
+    machines = cluster(
+        device("slow", count=2, speed_class="slow"), device("fast", count=2, speed_class="fast")
+    )
+    plan = make_plan(layers, machines, objective="throughput")
+    assert isclose(plan.predicted["bottleneck_s"], 0.6)
+    assert devices(plan) == ["fast-0", "fast-1"]
+    assert cuts(plan) == [6]
+
+
+def test_two_equal_devices_share_uneven_blocks_as_evenly_as_can_be() -> None:
+    uneven = [0.05, 0.3, 0.1, 0.2, 0.05, 0.1, 0.2]
+    plan = make_plan(uneven_profile := profile(uneven), cluster(device("a", count=2)), stages=2)
+    sides = [max(sum(uneven[:cut]), sum(uneven[cut:])) for cut in range(1, len(uneven))]
+    assert isclose(plan.predicted["bottleneck_s"], min(sides))
+    assert plan.stages[-1].last == uneven_profile.positions[-1]
+
+
+def test_one_frame_alone_stays_on_one_device() -> None:
+    plan = make_plan(profile([1.0] * 4), cluster(device("a", count=3)), objective="latency")
+    assert len(plan.stages) == 1
+    assert plan.stages[0].frames_per_pass == 1
+
+
+def test_the_order_of_devices_is_free() -> None:
+    """The last device of the file is the only one near the owner's camera."""
+    links = (
+        both_ways("box", "near", 1e9) + both_ways("box", "far", 1e3) + both_ways("near", "far", 1e3)
+    )
+    big_then_small = profile([1.0, 1.0], crossing_bytes=[1000, 10, 1000])
+    machines = cluster(device("f", "far"), device("n", "near"), links=links)
+    plan = make_plan(big_then_small, machines, objective="latency")
+    assert devices(plan) == ["n"]
+
+
+def test_a_cut_goes_where_little_crosses() -> None:
+    thin_waist = profile([1.0, 1.0, 1.0], crossing_bytes=[1, 500, 10, 1])
+    machines = cluster(device("a"), device("b", "far"), links=both_ways("box", "far", 100.0))
+    plan = make_plan(thin_waist, machines, objective="throughput")
+    assert cuts(plan) == [2]
+    assert isclose(plan.predicted["bottleneck_s"], 2.0)
+
+
+def test_a_chunk_weighs_latency_against_the_bottleneck() -> None:
+    """A second stage costs one hop of 1 s and saves 1 s for each frame after the first."""
+    machines = cluster(device("a"), device("b", "far"), links=both_ways("box", "far", 1e9, 0.75))
+    two = profile([1.0, 1.0])
+    assert len(make_plan(two, machines, chunk_frames=2).stages) == 1
+    assert len(make_plan(two, machines, chunk_frames=3).stages) == 2
+
+
+def test_weights_that_do_not_fit_are_streamed_and_their_time_is_shared_by_a_pass() -> None:
+    heavy = profile([0.1] * 3, weight_bytes=40 * MIB, decrypt_bytes_per_s=120 * MIB)
+    plan = make_plan(heavy, cluster(device("a")), objective="throughput")
+    (stage,) = plan.stages
+    assert (stage.mode, stage.frames_per_pass, stage.queue_frames) == ("streamed", 4, 8)
+    assert stage.step_bytes == 4 * MIB
+    assert isclose(stage.predicted_s, 0.3 + 1.0 / 4)
+    assert isclose(plan.predicted["latency_s"], 1.3)
+
+
+def test_resident_weights_are_kept_where_they_fit() -> None:
+    light = profile([0.1] * 3, weight_bytes=20 * MIB, decrypt_bytes_per_s=120 * MIB)
+    plan = make_plan(light, cluster(device("a")))
+    assert plan.stages[0].mode == "resident"
+    assert plan.stages[0].frames_per_pass == 1, "nothing is won by a larger pass"
+
+
+def test_a_pass_is_smaller_where_memory_is_short() -> None:
+    layers = profile([0.1], activation_bytes=30 * MIB, passes=((4, 1.5),))
+    plan = make_plan(layers, cluster(device("a")), objective="throughput")
+    assert plan.stages[0].frames_per_pass == 3
+    assert isclose(plan.stages[0].predicted_s, 0.1 * (1 + 0.5 * 2 / 3) / 3)
+
+
+def test_stacked_frames_count_in_a_busy_pipeline_and_not_for_a_frame_alone() -> None:
+    layers = profile([0.1, 0.1], passes=((4, 1.2),))
+    busy = make_plan(layers, cluster(device("a")), objective="throughput")
+    alone = make_plan(layers, cluster(device("a")), objective="latency")
+    assert isclose(busy.predicted["bottleneck_s"], 0.2 * 1.2 / 4)
+    assert isclose(busy.predicted["latency_s"], 0.2)
+    assert isclose(alone.predicted["bottleneck_s"], 0.2)
+
+
+def test_an_untrusted_device_is_not_used_unless_everything_it_sees_is_released() -> None:
+    machines = cluster(
+        device("gpu", kind="accelerator", trust="none", speed_class="fast"), device("enclave")
+    )
+    layers = profile([1.0] * 4, scale={"fast": 0.1})
+    assert devices(make_plan(layers, machines, objective="latency")) == ["enclave"]
+    released = Release(cuts=(False, False, True, True, True), blocks=(True,) * 4)
+    request = PlanRequest(objective="latency", release=released)
+    plan = plan_request(layers, machines, request)
+    assert (devices(plan), cuts(plan)) == (["enclave", "gpu"], [2])
+    assert [stage.portable for stage in plan.stages] == [False, True]
+    weights_stay = replace(request, release=Release(cuts=(True,) * 5, blocks=(False,) * 4))
+    assert devices(plan_request(layers, machines, weights_stay)) == ["enclave"]
+
+
+def test_the_number_of_stages_can_be_forced() -> None:
+    layers = profile([1.0] * 6)
+    machines = cluster(device("a", count=3))
+    for count in (1, 2, 3):
+        plan = make_plan(layers, machines, objective="latency", stages=count)
+        assert len(plan.stages) == count
+
+
+def test_only_the_named_devices_are_used() -> None:
+    machines = cluster(device("a", count=2), device("b"), device("c"))
+    plan = make_plan(profile([1.0] * 6), machines, objective="throughput", devices=("a-1", "c"))
+    assert sorted(devices(plan)) == ["a-1", "c"]
+    plan = make_plan(profile([1.0] * 6), machines, objective="throughput", devices=("a",))
+    assert sorted(devices(plan)) == ["a-0", "a-1"]
+
+
+def test_the_users_partition_is_priced_and_kept() -> None:
+    machines = cluster(
+        device("edge"), device("cloud", "far", count=2), links=both_ways("box", "far", 1e9, 0.5)
+    )
+    layers = profile([1.0] * 6)
+    parts = parse_partition("0:1@edge,1:3@cloud,3:6@cloud")
+    plan = make_plan(layers, machines, partition=parts, chunk_frames=10)
+    assert (devices(plan), cuts(plan)) == (["edge", "cloud-0", "cloud-1"], [1, 3])
+    assert isclose(plan.predicted["latency_s"], 6.0 + 2 * 0.5, rel_tol=1e-6)
+    assert isclose(plan.predicted["bottleneck_s"], 3.0)
+    assert isclose(plan.predicted["chunk_s"], 7.0 + 9 * 3.0, rel_tol=1e-6)
+
+
+def test_naming_the_searchs_own_answer_gives_the_same_plan() -> None:
+    layers = profile([0.3, 0.1, 0.2, 0.4, 0.1], weight_bytes=30 * MIB, decrypt_bytes_per_s=1e9)
+    machines = cluster(device("a"), device("b", memory_bytes=50 * MIB))
+    found = make_plan(layers, machines)
+    text = ",".join(f"{each.first}:{each.last}@{each.device.name}" for each in found.stages)
+    assert make_plan(layers, machines, partition=parse_partition(text)) == found
+
+
+def test_a_plan_is_canonical_and_its_digest_survives_a_round_trip() -> None:
+    plan = make_plan(
+        profile([1.0] * 4), cluster(device("a", count=2)), input_shapes={"x": (1, 3, 224, 224)}
+    )
+    again = read_plan(write_plan(plan))
+    assert again == plan
+    assert again.digest == plan.digest
+    assert all(type(value) is float for value in (*plan.hop_s, *plan.predicted.values()))
+
+
+INFEASIBLE = {
+    "a budget too small for any partition names the device and what is missing": (
+        {"memory_bytes": 10 * MIB, "count": 2},
+        {},
+        r"needs 5\.0 MiB more on device a-[01].*: memory",
+    ),
+    "more stages than devices": ({"count": 2}, {"stages": 3}, "number of devices"),
+    "more stages than blocks": ({"count": 9}, {"stages": 5}, "number of cuts"),
+    "no attested device": ({"trust": "none"}, {}, "trust"),
+}
+
+
+@pytest.mark.parametrize("case", INFEASIBLE)
+def test_an_infeasible_problem_names_its_constraint(case: str) -> None:
+    changes, request, message = INFEASIBLE[case]
+    layers = profile([1.0] * 4, activation_bytes=15 * MIB, crossing_bytes=[0] * 5)
+    with pytest.raises(InfeasibleError, match=message) as caught:
+        make_plan(layers, cluster(device("a", **changes)), **request)  # type: ignore[arg-type]
+    assert caught.value.exit_code == 3
+    assert caught.value.expected
+
+
+def test_the_named_change_is_enough_and_nothing_less_is() -> None:
+    layers = profile([1.0] * 4, weight_bytes=3 * MIB, activation_bytes=7 * MIB)
+    small = cluster(device("a", memory_bytes=9 * MIB))
+    with pytest.raises(InfeasibleError) as caught:
+        make_plan(layers, small)
+    assert "6.0 MiB more on device a" in caught.value.message  # 2 steps of 4 MiB and 7 MiB
+    tight = Settings()
+    need = 2 * 4 * MIB + 7 * MIB + 1 + tight.queue_frames(1) * 1
+    assert make_plan(layers, cluster(device("a", memory_bytes=need))).stages[0].mode == "streamed"
+    with pytest.raises(InfeasibleError):
+        make_plan(layers, cluster(device("a", memory_bytes=need - 1)))
+
+
+BAD_REQUESTS = {
+    "an unknown device": ({"devices": ("nobody",)}, "no such device"),
+    "no device at all": ({"devices": ()}, "no device to plan for"),
+    "a partition that stops early": ({"partition": "0:2@a"}, "does not cover"),
+    "a partition cut where the model has no cut": ({"partition": "0:9@a"}, "cannot be cut there"),
+    "a partition that uses a device twice": ({"partition": "0:2@a,2:4@a"}, "one stage"),
+    "a partition and another number of stages": (
+        {"partition": "0:4@a", "stages": 2},
+        "contradict",
+    ),
+    "a chunk without frames": ({"chunk_frames": 0}, "at least one frame"),
+    "an unknown objective": ({"objective": "cheap"}, "no such objective"),
+    "no stages": ({"stages": 0}, "impossible number of stages"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_REQUESTS)
+def test_a_bad_request_is_the_users_error(case: str) -> None:
+    request, message = dict(BAD_REQUESTS[case][0]), BAD_REQUESTS[case][1]
+    if "partition" in request:
+        request["partition"] = parse_partition(str(request["partition"]))
+    with pytest.raises(InputError, match=message):
+        make_plan(profile([1.0] * 4), cluster(device("a")), **request)  # type: ignore[arg-type]
+
+
+BAD_PARTITIONS = {
+    "no device": "0:3",
+    "a gap": "0:3@a,4:6@b",
+    "an empty part": "0:0@a",
+    "it does not start at 0": "1:3@a",
+    "words": "all@a",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("case", BAD_PARTITIONS)
+def test_a_bad_partition_is_refused(case: str) -> None:
+    with pytest.raises(InputError):
+        parse_partition(BAD_PARTITIONS[case])
+
+
+def test_an_unknown_speed_class_is_refused() -> None:
+    with pytest.raises(InputError, match="speed class"):
+        make_plan(profile([1.0]), cluster(device("a", speed_class="warp")))
+
+
+def test_a_users_partition_that_does_not_fit_says_what_is_missing() -> None:
+    layers = profile([1.0] * 4, activation_bytes=15 * MIB)
+    parts = parse_partition("0:4@a")
+    with pytest.raises(InfeasibleError, match="memory") as caught:
+        make_plan(layers, cluster(device("a", memory_bytes=10 * MIB)), partition=parts)
+    assert caught.value.expected == "5.0 MiB more"
+    with pytest.raises(InfeasibleError, match="trust"):
+        make_plan(layers, cluster(device("a", trust="none")), partition=parts)
