@@ -1,7 +1,7 @@
 """Train ``digits.onnx`` on videos of the training digits, and measure it on ``digits.mp4``.
 
-Run in this folder: ``python train.py`` (needs vaultline, scikit-learn and torch; ten to twenty
-minutes on one core). The exported file holds plain ONNX nodes; running it needs neither.
+Run in this folder: ``python train.py`` (needs vaultline, scikit-learn and torch; some minutes
+on two cores). The exported file holds plain ONNX nodes; running it needs neither.
 """
 
 from __future__ import annotations

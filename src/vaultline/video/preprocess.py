@@ -139,7 +139,7 @@ def default_preprocessing(spec: TensorSpec) -> Preprocessing:
             f"can't tell how pictures become the model's input {spec.name!r}",
             got=f"{spec.dtype}{list(spec.shape)}",
             expected="[1, 1 or 3, height, width] or [1, height, width, 1 or 3] of floats or bytes",
-            remedy="declare it in a YAML file beside the model (see docs on preprocessing)",
+            remedy="declare width, height, color, layout and dtype in a YAML file beside the model",
         )
     shape = spec.shape if layout == "NCHW" else _to_nchw(spec.shape)
     dtype: Any = spec.dtype
