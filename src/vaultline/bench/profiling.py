@@ -341,12 +341,12 @@ def loopback_rate() -> LoopbackRate:
     """A Unix socket between two threads: bytes per second, and half of a round trip."""
     ours, theirs = socket.socketpair()
     total = 64 * MIB
-    block, buffer = bytes(MIB), bytearray(MIB)
+    block, buffer = bytes(MIB), memoryview(bytearray(MIB))
 
     def drain() -> None:
         left = total
         while left:
-            left -= theirs.recv_into(buffer)
+            left -= theirs.recv_into(buffer[:left])
         for _ in range(50):
             theirs.sendall(theirs.recv(1))
 

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vaultline.bench.rig import make_trust
 from vaultline.cli.common import JsonFlag, print_json, results
-from vaultline.enclave.measurement import measure
-from vaultline.owner.devroot import (
-    COLLATERAL_FILE,
-    PLATFORM_FILE,
-    create_devroot,
-    draft_policy,
-)
-
-POLICY_FILE = "policy.yaml"
-#: A root that is valid from this instant would be refused by a clock that is a little behind.
-_BACKDATED = datetime.timedelta(minutes=5)
 
 
 def register(app: typer.Typer) -> None:
@@ -49,15 +38,3 @@ def dev(
     console = results()
     console.print(f"wrote {', '.join(path.name for path in files.values())} to {out}")
     console.print("SIMULATED: whoever holds platform.json can forge evidence", style="yellow")
-
-
-def make_trust(out: Path) -> dict[str, Path]:
-    """Write the development root's files and a policy for the code that is installed here."""
-    create_devroot(out, now=datetime.datetime.now(datetime.UTC) - _BACKDATED)
-    policy = out / POLICY_FILE
-    policy.write_text(draft_policy(out, [measure()]))
-    return {
-        "policy": policy,
-        "platform": out / PLATFORM_FILE,
-        "collateral": out / COLLATERAL_FILE,
-    }

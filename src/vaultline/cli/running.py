@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import signal
 import statistics
 import time
@@ -117,9 +118,13 @@ def open_session(request: RunRequest) -> Session:
         request.plan,
         stage_secrets(request.plan, request.keys),
         workers,
-        lambda evidence, challenge: appraiser.appraise(evidence, challenge, int(time.time())),
+        lambda evidence, challenge: appraiser.appraise(evidence, challenge, _now_s()),
         request.settings,
     )
+
+
+def _now_s() -> int:
+    return int(datetime.datetime.now(datetime.UTC).timestamp())
 
 
 def check_image_model(plan: Plan) -> None:
