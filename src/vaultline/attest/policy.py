@@ -13,7 +13,7 @@ from vaultline.core.serde import Struct
 
 #: Intel's SGX root by its key id: SHA-384 of the uncompressed point of its public key.
 INTEL_ROOT = (
-    "46e403bd34f05a3f2817ab9badcaacc7ffc98e0f261008cd30dae936cacec18d"
+    "46e403bd34f05a3f2817ab9badcaacc7ffc98e0f261008cd30dae936cace18d5"
     "dcf58eef31463613de1570d516200993"
 )
 #: Platform family that no processor has: marks simulated platforms in their signed certificate.
