@@ -19,7 +19,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-import dcap_qvl  # type: ignore[import-untyped]
+import dcap_qvl
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding

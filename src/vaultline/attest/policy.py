@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal, get_args
+from typing import Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -171,6 +171,3 @@ def _check_hex(text: str, size_bytes: int, what: str) -> None:
         raise InputError(
             f"{what} is not a digest", got=repr(text), expected=f"{2 * size_bytes} hex digits"
         )
-
-
-KINDS: tuple[AcceptedKind, ...] = get_args(AcceptedKind)

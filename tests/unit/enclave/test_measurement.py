@@ -93,9 +93,8 @@ def test_every_library_that_a_worker_loads_is_measured() -> None:
 import sys
 from importlib import metadata, util
 import onnxruntime, numpy, msgspec, py_landlock, pyseccomp
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from vaultline.enclave import evidence, hardening, measurement
+import vaultline.enclave.__main__
+from vaultline.enclave import measurement
 owners = metadata.packages_distributions()
 names = {name.partition(".")[0] for name, module in sys.modules.items()
          if "site-packages" in (getattr(module, "__file__", None) or "")}
@@ -108,3 +107,17 @@ print(" ".join(sorted(used - set(measurement.DISTRIBUTIONS))))
     )
     assert result.stdout.split() == []
     assert "onnxruntime" in DISTRIBUTIONS
+
+
+def test_a_worker_loads_no_verifier_and_nothing_of_the_owners() -> None:
+    program = """
+import sys
+import vaultline.enclave.__main__
+names = {"dcap_qvl", "yaml", "jwcrypto", "onnx"}
+names |= {f"vaultline.{name}" for name in ("owner", "host", "attest.appraise", "attest.policy")}
+print(" ".join(sorted(names.intersection(sys.modules))))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert result.stdout.split() == []

@@ -57,6 +57,14 @@ def test_a_development_root_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / PLATFORM_FILE).read_bytes() == before
 
 
+@pytest.mark.parametrize("name", [ROOT_FILE, PLATFORM_FILE, COLLATERAL_FILE])
+def test_a_part_of_a_development_root_is_not_completed(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("left over")
+    with pytest.raises(InputError, match="already"):
+        create_devroot(tmp_path, now=NOW)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_two_development_roots_differ(tmp_path: Path) -> None:
     roots = [create_devroot(tmp_path / name, now=NOW) for name in ("a", "b")]
     ids = {root_key_id(x509.load_pem_x509_certificate(root.root_pem)) for root in roots}
