@@ -16,7 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vaultline.attest import refusals
-from vaultline.attest.appraise import Verdict, appraise, check_length
+from vaultline.attest.appraise import (
+    Verdict,
+    appraise,
+    check_dates,
+    check_debug,
+    check_length,
+)
 from vaultline.attest.evidence import Evidence
 from vaultline.attest.grant import PUBLIC_KEY_BYTES
 from vaultline.attest.mismatch import Known
@@ -207,6 +213,26 @@ def test_bytes_hidden_inside_the_signature_section_are_refused() -> None:
     struct.pack_into("<I", quote, 432, size + 6)
     with pytest.raises(refusals.QuoteTrailingBytes):
         Case(evidence=msgspec.structs.replace(EVIDENCE, quote=bytes(quote))).run()
+
+
+def test_dates_are_checked_by_us_too() -> None:
+    for now_s in (100, 150, 200):
+        check_dates(100, 200, now_s)
+    for now_s in (99, 201):
+        with pytest.raises(refusals.CollateralExpired):
+            check_dates(100, 200, now_s)
+
+
+def test_debug_bits_are_checked_by_us_too() -> None:
+    check_debug(0, {"attributes": "05" + "00" * 15})
+    check_debug(0x81, {"td_attributes": "0000001000000000"})
+    for tee_type, report in (
+        (0, {"attributes": "07" + "00" * 15}),
+        (0x81, {"td_attributes": "0100001000000000"}),
+        (0x81, {"td_attributes": "8000001000000000"}),
+    ):
+        with pytest.raises(refusals.DebugRefused):
+            check_debug(tee_type, report)
 
 
 BROKEN_COLLATERAL: dict[str, Callable[[dict[str, Any]], object]] = {
