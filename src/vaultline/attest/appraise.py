@@ -19,7 +19,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-import dcap_qvl  # type: ignore[import-untyped]
+import dcap_qvl
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -136,11 +136,13 @@ def appraise(
     check_length(evidence.quote)
     entries, root = _accept_root(entries, _collateral_root(collateral))
     claims = _verify(evidence.quote, collateral, root, now_s)
-    _check_dates(claims, now_s)
+    start = max(claims.latest_issue_date, claims.qe_iden_latest_issue_date)
+    end = min(claims.earliest_expiration_date, claims.qe_iden_earliest_expiration_date)
+    check_dates(start, end, now_s)
     if bytes(claims.platform.root_key_id).hex() != root_key_id(root):
         raise RootRefused("the quote's root is not the collateral's")
     report = _flatten(next(iter(claims.report.values())))
-    _check_debug(claims.tee_type, report)
+    check_debug(claims.tee_type, report)
     _check_platform(evidence.kind, claims)
     entries = _accept_tcb(entries, claims)
     entries = _accept_measurement(entries, report)
@@ -154,9 +156,7 @@ def appraise(
         root=root_key_id(root),
         tcb_status=claims.tcb.status,
         advisories=claims.tcb.advisory_ids,
-        collateral_until_s=min(
-            claims.earliest_expiration_date, claims.qe_iden_earliest_expiration_date
-        ),
+        collateral_until_s=end,
     )
 
 
@@ -275,10 +275,12 @@ def _verify(quote: bytes, collateral: bytes, root: x509.Certificate, now_s: int)
     return from_json(claims.to_json().encode(), _Claims, what="the verified claims")
 
 
-def _check_dates(claims: _Claims, now_s: int) -> None:
-    """Every certificate, list and TCB statement is valid now; dcap-qvl alone does not say so."""
-    start = max(claims.latest_issue_date, claims.qe_iden_latest_issue_date)
-    end = min(claims.earliest_expiration_date, claims.qe_iden_earliest_expiration_date)
+def check_dates(start: int, end: int, now_s: int) -> None:
+    """Every certificate, list and TCB statement is valid now; dcap-qvl refuses that as well.
+
+    Raises:
+        CollateralExpired: ``now_s`` is not from ``start`` to ``end`` (Unix times).
+    """
     if not start <= now_s <= end:
         raise CollateralExpired(
             "the collateral is not valid at this time",
@@ -288,7 +290,12 @@ def _check_dates(claims: _Claims, now_s: int) -> None:
         )
 
 
-def _check_debug(tee_type: int, report: dict[str, Any]) -> None:
+def check_debug(tee_type: int, report: dict[str, Any]) -> None:
+    """No debug bit is set, neither SGX's nor any under a trust domain's; dcap-qvl checks as well.
+
+    Raises:
+        DebugRefused: the enclave is debuggable.
+    """
     if tee_type == 0:
         debuggable = bytes.fromhex(report["attributes"])[0] & _DEBUG_SGX
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal, get_args
+from typing import Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -13,7 +13,7 @@ from vaultline.core.serde import Struct
 
 #: Intel's SGX root by its key id: SHA-384 of the uncompressed point of its public key.
 INTEL_ROOT = (
-    "46e403bd34f05a3f2817ab9badcaacc7ffc98e0f261008cd30dae936cacec18d"
+    "46e403bd34f05a3f2817ab9badcaacc7ffc98e0f261008cd30dae936cace18d5"
     "dcf58eef31463613de1570d516200993"
 )
 #: Platform family that no processor has: marks simulated platforms in their signed certificate.
@@ -171,6 +171,3 @@ def _check_hex(text: str, size_bytes: int, what: str) -> None:
         raise InputError(
             f"{what} is not a digest", got=repr(text), expected=f"{2 * size_bytes} hex digits"
         )
-
-
-KINDS: tuple[AcceptedKind, ...] = get_args(AcceptedKind)

@@ -25,6 +25,7 @@ YAML_CHARS_MAX = 1 << 20
 
 _EXPECTED = re.compile(r"Expected (.*), got (.*?)(?: - at .*)?\Z", re.DOTALL)
 _FIELD = re.compile(r"Object (contains unknown|missing required) field `(.*?)`")
+_FIELD_PROBLEMS = {"contains unknown": "unknown", "missing required": "missing"}
 _PLAIN_TAGS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
 
@@ -184,7 +185,7 @@ def _explain(problem: _Problem, *, what: str, path: str) -> InputError:
     else:
         got, expected, remedy, message = str(error), None, None, "not valid"
         if field := _FIELD.match(str(error)):
-            message = f"{field[1].split()[1]} field `{field[2]}`"
+            message = f"{_FIELD_PROBLEMS[field[1]]} field `{field[2]}`"
             names = _field_names(problem)
             got, expected = ", ".join(map(str, problem.value)) or "no fields", ", ".join(names)
             if field[1] == "contains unknown":

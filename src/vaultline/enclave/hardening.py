@@ -8,7 +8,6 @@ Gramine the enclave is what holds the line and these calls don't exist, so they 
 from __future__ import annotations
 
 import ctypes
-import importlib
 import resource
 import site
 import sys
@@ -89,7 +88,7 @@ def harden(
         reason = "Gramine isolates the enclave"
         return [HardeningStep(name=name, state="skipped", detail=reason) for name, _ in steps]
     with suppress(ImportError, OSError, RuntimeError):  # if it fails, its step will say so
-        importlib.import_module("pyseccomp")  # loading it needs files that Landlock will close
+        import pyseccomp  # noqa: F401 - loading it needs files that Landlock will close
     return [_attempt(name, step) for name, step in steps]
 
 
@@ -165,7 +164,7 @@ def _landlock(reads: Iterable[Path], socket_dirs: Iterable[Path], tcp: bool) -> 
 
 
 def _seccomp() -> str:
-    import pyseccomp as seccomp  # type: ignore[import-untyped]
+    import pyseccomp as seccomp
 
     rules = seccomp.SyscallFilter(seccomp.ALLOW)
     rules.set_attr(seccomp.Attr.CTL_TSYNC, 1)

@@ -61,6 +61,13 @@ def create_devroot(out_dir: Path, *, now: datetime.datetime) -> DevRoot:
         InputError: there is one already; overwriting it would orphan its policies.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
+    for name in (ROOT_FILE, PLATFORM_FILE, COLLATERAL_FILE):
+        if (out_dir / name).exists():
+            raise InputError(
+                "there is a development root already, or a part of one",
+                got=str(out_dir / name),
+                remedy="use it, or choose another directory",
+            )
     made = make_devroot(now)
     files = (
         (PLATFORM_FILE, made.platform, 0o600),
@@ -68,14 +75,7 @@ def create_devroot(out_dir: Path, *, now: datetime.datetime) -> DevRoot:
         (COLLATERAL_FILE, made.collateral, 0o644),
     )
     for name, content, mode in files:
-        try:
-            file = os.open(out_dir / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        except FileExistsError as error:
-            raise InputError(
-                "there is a development root already",
-                got=str(out_dir / name),
-                remedy="use it, or choose another directory",
-            ) from error
+        file = os.open(out_dir / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(file, "wb") as stream:
             stream.write(content)
     return made

@@ -67,7 +67,9 @@ MISTAKES = {
     "a number where text is needed": Mistake(
         "items:\n- name: 12\n", 2, ("items[0].name", "got: 12", "put it in quotes")
     ),
-    "a field that is missing": Mistake("items:\n- size: 1\n", 2, ("items[0]", "field `name`")),
+    "a field that is missing": Mistake(
+        "items:\n- size: 1\n", 2, ("items[0]", "missing field `name`")
+    ),
     "a value that its own check refuses": Mistake(
         "items: []\nnamed:\n  x:\n    name: a\n    size: -1\n",
         4,

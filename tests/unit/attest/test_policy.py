@@ -1,0 +1,88 @@
+"""Policies: what can be written down, and what a mistake in one says."""
+
+from __future__ import annotations
+
+import pytest
+
+from vaultline.attest.policy import INTEL_ROOT, Policy
+from vaultline.core.errors import InputError
+from vaultline.core.yaml import from_yaml
+
+ROOT, CODE, TD = "ab" * 48, "cd" * 32, "ef" * 48
+
+
+def load(text: str) -> Policy:
+    return from_yaml(text, Policy, what="the policy", path="policy.yaml")
+
+
+def test_a_full_policy_is_read() -> None:
+    policy = load(f"""
+version: 1
+debug: false
+accept:
+  - kind: sgx
+    roots: [intel]
+    measurements: ["{CODE}"]
+    signers: [{{mrsigner: "{CODE}", product_id: 3, svn_min: 2}}]
+    tcb_statuses: [UpToDate, SWHardeningNeeded]
+    accepted_advisories: [INTEL-SA-00615]
+    refused_platforms: [smt]
+  - kind: tdx
+    roots: [intel]
+    trust_domains: [{{mrtd: "{TD}", rtmr1: "{TD}", rtmr2: "{TD}"}}]
+  - kind: simulated
+    roots: ["{ROOT.upper()}"]
+    measurements: ["{CODE}"]
+""")
+    assert [entry.kind for entry in policy.accept] == ["sgx", "tdx", "simulated"]
+    assert policy.accept[0].root_ids == {INTEL_ROOT}
+    assert policy.accept[2].root_ids == {ROOT}
+    assert policy.accept[1].tcb_statuses == ("UpToDate",)
+    assert policy.accept[1].accepted_advisories == ()
+
+
+HEAD = "version: 1\naccept:\n"
+ENTRY = f'{HEAD}  - kind: simulated\n    roots: ["{ROOT}"]\n    measurements: ["{CODE}"]\n'
+MISTAKES = {
+    "an empty file": ("", "policy.yaml"),
+    "nothing accepted": ("version: 1\naccept: []\n", "policy.yaml:1: the policy: the policy acc"),
+    "another version": (ENTRY.replace("version: 1", "version: 2"), "another version"),
+    "debug turned on": (ENTRY + "debug: true\n", "always refused"),
+    "an unknown field": (ENTRY + "    mesurement: 1\n", "policy.yaml:6:"),
+    "an unknown kind": (ENTRY.replace("simulated", "trusted"), "policy.yaml:3:"),
+    "no root": (ENTRY.replace(f'"{ROOT}"', ""), "accepts nothing"),
+    "a root that is not a digest": (ENTRY.replace(ROOT, "abc"), "key id"),
+    "a simulated enclave under Intel's root": (ENTRY.replace(ROOT, "intel"), "Intel's root"),
+    "the same, by its id": (ENTRY.replace(ROOT, INTEL_ROOT), "Intel's root"),
+    "no measurement": (ENTRY.replace(f'"{CODE}"', ""), "needs other reference values"),
+    "a measurement that is too short": (ENTRY.replace(CODE, "cd" * 31), "64 hex digits"),
+    "a measurement with spaces": (ENTRY.replace(CODE, "cd " * 32), "64 hex digits"),
+    "a measurement for a trust domain": (
+        ENTRY.replace("simulated", "tdx"),
+        "needs other reference values",
+    ),
+    "a signer for a simulated enclave": (
+        ENTRY + f'    signers: [{{mrsigner: "{CODE}", product_id: 0, svn_min: 0}}]\n',
+        "needs other reference values",
+    ),
+    "a signer with a negative version": (
+        ENTRY.replace("simulated", "sgx")
+        + f'    signers: [{{mrsigner: "{CODE}", product_id: 0, svn_min: -1}}]\n',
+        "policy.yaml:6:",
+    ),
+    "a trust domain without its kernel": (
+        f'{HEAD}  - kind: tdx\n    roots: [intel]\n    trust_domains: [{{mrtd: "{TD}"}}]\n',
+        "missing field `rtmr1`",
+    ),
+    "a TCB status that does not exist": (ENTRY + "    tcb_statuses: [Fine]\n", "policy.yaml:6:"),
+    "a revoked platform accepted": (ENTRY + "    tcb_statuses: [Revoked]\n", "policy.yaml:6:"),
+    "no TCB status": (ENTRY + "    tcb_statuses: []\n", "accepts nothing"),
+}
+
+
+@pytest.mark.parametrize("text, words", MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_policy_is_refused_with(text: str, words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load(text)
+    assert words in caught.value.diagnostics()
+    assert caught.value.message.startswith("policy.yaml")

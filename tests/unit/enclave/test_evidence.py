@@ -1,0 +1,59 @@
+"""Providers of evidence: simulated ones, and Gramine's pseudo-files as plain files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vaultline.attest.challenge import report_data
+from vaultline.attest.evidence import Evidence
+from vaultline.attest.grant import public_key_bytes
+from vaultline.core.errors import InputError, MachineError
+from vaultline.enclave.evidence import (
+    GramineProvider,
+    SimulatedProvider,
+    answer,
+    fresh_key,
+    open_provider,
+)
+from vaultline.testing.attestation import MEASUREMENT, challenge, devroot
+
+
+def test_an_answer_commits_to_challenge_and_key() -> None:
+    key = fresh_key()
+    evidence = answer(SimulatedProvider(devroot().platform), challenge(), key, MEASUREMENT)
+    data = report_data(challenge(), public_key_bytes(key))
+    assert evidence.kind == "simulated"
+    assert evidence.public_key == public_key_bytes(key)
+    assert evidence.quote[48 + 320 : 48 + 384] == data
+    assert evidence.quote[48 + 64 : 48 + 96] == MEASUREMENT
+    assert Evidence.decode(evidence.encode()) == evidence
+
+
+def test_gramine_gets_the_report_data_and_gives_its_quote(tmp_path: Path) -> None:
+    (tmp_path / "quote").write_bytes(b"a quote")
+    provider = GramineProvider(tmp_path)
+    evidence = answer(provider, challenge(), key := fresh_key(), MEASUREMENT)
+    assert evidence.kind == "sgx"
+    assert evidence.quote == b"a quote"
+    written = (tmp_path / "user_report_data").read_bytes()
+    assert written == report_data(challenge(), public_key_bytes(key))
+
+
+def test_gramine_without_attestation_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(MachineError) as caught:
+        GramineProvider(tmp_path / "nowhere").quote(bytes(64), MEASUREMENT)
+    assert "remote_attestation" in caught.value.diagnostics()
+
+
+def test_nothing_falls_back_to_another_provider() -> None:
+    assert isinstance(open_provider("gramine"), GramineProvider)
+    assert isinstance(open_provider("simulated", devroot().platform), SimulatedProvider)
+    for name in ("simulated", "sgx", "auto", ""):
+        with pytest.raises(InputError):
+            open_provider(name)  # type: ignore[arg-type]
+
+
+def test_two_keys_are_never_the_same() -> None:
+    assert public_key_bytes(fresh_key()) != public_key_bytes(fresh_key())
