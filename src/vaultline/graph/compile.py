@@ -19,6 +19,7 @@ from vaultline.graph.rewrite import rewrite
 from vaultline.graph.steps import Part, partition
 from vaultline.graph.structure import Array, Model, Node, raw_bytes, with_sizes
 from vaultline.graph.tiles import tiled
+from vaultline.graph.turn import turned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,9 @@ def compile_segment(
     if streamed:
         optimised, alone = tiled(optimised, step_bytes)
     parts = partition(optimised, step_bytes if streamed else None, alone)
+    if not streamed:
+        # A streamed tile is in cache when it is multiplied: packing it costs little.
+        optimised, parts = turned(optimised, parts)
     return _assemble(optimised, parts, settings, target)
 
 
