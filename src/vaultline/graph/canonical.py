@@ -16,7 +16,6 @@ from vaultline.graph.structure import (
     Array,
     Model,
     Node,
-    is_constant,
     make_node,
     subgraphs,
     value_info,
@@ -54,7 +53,7 @@ def step_graph(model: Model, nodes: Iterable[Node], kept: set[str], stackable: b
         if name not in known:
             names[name] = f"x{len(feeds)}"
             feeds.append((names[name], name))
-        elif is_constant(known[name]):
+        elif name in constants or name in model.constants:
             names[name] = f"c{len(small)}"
             small.append((names[name], name))
         else:

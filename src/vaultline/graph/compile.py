@@ -19,6 +19,7 @@ from vaultline.graph.rewrite import rewrite
 from vaultline.graph.steps import Part, partition
 from vaultline.graph.structure import Array, Model, Node, raw_bytes, with_sizes
 from vaultline.graph.tiles import tiled
+from vaultline.graph.turn import turned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,9 @@ def compile_segment(
     if streamed:
         optimised, alone = tiled(optimised, step_bytes)
     parts = partition(optimised, step_bytes if streamed else None, alone)
+    if not streamed:
+        # A streamed tile is in cache when it is multiplied: packing it costs little.
+        optimised, parts = turned(optimised, parts)
     return _assemble(optimised, parts, settings, target)
 
 
@@ -88,9 +92,10 @@ def _optimised(model: Model, *, blocked: bool) -> Model:
         proto = engine.optimise(model, level, Path(folder))
         # Maps of the files outlive the folder: the kernel keeps what is mapped.
         weights = parse.read_weights(proto.graph, Path(folder))
-    protos = parse.take_constants(proto.graph, weights)
+        protos = parse.take_constants(proto.graph, weights, Path(folder))
+    protos = parse.returned(protos, proto.graph, weights)
     known = [*weights, *(spec.name for spec in model.inputs)]
-    nodes = parse.in_order(parse.returned(protos, proto.graph, weights), known)
+    nodes = _live(parse.in_order(protos, known), {spec.name for spec in model.outputs})
     read = {name for node in nodes for name in node.reads}
     result = replace(
         model,
@@ -99,11 +104,23 @@ def _optimised(model: Model, *, blocked: bool) -> Model:
         weights={name: array for name, array in weights.items() if name in read},
         origin=None,
     )
-    made = [name for node in nodes for name in node.writes]
-    found = engine.engine_specs(result, made)
     specs = {spec.name: spec for spec in (*model.inputs, *model.outputs)}
+    made = [name for node in nodes for name in node.writes]
+    scalars = [model.specs[name] for name in made if name in model.specs]
+    specs.update({spec.name: spec for spec in scalars if not spec.shape})
+    found = engine.engine_specs(result, [name for name in made if name not in specs])
     specs.update({name: spec for name, spec in found.items() if isinstance(spec, TensorSpec)})
     return replace(result, specs=specs, nodes=with_sizes(nodes, result.weights, specs))
+
+
+def _live(nodes: list[Node], wanted: set[str]) -> list[Node]:
+    """Without the nodes that no output depends on: a step must fetch something."""
+    kept: list[Node] = []
+    for node in reversed(nodes):
+        if wanted.intersection(node.writes):
+            kept.append(node)
+            wanted.update(node.reads)
+    return kept[::-1]
 
 
 def _opsets(nodes: list[Node], listed: dict[str, int]) -> dict[str, int]:

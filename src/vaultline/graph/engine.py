@@ -17,7 +17,6 @@ from vaultline.graph.structure import (
     Array,
     Model,
     Node,
-    is_constant,
     value_info,
     weight_info,
 )
@@ -115,7 +114,7 @@ def weightless(
     Pass-through tensors are not outputs: ONNX has no graph output that is also an input.
     """
     weights = used_weights(model)
-    small = {name: array for name, array in weights.items() if is_constant(array)}
+    small = {name: array for name, array in weights.items() if name in model.constants}
     inputs = [value_info(spec) for spec in model.inputs]
     inits = [numpy_helper.from_array(array, name) for name, array in small.items()]
     for name, array in weights.items():
@@ -129,7 +128,7 @@ def weightless(
 
 def large_weights(model: Model) -> dict[str, Array]:
     """The initializers that count as weights and that some node reads."""
-    return {name: a for name, a in used_weights(model).items() if not is_constant(a)}
+    return {name: a for name, a in used_weights(model).items() if name not in model.constants}
 
 
 def plain_session(model: Model, chosen: ort.SessionOptions | None = None) -> ort.InferenceSession:
@@ -173,7 +172,40 @@ def engine_specs(model: Model, tensors: Sequence[str]) -> dict[str, TensorSpec |
     wanted = list(dict.fromkeys((*(spec.name for spec in computed(model)), *tensors)))
     outputs = [onnx.ValueInfoProto(name=name) for name in wanted]
     running = session(weightless(model, outputs=outputs).SerializeToString())
-    return {value.name: _spec(value) for value in running.get_outputs()}
+    found = {value.name: _spec(value) for value in running.get_outputs()}
+    # The engine states no sides both for scalars and for tensors of unknown rank.
+    unclear = [
+        name for name, spec in found.items() if isinstance(spec, TensorSpec) if not spec.shape
+    ]
+    if unclear:
+        found.update(_probed(model, running, unclear))
+    return found
+
+
+def _probed(
+    model: Model, running: ort.InferenceSession, tensors: list[str]
+) -> dict[str, TensorSpec | str]:
+    """Shapes of tensors of unknown rank (what a Loop carries) from two runs on different data."""
+    random = np.random.default_rng(0)
+    seen = []
+    for scale in (0.0, 1.0):
+        feeds = {
+            spec.name: (random.standard_normal(spec.shape) * scale)
+            .astype(spec.dtype if spec.dtype.startswith("float") else np.uint8)
+            .astype(spec.dtype)
+            for spec in model.inputs
+        }
+        try:
+            results = running.run(tensors, {**feeds, **large_weights(model)})
+        except Exception as error:  # made-up data may be out of range; the engine's errors vary
+            return dict.fromkeys(tensors, f"its rank is not known, nor was found by a run: {error}")
+        seen.append(results)
+    return {
+        name: TensorSpec(name=name, dtype=str(one.dtype), shape=tuple(one.shape))
+        if one.shape == two.shape
+        else f"its shape depends on the data: {one.shape}, {two.shape}"
+        for name, one, two in zip(tensors, *seen, strict=True)
+    }
 
 
 def _spec(value: ort.NodeArg) -> TensorSpec | str:

@@ -33,11 +33,11 @@ def load_model(path: Path, *, input_shapes: Mapping[str, tuple[int, ...]] | None
     source = parse.read_proto(path)
     graph = source.graph
     weights = parse.read_weights(graph, path.parent)
-    protos = parse.take_constants(graph, weights)
+    protos = parse.returned(parse.take_constants(graph, weights, path.parent), graph, weights)
     listed = [value for value in graph.input if value.name not in weights]
     inputs = shapes.fixed_inputs(listed, dict(input_shapes or {}))
     known = [*weights, *(spec.name for spec in inputs)]
-    nodes = parse.in_order(parse.returned(protos, graph, weights), known)
+    nodes = parse.in_order(protos, known)
     origin = Model(
         name=graph.name or path.stem,
         opsets={_domain(item.domain): item.version for item in source.opset_import},

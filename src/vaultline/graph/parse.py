@@ -99,7 +99,9 @@ def _mapped(tensor: onnx.TensorProto, folder: Path) -> Array:
     ).reshape(shape)  # fmt: skip
 
 
-def take_constants(graph: onnx.GraphProto, weights: dict[str, Array]) -> list[onnx.NodeProto]:
+def take_constants(
+    graph: onnx.GraphProto, weights: dict[str, Array], folder: Path
+) -> list[onnx.NodeProto]:
     """The nodes without tensor-valued ``Constant``, whose values join ``weights``.
 
     Constants and initializers inside of control flow move to the outer graph too (they become
@@ -107,22 +109,22 @@ def take_constants(graph: onnx.GraphProto, weights: dict[str, Array]) -> list[on
     """
     nodes = []
     for node in graph.node:
-        value = _constant_value(node)
+        value = _constant_value(node, folder)
         if value is not None:
             weights[node.output[0]] = value
             continue
         for inner in subgraphs(node):
-            _hoist(inner, weights)
+            _hoist(inner, weights, folder)
         nodes.append(node)
     return nodes
 
 
-def _constant_value(node: onnx.NodeProto) -> Array | None:
+def _constant_value(node: onnx.NodeProto, folder: Path) -> Array | None:
     if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
         return None
     for attribute in node.attribute:
         if attribute.name == "value":
-            return numpy_helper.to_array(attribute.t)
+            return _array(attribute.t, folder)
         if attribute.name in ("value_float", "value_floats"):
             return np.asarray(helper.get_attribute_value(attribute), np.float32)
         if attribute.name in ("value_int", "value_ints"):
@@ -130,7 +132,7 @@ def _constant_value(node: onnx.NodeProto) -> Array | None:
     return None
 
 
-def _hoist(graph: onnx.GraphProto, weights: dict[str, Array]) -> None:
+def _hoist(graph: onnx.GraphProto, weights: dict[str, Array], folder: Path) -> None:
     """Move a subgraph's initializers and constants out, but what the subgraph itself returns."""
     returned = {value.name for value in graph.output} | {value.name for value in graph.input}
     kept_tensors, kept_nodes = [], []
@@ -138,12 +140,12 @@ def _hoist(graph: onnx.GraphProto, weights: dict[str, Array]) -> None:
         if tensor.name in returned or tensor.name in weights:
             kept_tensors.append(tensor)
         else:
-            weights[tensor.name] = numpy_helper.to_array(tensor)
+            weights[tensor.name] = _array(tensor, folder)
     for node in graph.node:
-        value = _constant_value(node)
+        value = _constant_value(node, folder)
         if value is None or node.output[0] in returned or node.output[0] in weights:
             for inner in subgraphs(node):
-                _hoist(inner, weights)
+                _hoist(inner, weights, folder)
             kept_nodes.append(node)
         else:
             weights[node.output[0]] = value

@@ -10,7 +10,7 @@ from typing import Any
 from onnx import helper
 
 from vaultline.core.tensors import TensorSpec
-from vaultline.graph.structure import Model, Node, is_constant
+from vaultline.graph.structure import Model, Node
 
 #: A run of row-independent nodes becomes a step of its own if its weights are worth reading once
 #: for several frames.
@@ -145,7 +145,7 @@ def weights_of(model: Model, first: int, last: int) -> int:
     return sum(
         model.weights[name].nbytes
         for name in names
-        if name in model.weights and not is_constant(model.weights[name])
+        if name in model.weights and name not in model.constants
     )
 
 

@@ -20,12 +20,11 @@ from vaultline.core.tensors import TensorSpec
 Array = npt.NDArray[Any]
 #: An initializer stays a constant of its graph only if it has one element, or is of 64-bit integers
 #: or booleans and at most this large: shapes, axes, pads, clip bounds, which operators insist on
-#: knowing. All else is a weight.
+#: knowing; or if it is such a factor of an operator that resizes. All else is a weight.
 CONSTANT_BYTES_MAX = 256
 
 
-def is_constant(array: Array) -> bool:
-    """Whether an initializer is a small operand of structure rather than a weight."""
+def _is_structure(array: Array) -> bool:
     structural = array.dtype in (np.int64, np.bool_) and array.nbytes <= CONSTANT_BYTES_MAX
     return array.size <= 1 or structural
 
@@ -80,6 +79,21 @@ class Model:
     specs: Mapping[str, TensorSpec]
     unknown: Mapping[str, str] = field(default_factory=dict)
     origin: Model | None = field(default=None, repr=False)
+
+    @cached_property
+    def constants(self) -> frozenset[str]:
+        """Initializers that are small operands of structure rather than weights."""
+        factors = {
+            name
+            for node in self.nodes
+            if node.op in ("Resize", "Upsample")
+            for name in node.proto.input[1:]
+        }
+        return frozenset(
+            name
+            for name, array in self.weights.items()
+            if _is_structure(array) or (name in factors and array.nbytes <= CONSTANT_BYTES_MAX)
+        )
 
     @property
     def node_count(self) -> int:
