@@ -8,6 +8,8 @@ from math import inf
 from random import Random
 
 from vaultline.core.cluster import Cluster, Device, Host, Link
+from vaultline.core.frames import FrameLayout, hop_buffers_bytes
+from vaultline.core.limits import RECORD_SLACK_BYTES
 from vaultline.core.profile import (
     BlockProfile,
     DeviceRates,
@@ -19,6 +21,8 @@ from vaultline.core.tensors import TensorSpec
 from vaultline.planner import Release, Settings
 
 GIB = 1 << 30
+#: What a stage needs even if nothing crosses.
+RECORD_BUFFERS = 2 * RECORD_SLACK_BYTES
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def make_profile(
             for cut, nbytes in enumerate(crossing_bytes)
         ),
         rates=rates,
-        loopback=LoopbackRate(bytes_per_s=1e4, latency_s=0.001),
+        loopback=LoopbackRate(bytes_per_s=1e5, latency_s=0.001),
         class_scale=class_scale,
     )
 
@@ -66,16 +70,16 @@ def random_case(seed: int, *, blocks_max: int = 11, devices_max: int = 5) -> Cas
     blocks = [
         BlockProfile(
             compute_s=_passes(rng),
-            weight_bytes=rng.choice([0, 10, 100, 400]),
-            activation_bytes=rng.choice([10, 30, 100]),
-            scratch_bytes=rng.choice([0, 30]),
-            largest_weight_bytes=rng.choice([0, 10, 60]),
+            weight_bytes=rng.choice([0, 100, 1000, 4000]),
+            activation_bytes=rng.choice([100, 300, 1000]),
+            scratch_bytes=rng.choice([0, 300]),
+            largest_weight_bytes=rng.choice([0, 100, 600]),
         )
         for _ in range(count)
     ]
-    crossing = [rng.choice([1, 5, 20, 100]) for _ in range(count + 1)]
+    crossing = [rng.choice([10, 50, 200, 1000]) for _ in range(count + 1)]
     rates = DeviceRates(
-        seal_bytes_per_s=1e3, open_bytes_per_s=2e3, decrypt_bytes_per_s=5e3, call_s=0.002
+        seal_bytes_per_s=1e4, open_bytes_per_s=2e4, decrypt_bytes_per_s=5e4, call_s=0.002
     )
     cluster = _cluster(rng, devices_max)
     release = Release(
@@ -85,7 +89,7 @@ def random_case(seed: int, *, blocks_max: int = 11, devices_max: int = 5) -> Cas
     return Case(
         profile=make_profile(blocks, crossing, rates, {"slow": 3.0, "fast": 0.5}),
         cluster=cluster,
-        settings=Settings(frames_per_pass_max=rng.randint(1, 4), step_bytes=50),
+        settings=Settings(frames_per_pass_max=rng.randint(1, 4), step_bytes=500),
         release=release if rng.random() < 0.7 else Release(),
         stages=rng.choice([None, None, None, 1, 2, 3]),
     )
@@ -114,7 +118,7 @@ def _cluster(rng: Random, devices_max: int) -> Cluster:
         base = {
             "kind": "simulated",
             "trust": trust,
-            "memory_bytes": rng.choice([250, 400, 700, 10_000]),
+            "memory_bytes": RECORD_BUFFERS + rng.choice([4500, 7000, 11_000, 200_000]),
             "cores": 1,
             "speed_class": rng.choice(["", "slow", "fast"]),
         }
@@ -150,7 +154,7 @@ def _link(rng: Random, source: str, target: str) -> Link:
     return Link(
         source=source,
         target=target,
-        bytes_per_s=rng.choice([300.0, 1e3, 1e4]),
+        bytes_per_s=rng.choice([3e3, 1e4, 1e5]),
         latency_s=rng.choice([0.0, 0.01]),
     )
 
@@ -170,16 +174,33 @@ def ways(
     arrives = profile.crossing[start][0].nbytes
     leaves = profile.crossing[end][0].nbytes
     weights = sum(block.weight_bytes for block in blocks)
-    activation = max(block.activation_bytes for block in blocks)
-    scratch = max(block.scratch_bytes for block in blocks)
+    scratch = max(
+        block.scratch_bytes
+        + block.activation_bytes
+        + (crossing(profile, cut) if cut > start else 0)
+        + (crossing(profile, cut + 1) if cut + 1 < end else 0)
+        for cut, block in enumerate(blocks, start)
+    )
+    stages_max = len(case.cluster.units)
+    messages = [
+        FrameLayout(profile.crossing[cut], stages_max).message_bytes for cut in (start, end)
+    ]
     largest = max(block.largest_weight_bytes for block in blocks)
     found = []
     for streamed in (False, True):
         held = 2 * min(weights, max(settings.step_bytes, largest)) if streamed else weights
         streaming = weights if streamed else 0
+        kept = stacked_bytes(profile, start, end)
+        kept += between_steps_bytes(profile, settings, start, end) if streamed else 0
         periods = []
         for frames in range(1, (1 if alone else settings.frames_per_pass_max) + 1):
-            need = held + frames * (activation + leaves) + scratch + 2 * frames * arrives
+            need = held + frames * kept + scratch
+            need += hop_buffers_bytes(
+                queue_frames=2 * frames,
+                frames_per_pass=frames,
+                input_bytes=messages[0],
+                output_bytes=messages[1],
+            )
             if need <= device.memory_bytes:
                 a_pass = sum(block.compute_pass_s(frames) for block in blocks)
                 a_pass += streaming / profile.rates.decrypt_bytes_per_s + profile.rates.call_s
@@ -190,6 +211,35 @@ def ways(
             # A frame alone is a pass of one frame; the busy stage takes the best pass size.
             found += [(periods[0], period) for period in periods]
     return found
+
+
+def crossing(profile: ModelProfile, cut: int) -> int:
+    return profile.crossing[cut][0].nbytes
+
+
+def stacked_bytes(profile: ModelProfile, start: int, end: int) -> int:
+    """What crosses the ends of each run of blocks that stack."""
+    total = 0
+    for cut in range(start, end + 1):
+        before = cut > start and len(profile.blocks[cut - 1].compute_s) > 1
+        after = cut < end and len(profile.blocks[cut].compute_s) > 1
+        total += crossing(profile, cut) if before != after else 0
+    return total
+
+
+def between_steps_bytes(profile: ModelProfile, settings: Settings, start: int, end: int) -> int:
+    """The least that can cross between steps: all ways of grouping blocks into steps."""
+    best = None
+    for first in range(start, end):
+        weights = sum(block.weight_bytes for block in profile.blocks[first:end])
+        if weights <= settings.step_bytes or first == end - 1:
+            before = 0
+            if first > start:
+                before = between_steps_bytes(profile, settings, start, first)
+                before += crossing(profile, first)
+            best = before if best is None else min(best, before)
+    assert best is not None
+    return best
 
 
 def hop_s(case: Case, source: str, target: str, cut: int) -> float:

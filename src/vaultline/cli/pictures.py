@@ -23,7 +23,7 @@ from vaultline.core.units import format_bytes, format_ms
 #: Okabe and Ito's palette: told apart with every common kind of colour blindness.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 _INK, _FAINT = "#333333", "#DDDDDD"
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,

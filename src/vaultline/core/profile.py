@@ -34,8 +34,8 @@ class BlockProfile(Struct, frozen=True):
             More than one entry where stacking frames changes the time.
         spread_s: spread (interquartile) of the one-frame time.
         weight_bytes: of all the weights that the block reads.
-        activation_bytes: peak of the live tensors of one frame while the block runs.
-        scratch_bytes: the engine's own peak on top of that; not multiplied by frames.
+        activation_bytes: tensors of one frame between the block's own steps.
+        scratch_bytes: the most that the engine holds within one call, for one frame.
         largest_weight_bytes: the largest weight that cannot be split into tiles.
         ops: how many nodes of each operator.
     """

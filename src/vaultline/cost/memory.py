@@ -1,49 +1,53 @@
-"""Equations of memory: what a segment needs on its device.
+"""Equations of memory: what a segment needs on its device, as the enclave's ledger counts it.
 
-    resident = weights             + f * activations + scratch + q * in + f * out
-    streamed = 2 * step            + f * activations + scratch + q * in + f * out
+    resident = weights  + f * kept + scratch + io
+    streamed = 2 * step + f * kept + scratch + io
+    io       = q * in + (f + extra) * out + record(in) + record(out)
 
-with f frames a pass and q buffers in the input queue. A pass runs step by step over its frames, so
-the activations of all of them are alive; the engine's scratch is that of one call. Streaming needs
-two step buffers: one is decrypted while the other is in use.
+with f frames a pass and q buffers in the input queue. ``kept`` are the tensors of a frame that wait
+between steps: a pass runs step by step over its frames, so those of all frames are alive.
+``scratch`` is what the engine holds within one call. Streaming has room for two steps: one is
+decrypted while the other is in use.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import numpy as np
 from numpy.typing import NDArray
 
-Bytes = TypeVar("Bytes", float, NDArray[np.float64])
+from vaultline.core.frames import OUTPUT_FRAMES_EXTRA
+from vaultline.core.limits import RECORD_FRAGMENT_BYTES, RECORD_SLACK_BYTES
+
+Table = NDArray[np.float64]
 
 
 def working_bytes(
     *,
-    activation_bytes: Bytes,
-    scratch_bytes: Bytes,
-    in_bytes: Bytes,
-    out_bytes: Bytes,
+    kept_bytes: Table,
+    scratch_bytes: Table,
+    in_bytes: Table,
+    out_bytes: Table,
     frames: int,
     queue_frames: int,
-) -> Bytes:
-    """What a stage needs besides its weights."""
-    frame_bytes = activation_bytes + out_bytes
-    return frames * frame_bytes + scratch_bytes + queue_frames * in_bytes
+) -> Table:
+    """What a stage needs besides its weights; ``in_bytes`` and ``out_bytes`` are whole messages."""
+    records = np.minimum(in_bytes, RECORD_FRAGMENT_BYTES) + RECORD_SLACK_BYTES
+    records = records + np.minimum(out_bytes, RECORD_FRAGMENT_BYTES) + RECORD_SLACK_BYTES
+    messages = queue_frames * in_bytes + (frames + OUTPUT_FRAMES_EXTRA) * out_bytes
+    need: Table = frames * kept_bytes + scratch_bytes + messages + records
+    return need
 
 
-def resident_bytes(weight_bytes: Bytes, working: Bytes) -> Bytes:
+def resident_bytes(weight_bytes: Table, working: Table) -> Table:
     """Need of a stage that keeps its weights."""
     return weight_bytes + working
 
 
-def streamed_bytes(step: Bytes, working: Bytes) -> Bytes:
+def streamed_bytes(step: Table, working: Table) -> Table:
     """Need of a stage that decrypts its weights step by step."""
     return 2 * step + working
 
 
-def step_bytes(
-    weight_bytes: NDArray[np.float64], largest_weight_bytes: NDArray[np.float64], wanted_bytes: int
-) -> NDArray[np.float64]:
+def step_bytes(weight_bytes: Table, largest_weight_bytes: Table, wanted_bytes: int) -> Table:
     """Weights of one step: as wanted, at least the largest that has no tiles, at most all."""
     return np.minimum(np.maximum(largest_weight_bytes, wanted_bytes), weight_bytes)

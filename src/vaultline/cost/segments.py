@@ -15,6 +15,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from vaultline.core.frames import FrameLayout
 from vaultline.core.profile import ModelProfile
 from vaultline.cost.memory import step_bytes
 
@@ -34,20 +35,27 @@ def shifted(values: NDArray[np.float64], lengths: int, fill: float) -> Table:
 
 
 class Segments:
-    """Sums, maxima and end points of every segment of a profile, as tables."""
+    """Sums, maxima and end points of every segment of a profile, as tables.
 
-    def __init__(self, profile: ModelProfile) -> None:
+    Attributes:
+        in_bytes, out_bytes: tensors of a frame on the hops before and after.
+        in_message_bytes, out_message_bytes: the messages that carry them.
+        scratch_bytes: the engine's tensors within a call, at most.
+    """
+
+    def __init__(self, profile: ModelProfile, stages_max: int = 1) -> None:
         self.profile = profile
         self.blocks = len(profile.blocks)
         blocks = profile.blocks
         self.valid = np.isfinite(shifted(np.zeros(self.blocks + 1), self.blocks, np.inf))
         self.weight_bytes = self._sum([block.weight_bytes for block in blocks])
-        self.activation_bytes = self._max([block.activation_bytes for block in blocks])
-        self.scratch_bytes = self._max([block.scratch_bytes for block in blocks])
         self.largest_weight_bytes = self._max([block.largest_weight_bytes for block in blocks])
-        crossing = np.array(profile.crossing_bytes, dtype=np.float64)
-        self.in_bytes = shifted(crossing, self.blocks, 0.0)
-        self.out_bytes = np.broadcast_to(crossing, self.in_bytes.shape)
+        self._crossing = np.array(profile.crossing_bytes, dtype=np.float64)
+        self.in_bytes, self.out_bytes = self._ends(self._crossing)
+        layouts = [FrameLayout(tensors, stages_max) for tensors in profile.crossing]
+        messages = np.array([layout.message_bytes for layout in layouts], dtype=np.float64)
+        self.in_message_bytes, self.out_message_bytes = self._ends(messages)
+        self.scratch_bytes = self._scratch()
 
     def compute_s(self, frames: int) -> Table:
         """Seconds of a pass of ``frames`` frames through each segment."""
@@ -60,6 +68,64 @@ class Segments:
     def count_true(self, flags: Sequence[bool]) -> Table:
         """How many blocks of each segment have their flag set."""
         return self._sum([float(flag) for flag in flags])
+
+    def stacked_bytes(self) -> Table:
+        """Tensors of a frame that are laid side by side with other frames' for stacked steps.
+
+        Runs of blocks that stack become steps of their own: what crosses the ends of each run.
+        """
+        stacks = np.array([len(block.compute_s) > 1 for block in self.profile.blocks], dtype=bool)
+        starts = np.append(stacks, False)
+        ends = np.append(False, stacks)
+        turns = np.where(starts != ends, self._crossing, 0.0)
+        turns[[0, -1]] = 0.0
+        inner = self._sum(list(turns[:-1])) - shifted(turns, self.blocks, 0.0)
+        first = shifted(np.where(starts, self._crossing, 0.0), self.blocks, 0.0)
+        stacked: Table = inner + first + np.where(ends, self._crossing, 0.0)
+        return stacked
+
+    def between_steps_bytes(self, wanted_bytes: int) -> Table:
+        """Tensors of a frame that wait between steps when weights are streamed.
+
+        A step ends where its weights would exceed ``wanted_bytes``; within that, where least
+        crosses. A block with more weights is a step of its own (or several, whose tiles are small).
+        """
+        cuts = self.blocks + 1
+        weights = [block.weight_bytes for block in self.profile.blocks]
+        total = np.concatenate([[0], np.cumsum(weights)])
+        # kept[j, i]: of the segment from cut i to cut j.
+        kept = np.full((cuts, cuts), np.inf)
+        for end in range(1, cuts):
+            first = min(int(np.searchsorted(total, total[end] - wanted_bytes)), end - 1)
+            last_step = kept[max(first, 1) : end] + self._crossing[max(first, 1) : end, None]
+            if len(last_step):
+                kept[end] = last_step.min(axis=0)
+            kept[end, first:end] = 0.0
+        rows, columns = np.indices(self.valid.shape)
+        begins = np.maximum(columns - rows - 1, 0)
+        table: Table = np.where(self.valid, kept[columns, begins], 0.0)
+        return table
+
+    def _scratch(self) -> Table:
+        """While a block runs its own tensors and those crossing before and after it are alive;
+        what crosses the segment's ends is in the messages, not here."""
+        crossing = self._crossing
+        own = np.array(
+            [block.scratch_bytes + block.activation_bytes for block in self.profile.blocks],
+            dtype=np.float64,
+        )
+        before, after = crossing[:-1], crossing[1:]
+        middle = np.zeros(self.valid.shape)
+        middle[2:, 1:] = self._max(list(own + before + after))[:-2, :-1]
+        first = shifted(np.append(own + after, 0.0), self.blocks, 0.0)
+        last = np.broadcast_to(np.append(0.0, own + before), middle.shape)
+        found: Table = np.maximum(np.maximum(first, last), middle)
+        found[0] = np.append(0.0, own)
+        return found
+
+    def _ends(self, values: NDArray[np.float64]) -> tuple[Table, Table]:
+        starts = shifted(values, self.blocks, 0.0)
+        return starts, np.broadcast_to(values, starts.shape)
 
     def _per_block(self, values: Sequence[float]) -> Table:
         # The block that starts at cut j - n - 1; no block starts at the last cut.

@@ -13,8 +13,9 @@ from vaultline.core.plan import Plan
 from vaultline.core.profile import ModelProfile
 from vaultline.core.tensors import layout
 from vaultline.core.units import format_ms
-from vaultline.cost.memory import working_bytes
+from vaultline.cost.segments import Segments
 from vaultline.planner.plan import plan_request
+from vaultline.planner.problem import Settings, need_bytes
 from vaultline.planner.request import PlanRequest
 
 _MEASURE = {"latency": "latency_s", "throughput": "bottleneck_s", "chunk": "chunk_s"}
@@ -124,17 +125,9 @@ def _stage(plan: Plan, profile: ModelProfile, number: int, longest_s: float) -> 
     stage = plan.stages[number]
     start, end = (profile.positions.index(node) for node in (stage.first, stage.last))
     blocks = profile.blocks[start:end]
-    weights = sum(block.weight_bytes for block in blocks)
-    in_bytes, out_bytes = layout(stage.inputs)[1], layout(stage.outputs)[1]
-    working = working_bytes(
-        activation_bytes=float(max(block.activation_bytes for block in blocks)),
-        scratch_bytes=float(max(block.scratch_bytes for block in blocks)),
-        in_bytes=float(in_bytes),
-        out_bytes=float(out_bytes),
-        frames=stage.frames_per_pass,
-        queue_frames=stage.queue_frames,
-    )
-    held = 2 * min(stage.step_bytes, weights) if stage.mode == "streamed" else weights
+    segments = Segments(profile, stages_max=len(plan.stages))
+    settings = Settings(step_bytes=stage.step_bytes)
+    need = need_bytes(segments, stage.mode, stage.frames_per_pass, stage.queue_frames, settings)
     return StageExplanation(
         device=stage.device.name,
         host=stage.device.host,
@@ -142,11 +135,11 @@ def _stage(plan: Plan, profile: ModelProfile, number: int, longest_s: float) -> 
         last=stage.last,
         mode=stage.mode,
         frames_per_pass=stage.frames_per_pass,
-        weight_bytes=weights,
-        need_bytes=held + int(working),
+        weight_bytes=sum(block.weight_bytes for block in blocks),
+        need_bytes=int(need[end - start - 1, end]),
         memory_bytes=stage.device.memory_bytes,
-        in_bytes=in_bytes,
-        out_bytes=out_bytes,
+        in_bytes=layout(stage.inputs)[1],
+        out_bytes=layout(stage.outputs)[1],
         predicted_s=stage.predicted_s,
         share=stage.predicted_s / longest_s if longest_s > 0 else 1.0,
     )

@@ -6,11 +6,32 @@ from math import ceil, inf
 
 import numpy as np
 
+from vaultline.core.cluster import Device
 from vaultline.core.errors import InfeasibleError
 from vaultline.core.limits import FRAME_BYTES_MAX
 from vaultline.core.units import format_bytes
 from vaultline.planner.problem import Problem
 from vaultline.planner.search import Programme
+
+
+class MemoryShortError(InfeasibleError):
+    """No partition fits.
+
+    Attributes:
+        device: where most is missing in the partition that lacks least.
+        needed_bytes: the memory that this device would need.
+    """
+
+    def __init__(self, message: str, *, device: Device, needed_bytes: int, nodes: str) -> None:
+        super().__init__(
+            message,
+            got=f"{format_bytes(device.memory_bytes)} on {device.name}",
+            expected=f"{format_bytes(needed_bytes)} for nodes {nodes}, "
+            "with weights streamed where that takes less",
+            remedy="raise the device's memory, add devices, or lower the step size",
+        )
+        self.device = device.name
+        self.needed_bytes = needed_bytes
 
 
 def explain_infeasible(problem: Problem, stages: int | None) -> InfeasibleError:
@@ -90,13 +111,12 @@ def _memory(problem: Problem, stages: int | None) -> InfeasibleError:
             lacking.append((missing, unit, first, last))
     missing, unit, first, last = max(lacking, key=lambda each: each[0])
     others = f" (and less on {len(lacking) - 1} more)" if len(lacking) > 1 else ""
-    return InfeasibleError(
+    return MemoryShortError(
         f"the smallest partition needs {format_bytes(missing)} more on device {unit.name}"
         f"{others}: memory",
-        got=f"{format_bytes(unit.memory_bytes)} on {unit.name}",
-        expected=f"{format_bytes(unit.memory_bytes + missing)} for nodes {first}:{last}, "
-        "with weights streamed where that takes less",
-        remedy="raise the device's memory, add devices, or lower the step size",
+        device=unit,
+        needed_bytes=unit.memory_bytes + missing,
+        nodes=f"{first}:{last}",
     )
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vaultline.core.cluster import Cluster, Device
 from vaultline.core.errors import InputError
-from vaultline.core.limits import FRAME_BYTES_MAX, MIB
+from vaultline.core.limits import FRAME_BYTES_MAX, MIB, STAGES_MAX
 from vaultline.core.profile import ModelProfile
 from vaultline.cost.memory import resident_bytes, streamed_bytes, working_bytes
 from vaultline.cost.segments import Segments, Table
@@ -153,7 +153,7 @@ def build_problem(
     Args:
         alone: plan for frames that travel alone (the latency objective): one frame a pass.
     """
-    segments = Segments(profile)
+    segments = Segments(profile, stages_max=min(len(units), STAGES_MAX))
     types = tuple(
         DeviceType(
             units=tuple(group),
@@ -252,19 +252,20 @@ def _options(
     segments: Segments, types: Sequence[DeviceType], settings: Settings, frames_max: int
 ) -> tuple[tuple[tuple[Option, ...], ...], Table]:
     """Per type: resident where it fits, else streamed; and streamed where its period is shorter."""
-    need_bytes = np.full(segments.valid.shape, np.inf)
+    least_need = np.full(segments.valid.shape, np.inf)
+    kept = {mode: kept_bytes(segments, mode, settings) for mode in MODES}
     by_mode: dict[Mode, list[Option]] = {}
     for mode in MODES:
         built = [_empty_option(segments, mode) for _ in types]
         for frames in range(1, frames_max + 1):
-            need, base_s = _mode_tables(segments, mode, frames, settings)
+            need, base_s = _mode_tables(segments, mode, kept[mode], frames, settings)
             if frames == 1:
-                np.minimum(need_bytes, need, out=need_bytes)
+                np.minimum(least_need, need, out=least_need)
             for kind, option in zip(types, built, strict=True):
                 _offer(option, kind, frames, need, base_s)
         by_mode[mode] = built
     pairs = zip(by_mode["resident"], by_mode["streamed"], strict=True)
-    return tuple(_merge(resident, streamed) for resident, streamed in pairs), need_bytes
+    return tuple(_merge(resident, streamed) for resident, streamed in pairs), least_need
 
 
 def _empty_option(segments: Segments, mode: Mode) -> Option:
@@ -277,29 +278,48 @@ def _empty_option(segments: Segments, mode: Mode) -> Option:
     )
 
 
+def kept_bytes(segments: Segments, mode: Mode, settings: Settings) -> Table:
+    """Tensors of a frame that wait between the steps of each segment."""
+    stacked = segments.stacked_bytes()
+    if mode == "resident":
+        return stacked
+    return stacked + segments.between_steps_bytes(settings.step_bytes)
+
+
+def need_bytes(
+    segments: Segments,
+    mode: Mode,
+    frames: int,
+    queue_frames: int,
+    settings: Settings,
+    kept: Table | None = None,
+) -> Table:
+    """Memory that each segment needs; ``kept`` saves computing it again."""
+    working = working_bytes(
+        kept_bytes=kept_bytes(segments, mode, settings) if kept is None else kept,
+        scratch_bytes=segments.scratch_bytes,
+        in_bytes=segments.in_message_bytes,
+        out_bytes=segments.out_message_bytes,
+        frames=frames,
+        queue_frames=queue_frames,
+    )
+    if mode == "resident":
+        return resident_bytes(segments.weight_bytes, working)
+    return streamed_bytes(segments.step_bytes(settings.step_bytes), working)
+
+
 def _mode_tables(
-    segments: Segments, mode: Mode, frames: int, settings: Settings
+    segments: Segments, mode: Mode, kept: Table, frames: int, settings: Settings
 ) -> tuple[Table, Table]:
     """Memory need, and seconds per frame on the recording host, of every segment."""
-    working = working_bytes(
-        activation_bytes=segments.activation_bytes,
-        scratch_bytes=segments.scratch_bytes,
-        in_bytes=segments.in_bytes,
-        out_bytes=segments.out_bytes,
-        frames=frames,
-        queue_frames=settings.queue_frames(frames),
-    )
+    queue_frames = settings.queue_frames(frames)
+    need = need_bytes(segments, mode, frames, queue_frames, settings, kept)
     weights = segments.weight_bytes
-    if mode == "resident":
-        need, stream = resident_bytes(weights, working), np.zeros_like(weights)
-    else:
-        step = segments.step_bytes(settings.step_bytes)
-        need, stream = streamed_bytes(step, working), weights
     seconds = stage_s(
         in_bytes=segments.in_bytes,
         out_bytes=segments.out_bytes,
         pass_compute_s=segments.compute_s(frames),
-        stream_bytes=stream,
+        stream_bytes=weights if mode == "streamed" else np.zeros_like(weights),
         frames=frames,
         rates=segments.profile.rates,
     )

@@ -4,6 +4,8 @@ from math import isclose
 
 import numpy as np
 
+from vaultline.core.frames import hop_buffers_bytes
+from vaultline.core.limits import MIB
 from vaultline.core.profile import BlockProfile, DeviceRates
 from vaultline.cost import bottleneck_s, chunk_s, latency_s, link_s, stage_s
 from vaultline.cost.memory import resident_bytes, step_bytes, streamed_bytes, working_bytes
@@ -44,17 +46,20 @@ def test_a_chunk_is_one_latency_and_a_bottleneck_for_each_other_frame() -> None:
 
 
 def test_memory_counts_weights_or_two_steps_and_the_frames_in_work() -> None:
+    sizes = {"input_bytes": 10 * MIB, "output_bytes": 4096}
     working = working_bytes(
-        activation_bytes=100.0,
-        scratch_bytes=7.0,
-        in_bytes=10.0,
-        out_bytes=3.0,
+        kept_bytes=np.array([100.0]),
+        scratch_bytes=np.array([7.0]),
+        in_bytes=np.array([float(sizes["input_bytes"])]),
+        out_bytes=np.array([float(sizes["output_bytes"])]),
         frames=4,
         queue_frames=8,
     )
-    assert working == 4 * 103 + 7 + 80
-    assert resident_bytes(1000.0, working) == 1000 + working
-    assert streamed_bytes(50.0, working) == 100 + working
+    # What the enclave takes for its message buffers, by its own formula.
+    hops = hop_buffers_bytes(queue_frames=8, frames_per_pass=4, **sizes)
+    assert working[0] == 4 * 100 + 7 + hops
+    assert resident_bytes(np.array([1000.0]), working)[0] == 1000 + working[0]
+    assert streamed_bytes(np.array([50.0]), working)[0] == 100 + working[0]
 
 
 def test_a_step_is_as_wanted_unless_a_weight_has_no_tiles_or_all_are_smaller() -> None:
