@@ -17,6 +17,7 @@ from queue import SimpleQueue
 
 import numpy as np
 
+from vaultline.bench.noise import frames_of
 from vaultline.channel.keys import derive_hop_keys
 from vaultline.channel.records import OVERHEAD_BYTES, RecordKind, RecordOpener, RecordSealer
 from vaultline.core.frames import FrameLayout
@@ -171,24 +172,12 @@ def _compiled(model: Model, first: int, last: int) -> CompiledStage:
     return compile_segment(model, first, last, settings=bench_settings(), step_bytes=8 * MIB)
 
 
-def _first_input(model: Model) -> list[bytes]:
-    """Seeded noise in [0, 1) for floats, zeros for the rest (indices, masks)."""
-    rng = np.random.default_rng(0)
-    tensors = []
-    for spec in model.inputs:
-        if spec.dtype in ("float32", "float64", "float16"):
-            tensors.append(rng.random(spec.shape).astype(spec.dtype).tobytes())
-        else:
-            tensors.append(bytes(spec.nbytes))
-    return tensors
-
-
 def _benches(
     model: Model, positions: Sequence[int], progress: Callable[[int, int], None] | None
 ) -> list[StageBench]:
     """Every block, fed with what the block before it makes of seeded noise."""
     benches: list[StageBench] = []
-    carried = _first_input(model)
+    carried = [tensor.tobytes() for tensor in frames_of(model.inputs, 1)[0]]
     for first, last in pairwise(positions):
         bench = StageBench(_compiled(model, first, last))
         for buffer in bench.inputs:

@@ -1,0 +1,298 @@
+"""Two enclaves of one core each against the plain engine on the same two cores."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from vaultline.bench.native import NativeModel
+from vaultline.bench.noise import Array, frames_of
+from vaultline.bench.profiling import ProfileRequest, profile_model
+from vaultline.bench.rig import Rig, local_cluster, make_rig, make_trust
+from vaultline.core.errors import MachineError
+from vaultline.core.plan import Plan
+from vaultline.core.serde import canonical_json
+from vaultline.core.tensors import TensorSpec
+from vaultline.graph.model import load_model, save
+from vaultline.graph.rewrite import rewrite
+from vaultline.graph.structure import Model
+from vaultline.graph.zoo import build
+from vaultline.owner.session import OwnerFrame, ResultFrame, Session
+from vaultline.planner.plan import make_plan
+
+#: Those that the geometric mean is about; the others are reported beside them.
+HEADLINE = ("resnet50", "googlenet", "densenet121", "mobilenetv2", "vgg19", "alexnet")
+#: Frames before and after the timed ones, so that the pipeline is full at both ends.
+_MARGIN_FRAMES = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineRequest:
+    """What to measure, and for how long."""
+
+    models: tuple[str, ...]
+    zoo: Path
+    rounds: int = 5
+    seconds: float = 2.0
+    profile_repeats: int = 9
+
+
+@dataclass(slots=True)
+class Round:
+    """Frames per second of each alternative in one round, measured one after the other."""
+
+    one_native: float = 0.0
+    two_native: float = 0.0
+    two_untouched: float = 0.0
+    vaultline: float = 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelResult:
+    """Medians over rounds, and where the time of the pipeline goes (ms per frame)."""
+
+    model: str
+    frames: int
+    rounds: list[Round]
+    max_relative_error: float
+    parts: dict[str, float] = field(default_factory=dict)
+    stages: list[dict[str, Any]] = field(default_factory=list)
+
+    def median(self, name: str) -> float:
+        """Median frames per second of an alternative."""
+        return float(statistics.median(getattr(turn, name) for turn in self.rounds))
+
+    def ratio(self, below: str) -> float:
+        """Median over rounds of Vaultline's rate over another's in the same round."""
+        ratios = [turn.vaultline / getattr(turn, below) for turn in self.rounds]
+        return float(statistics.median(ratios))
+
+
+def bench_pipeline(
+    request: PipelineRequest, progress: Callable[[str, int, int], None]
+) -> list[ModelResult]:
+    """Measure every model; ``progress`` is told (what, done, total)."""
+    found = []
+    with tempfile.TemporaryDirectory(prefix="vaultline-bench-") as folder:
+        trust = make_trust(Path(folder) / "trust")
+        for number, name in enumerate(request.models):
+            progress(name, number, len(request.models))
+            own = Path(folder) / name
+            own.mkdir()
+            found.append(_bench_model(name, request, own, trust))
+    progress("done", len(request.models), len(request.models))
+    return found
+
+
+def figures(found: Sequence[ModelResult]) -> dict[str, float]:
+    """The benchmark's figures by name."""
+    ratios = {result.model: result.ratio("two_native") for result in found}
+    headline = [ratios[name] for name in HEADLINE if name in ratios]
+    made = {f"ratio.{name}": ratio for name, ratio in ratios.items()}
+    for result in found:
+        made[f"ratio_untouched.{result.model}"] = result.ratio("two_untouched")
+        made[f"fps.{result.model}"] = result.median("vaultline")
+    made["ratio_min"] = min(ratios.values())
+    if headline:
+        made["ratio_geomean"] = statistics.geometric_mean(headline)
+        made["ratio_geomean_models"] = float(len(headline))
+    return made
+
+
+def _bench_model(
+    name: str, request: PipelineRequest, folder: Path, trust: dict[str, Path]
+) -> ModelResult:
+    path = build(name, request.zoo)
+    model = load_model(path)
+    rewritten = folder / "rewritten.onnx"
+    save(rewrite(model), rewritten)
+    plan = _balanced_plan(model, request)
+    rig = make_rig(model, plan, folder, trust)
+    with ExitStack() as stack:
+        specs = model.inputs
+        cores = sorted(os.sched_getaffinity(0))[:2]
+        native = [stack.enter_context(_Native(rewritten, core, specs)) for core in cores]
+        untouched = [stack.enter_context(_Native(path, core, specs)) for core in cores]
+        pipeline = stack.enter_context(_Pipeline(rig, specs))
+        frames = max(12, round(request.seconds / native[0].frame_s()))
+        rounds = [
+            Round(
+                one_native=_rate(native[:1], frames),
+                two_native=_rate(native, frames),
+                two_untouched=_rate(untouched, frames),
+                vaultline=pipeline.rate(2 * frames),
+            )
+            for _ in range(request.rounds)
+        ]
+        error = _error(NativeModel(path), pipeline)
+        parts, stages = pipeline.parts(plan)
+    return ModelResult(
+        model=name,
+        frames=frames,
+        rounds=rounds,
+        max_relative_error=error,
+        parts=parts,
+        stages=stages,
+    )
+
+
+def _balanced_plan(model: Model, request: PipelineRequest) -> Plan:
+    """The planner's own choice for throughput, memory unlimited."""
+    profile = profile_model(model, ProfileRequest(repeats=request.profile_repeats))
+    return make_plan(profile, local_cluster(2), objective="throughput", stages=2)
+
+
+class _Native:
+    """A native session in a process of its own, pinned to a core."""
+
+    def __init__(self, path: Path, core: int, specs: tuple[TensorSpec, ...]) -> None:
+        self._popen = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "vaultline.bench.native_worker",
+                str(path),
+                str(core),
+                canonical_json(specs).decode(),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> _Native:
+        self._read()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._popen.stdin is not None:
+            self._popen.stdin.close()
+        self._popen.wait()
+        if self._popen.stdout is not None:
+            self._popen.stdout.close()
+
+    def start(self, frames: int) -> None:
+        """Begin to run frames."""
+        if self._popen.stdin is not None:
+            self._popen.stdin.write(f"{frames}\n")
+            self._popen.stdin.flush()
+
+    def seconds(self) -> float:
+        """Wait for what was started; how long it took."""
+        return float(self._read())
+
+    def frame_s(self) -> float:
+        """A rough time of one frame."""
+        self.start(3)
+        return self.seconds() / 3
+
+    def _read(self) -> str:
+        line = "" if self._popen.stdout is None else self._popen.stdout.readline()
+        if not line:
+            raise MachineError("a native session to compare with has died")
+        return line
+
+
+def _rate(natives: Sequence[_Native], frames: int) -> float:
+    """Frames per second of sessions that run at the same time, each so many frames."""
+    for native in natives:
+        native.start(frames)
+    return sum(frames / seconds for seconds in [native.seconds() for native in natives])
+
+
+class _Pipeline:
+    """A session that is fed on demand, so that it can take turns with the alternatives."""
+
+    def __init__(self, rig: Rig, specs: tuple[TensorSpec, ...]) -> None:
+        self._session: Session = rig.session()
+        self.inputs = frames_of(specs, 4)
+        self._wanted: SimpleQueue[int] = SimpleQueue()
+        self._results: list[ResultFrame] = []
+        self._sent = 0
+
+    def __enter__(self) -> _Pipeline:
+        self._session.__enter__()
+        self._stream = self._session.stream(self._feed())
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._wanted.put(0)
+        if exc[0] is None:
+            for _ in self._stream:
+                pass
+        self._session.__exit__(*exc)
+
+    def _feed(self) -> Iterator[OwnerFrame]:
+        while wanted := self._wanted.get():
+            for _ in range(wanted):
+                tensors = self.inputs[self._sent % len(self.inputs)]
+                yield OwnerFrame(self._sent, 0.0, tensors)
+                self._sent += 1
+
+    def run(self, frames: int) -> list[ResultFrame]:
+        """Send frames and wait for all of their results."""
+        self._wanted.put(frames)
+        return [next(self._stream) for _ in range(frames)]
+
+    def rate(self, frames: int) -> float:
+        """Frames per second while the pipeline is full."""
+        results = self.run(frames + 2 * _MARGIN_FRAMES)
+        timed = results[_MARGIN_FRAMES : _MARGIN_FRAMES + frames + 1]
+        self._results = timed
+        return frames / ((timed[-1].received_ns - timed[0].received_ns) / 1e9)
+
+    def parts(self, plan: Plan) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Where the time of the last round went, in milliseconds per frame."""
+        timed = self._results
+        stages: list[dict[str, Any]] = []
+        for number, stage in enumerate(plan.stages):
+            times = [result.times[number] for result in timed]
+            stages.append(
+                {
+                    "nodes": [stage.first, stage.last],
+                    "compute_ms": _median_ms([t.finished_ns - t.started_ns for t in times]),
+                    "open_ms": _median_ms([t.open_ns for t in times]),
+                    "seal_ms": _median_ms([t.seal_ns for t in times]),
+                    "socket_ms": _median_ms([t.send_ns for t in times]),
+                    "predicted_ms": stage.predicted_s * 1e3,
+                }
+            )
+        period_ms = (timed[-1].received_ns - timed[0].received_ns) / 1e6 / (len(timed) - 1)
+        busy = [stage["compute_ms"] for stage in stages]
+        return {
+            "period_ms": period_ms,
+            "compute_ms": sum(busy),
+            "imbalance_ms": max(busy) - sum(busy) / len(busy),
+            "encryption_ms": sum(stage["open_ms"] + stage["seal_ms"] for stage in stages),
+            "socket_ms": sum(stage["socket_ms"] for stage in stages),
+        }, stages
+
+
+def _median_ms(values_ns: Sequence[int]) -> float:
+    return statistics.median(values_ns) / 1e6
+
+
+def _error(native: NativeModel, pipeline: _Pipeline) -> float:
+    """Largest difference from the untouched model, relative to its largest output."""
+    worst = 0.0
+    for result in pipeline.run(len(pipeline.inputs)):
+        frame = pipeline.inputs[result.index % len(pipeline.inputs)]
+        for name, expected in zip(native.outputs, native.run(frame), strict=True):
+            worst = max(worst, _relative(result.outputs[name], expected))
+    return worst
+
+
+def _relative(got: Array, expected: Array) -> float:
+    scale = float(np.abs(expected).max()) or 1.0
+    return float(np.abs(got - expected).max()) / scale

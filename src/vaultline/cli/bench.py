@@ -1,0 +1,155 @@
+"""``vaultline bench``: measure what the project claims, and say where the time goes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vaultline.bench.channel import ChannelRequest, bench_channel
+from vaultline.bench.pipeline import HEADLINE, ModelResult, PipelineRequest, bench_pipeline, figures
+from vaultline.bench.profiling import cpu_name
+from vaultline.cli.common import JsonFlag, print_json, progress, results, table
+from vaultline.graph.zoo import ZOO
+
+QuickFlag = Annotated[bool, typer.Option("--quick", help="Finish within a minute.")]
+ZooOption = Annotated[
+    Path | None,
+    typer.Option("--models-dir", help="Where the models are made; ~/.cache/vaultline/zoo."),
+]
+#: Small enough to profile, seal and measure three of them in a minute.
+_QUICK_MODELS = ("squeezenet", "mobilenetv2", "resnet50")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    group = typer.Typer(
+        no_args_is_help=True,
+        help="Measure what the project claims. Close other programs first.",
+        epilog="Example: vaultline bench pipeline --json",
+    )
+    group.command("pipeline", epilog="Example: vaultline bench pipeline --quick")(pipeline)
+    group.command("channel", epilog="Example: vaultline bench channel --json")(channel)
+    app.add_typer(group, name="bench")
+
+
+def pipeline(
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="Only this model. Repeatable.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 5,
+    models_dir: ZooOption = None,
+    quick: QuickFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Frames per second of two enclaves against one and two plain engine sessions."""
+    request = PipelineRequest(
+        models=tuple(model) if model else _QUICK_MODELS if quick else ZOO,
+        zoo=models_dir or default_zoo(),
+        rounds=3 if quick else rounds,
+        seconds=0.7 if quick else 2.0,
+        profile_repeats=5 if quick else 15,
+    )
+    with _told() as tell:
+        found = bench_pipeline(request, tell)
+    if as_json:
+        print_json(
+            {
+                "figures": figures(found),
+                "machine": _machine(),
+                "models": [asdict(result) for result in found],
+            }
+        )
+    else:
+        _show_pipeline(found)
+
+
+def channel(
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 5,
+    models_dir: ZooOption = None,
+    quick: QuickFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Sealed records through a socket, both ends counted, and the time from challenge to grant."""
+    request = ChannelRequest(
+        zoo=models_dir or default_zoo(),
+        rounds=3 if quick else rounds,
+        bytes_per_round=(1 << 28) if quick else (1 << 30),
+        sessions=3 if quick else 5,
+    )
+    with _told() as tell:
+        found = bench_channel(request, tell)
+    if as_json:
+        print_json({"figures": found.figures, "machine": _machine(), "grants_ms": found.grant_ms})
+        return
+    rows = [
+        (f"{size >> 10} KiB", f"{rate:.2f}", f"{found.gbps['tcp'][size]:.2f}")
+        for size, rate in found.gbps["unix"].items()
+    ]
+    console = results()
+    console.print(table("sealed, sent, opened: GB/s", ("record", "unix", "tcp"), rows))
+    console.print(f"challenge to grant: {found.figures['grant_ms']:.2f} ms (median)")
+
+
+def default_zoo() -> Path:
+    """Where models for benchmarks are kept between runs."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    home = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
+    return home / "vaultline" / "zoo"
+
+
+@contextmanager
+def _told() -> Iterator[Callable[[str, int, int], None]]:
+    with progress(unit="steps/s") as bar:
+        task = bar.add_task("measuring", total=None)
+        yield lambda what, done, total: bar.update(
+            task, description=f"measuring {what}", completed=done, total=total
+        )
+
+
+def _machine() -> dict[str, Any]:
+    return {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0))}
+
+
+def _show_pipeline(found: list[ModelResult]) -> None:
+    rows = [
+        (
+            result.model,
+            f"{result.median('one_native'):.1f}",
+            f"{result.median('two_native'):.1f}",
+            f"{result.median('vaultline'):.1f}",
+            f"{result.ratio('two_native'):.3f}",
+            f"{result.ratio('two_untouched'):.3f}",
+            f"{result.parts['imbalance_ms']:.2f}",
+            f"{result.parts['encryption_ms']:.2f}",
+            f"{result.parts['socket_ms']:.2f}",
+            f"{result.max_relative_error:.0e}",
+        )
+        for result in found
+    ]
+    columns = (
+        "model",
+        "native x1",
+        "native x2",
+        "vaultline",
+        "ratio",
+        "untouched",
+        "imbalance ms",
+        "crypto ms",
+        "socket ms",
+        "max error",
+    )
+    made = figures(found)
+    console = results()
+    console.print(table("frames per second (medians)", columns, rows))
+    if "ratio_geomean" in made:
+        count = int(made["ratio_geomean_models"])
+        console.print(
+            f"ratio to two native sessions: geometric mean {made['ratio_geomean']:.3f} over "
+            f"{count} of {len(HEADLINE)} models, least {made['ratio_min']:.3f} of all shown"
+        )
