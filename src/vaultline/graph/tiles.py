@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import onnx
 from onnx import helper
@@ -85,7 +83,7 @@ def _cut(
 
 
 def _cut_bias(
-    proto: onnx.NodeProto, weights: Mapping[str, Array], place: tuple[int, int, int]
+    proto: onnx.NodeProto, weights: dict[str, Array], place: tuple[int, int, int]
 ) -> None:
     """The tile's share of a bias, unless one value serves all outputs."""
     if len(proto.input) < 3 or not proto.input[2]:
@@ -95,5 +93,4 @@ def _cut_bias(
     if bias.ndim == 0 or bias.shape[-1] == 1:
         return
     proto.input[2] = f"{proto.input[2]}/tile{index}"
-    assert isinstance(weights, dict)
     weights[proto.input[2]] = np.ascontiguousarray(bias[..., start : start + width])

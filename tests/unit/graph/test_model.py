@@ -10,6 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from vaultline.core.errors import InputError
+from vaultline.core.program import StageSettings
+from vaultline.graph.compile import compile_segment
 from vaultline.graph.engine import run_plain
 from vaultline.graph.model import load_model
 
@@ -261,3 +263,15 @@ def test_a_model_above_two_gib(tmp_path: Path) -> None:
     assert model.weight_bytes == 2 * size > 1 << 31
     result = run_plain(model, {"x": np.ones((1, side), np.float32)})
     assert not result["y"].any()
+    settings = StageSettings(
+        stage=0,
+        stages=1,
+        threads=1,
+        budget_bytes=1 << 33,
+        mode="resident",
+        frames_per_pass=1,
+        queue_frames=1,
+    )
+    stage = compile_segment(model, 0, 3, settings=settings, step_bytes=1 << 22, portable=True)
+    assert stage.program.weight_bytes >= 2 * size
+    assert sum(len(graph) for graph in stage.program.graphs) < 1 << 14
