@@ -8,12 +8,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
 from vaultline.core.errors import PeerError, VaultlineError
-from vaultline.core.frames import (
-    OUTPUT_FRAMES_EXTRA,
-    FrameLayout,
-    StageTimes,
-    hop_buffers_bytes,
-)
+from vaultline.core.frames import OUTPUT_FRAMES_EXTRA, FrameLayout, StageTimes, record_buffer_bytes
 from vaultline.core.program import StageProgram
 from vaultline.enclave.executor import Executor, FrameBuffer
 from vaultline.enclave.ledger import Ledger
@@ -67,15 +62,7 @@ class StageBuffers:
             FrameBuffer(after, ledger.take("io", after.message_bytes, "the output queue"))
             for _ in range(frames_out)
         ]
-        all_bytes = hop_buffers_bytes(
-            queue_frames=frames_in,
-            frames_per_pass=settings.frames_per_pass,
-            input_bytes=before.message_bytes,
-            output_bytes=after.message_bytes,
-        )
-        records_bytes = (
-            all_bytes - frames_in * before.message_bytes - frames_out * after.message_bytes
-        )
+        records_bytes = sum(record_buffer_bytes(hop.message_bytes) for hop in (before, after))
         ledger.reserve("io", records_bytes, "the record buffers")
 
 
