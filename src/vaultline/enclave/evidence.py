@@ -88,11 +88,8 @@ def open_provider(name: ProviderName, platform: bytes | None = None) -> Provider
         return GramineProvider()
     if name == "simulated" and platform is not None:
         return SimulatedProvider(platform)
-    raise InputError(
-        "no such provider of evidence, or its platform is missing",
-        got=f"{name}, {'with' if platform else 'without'} a platform",
-        expected="gramine, or simulated with a platform",
-    )
+    got, expected = f"{name}, platform: {platform is not None}", "gramine, or simulated with one"
+    raise InputError("no such provider of evidence, or no platform", got=got, expected=expected)
 
 
 def fresh_key() -> GrantKey:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from vaultline.core.errors import PeerError, VaultlineError
@@ -34,13 +34,6 @@ class _Ended:
     """Nothing more will come; ``error`` where the stream did not end as agreed."""
 
     error: VaultlineError | None = None
-
-
-@dataclass(slots=True)
-class _Sent:
-    """Times of the last frame sent, to be told with the next one."""
-
-    clock: HopClock = field(default_factory=HopClock)
 
 
 class StageBuffers:
@@ -89,7 +82,7 @@ class Pipeline:
         self._receiver = receiver
         self._sender = sender
         self._progress = progress
-        self._sent = _Sent()
+        self._sent = HopClock()  # of the last frame sent, to be told with the next one
         self._free_inputs: SimpleQueue[FrameBuffer] = SimpleQueue()
         self._free_outputs: SimpleQueue[FrameBuffer | _Ended] = SimpleQueue()
         self._arrived: SimpleQueue[_Arrived | _Ended] = SimpleQueue()
@@ -137,7 +130,7 @@ class Pipeline:
                 item = self._finished.get()
                 if isinstance(item, FrameBuffer):
                     self._sender.send(item.message)
-                    self._sent.clock = self._sender.clock
+                    self._sent = self._sender.clock
                     self._free_outputs.put(item)
                 elif item.error is None:
                     self._sender.end()
@@ -187,8 +180,8 @@ class Pipeline:
                 started_ns=started_ns,
                 finished_ns=finished_ns,
                 open_ns=arrived.clock.crypto_ns,
-                seal_ns=self._sent.clock.crypto_ns,
-                send_ns=self._sent.clock.socket_ns,
+                seal_ns=self._sent.crypto_ns,
+                send_ns=self._sent.socket_ns,
             )
             self._layout.write_times(output.message, self._stage, times)
             self._finished.put(output)
