@@ -1,4 +1,4 @@
-"""What the owner writes at the start of a frame's message, and reads from its result."""
+"""What the owner writes into a frame's message, and reads from that of its result."""
 
 from __future__ import annotations
 
@@ -34,3 +34,9 @@ def read_times(layout: FrameLayout, message: memoryview) -> tuple[StageTimes, ..
         StageTimes(*STAGE.unpack_from(message, HEAD.size + stage * STAGE.size))
         for stage in range(layout.stages)
     )
+
+
+def tensor_bytes(layout: FrameLayout, message: memoryview, position: int) -> memoryview:
+    """The bytes of the hop's tensor at ``position``."""
+    start = layout.offsets[position]
+    return message[start : start + layout.specs[position].nbytes]

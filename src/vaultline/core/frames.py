@@ -50,11 +50,6 @@ class FrameLayout:
         """Write one stage's times."""
         STAGE.pack_into(message, HEAD.size + stage * STAGE.size, *times)
 
-    def tensor(self, message: memoryview, position: int) -> memoryview:
-        """The bytes of the hop's tensor at ``position``."""
-        start = self.offsets[position]
-        return message[start : start + self.specs[position].nbytes]
-
 
 def record_buffer_bytes(message_bytes: int) -> int:
     """Memory of the record buffer of a hop whose messages have this size."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -18,16 +18,6 @@ from vaultline.core.serde import from_json
 
 ProviderName = Literal["simulated", "gramine"]
 GRAMINE_ATTESTATION = Path("/dev/attestation")
-
-
-class Provider(Protocol):
-    """A source of quotes over report data."""
-
-    kind: Kind
-
-    def quote(self, data: bytes, measurement: bytes) -> bytes:
-        """A quote over 64 bytes of report data."""
-        ...
 
 
 class SimulatedProvider:
@@ -76,6 +66,10 @@ class GramineProvider:
                 got=str(error),
                 remedy='set sgx.remote_attestation = "dcap" and start the AESM service',
             ) from error
+
+
+#: A source of quotes over 64 bytes of report data.
+Provider = SimulatedProvider | GramineProvider
 
 
 def open_provider(name: ProviderName, platform: bytes | None = None) -> Provider:

@@ -66,13 +66,9 @@ class FrameBuffer:
     def __init__(self, layout: FrameLayout, data: Bytes) -> None:
         self.layout = layout
         self.message = data.data
-        self.parts = tuple(
-            data[start : start + spec.nbytes]
-            for start, spec in zip(layout.offsets, layout.specs, strict=True)
-        )
-        self.values = tuple(
-            _value(part, spec) for part, spec in zip(self.parts, layout.specs, strict=True)
-        )
+        places = zip(layout.offsets, layout.specs, strict=True)
+        self.parts = tuple(data[start : start + spec.nbytes] for start, spec in places)
+        self.values = tuple(map(_value, self.parts, layout.specs))
 
 
 @dataclass(slots=True)
@@ -108,9 +104,7 @@ class Executor:
         self._slot_values: dict[tuple[int, int, int], ort.OrtValue] = {}
         buffers = self._take_weights()
         self._sessions = [_session(graph, settings.threads) for graph in program.graphs]
-        self._steps = [
-            self._load(step, mine) for step, mine in zip(program.steps, buffers, strict=True)
-        ]
+        self._steps = list(map(self._load, program.steps, buffers))
         self._through = tuple(
             (self._inputs[tensor], position)
             for tensor, position in self._outputs.items()

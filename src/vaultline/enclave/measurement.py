@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
@@ -32,7 +31,6 @@ DISTRIBUTIONS = (
     "pyseccomp",
     "typing-extensions",
 )
-_READERS = 2
 
 
 def measure(
@@ -61,9 +59,7 @@ def measure(
         lines.append(f"distribution {name} {distribution.version}")
         files.extend(_their_files(name, distribution))
     files.sort()
-    with ThreadPoolExecutor(_READERS) as pool:
-        digests = pool.map(_file_digest, (path for _, path in files))
-        lines += [f"{digest} {name}" for (name, _), digest in zip(files, digests, strict=True)]
+    lines += [f"{_file_digest(path)} {name}" for name, path in files]
     return hashlib.sha256("\n".join(lines).encode()).digest()
 
 

@@ -20,7 +20,7 @@ from vaultline.attest.evidence import Evidence
 from vaultline.channel.keys import derive_hop_keys
 from vaultline.channel.messages import StreamAbortedError
 from vaultline.core.errors import InputError, PeerError, VaultlineError
-from vaultline.core.frame_meta import FrameMeta, read_meta, read_times, write_meta
+from vaultline.core.frame_meta import FrameMeta, read_meta, read_times, tensor_bytes, write_meta
 from vaultline.core.frames import FrameLayout, StageTimes
 from vaultline.core.hostline import (
     BeatsLine,
@@ -317,14 +317,14 @@ class Session:
                     got=f"{tensor.dtype} {tensor.shape}",
                     expected=f"{spec.dtype} {spec.shape}",
                 )
-            target = np.frombuffer(self._in_layout.tensor(message, position), tensor.dtype)
+            target = np.frombuffer(tensor_bytes(self._in_layout, message, position), tensor.dtype)
             target[:] = tensor.reshape(-1)
 
     def _read(self, message: memoryview) -> ResultFrame:
         received_ns = time.monotonic_ns()
         meta = read_meta(message)
         outputs = {
-            spec.name: _array(self._out_layout.tensor(message, position), spec)
+            spec.name: _array(tensor_bytes(self._out_layout, message, position), spec)
             for position, spec in enumerate(self._out_layout.specs)
         }
         return ResultFrame(
