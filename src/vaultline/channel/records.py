@@ -134,17 +134,14 @@ class RecordOpener:
         """
         self._require_open()
         version, kind, flags, hop, epoch, sequence, length, zero = HEADER.unpack(raw)
-        known = version == VERSION and kind in RecordKind._value2member_map_ and flags <= FLAG_MORE
-        limit, keys = self._length_max, self._keys
-        checks: tuple[tuple[bool, type[RemoteProtocolError], object, object], ...] = (
-            (known and zero == 0, RecordHeaderError, "other bytes", "a record of this protocol"),
-            (length <= limit, RecordHeaderError, f"{length} bytes", f"at most {limit}"),
-            ((hop, epoch) == (keys.hop, keys.epoch), RecordMisdirectedError, (hop, epoch), keys),
-            (sequence == self._sequence, RecordSequenceError, sequence, self._sequence),
-        )
-        for holds, kind_of_error, got, expected in checks:
-            if not holds:
-                raise self._fail(kind_of_error, got=str(got), expected=str(expected))
+        if version != VERSION or kind not in RecordKind._value2member_map_ or flags > FLAG_MORE:
+            raise self._fail(RecordHeaderError)
+        if zero != 0 or length > self._length_max:
+            raise self._fail(RecordHeaderError, f"{length} bytes", f"at most {self._length_max}")
+        if (hop, epoch) != (self._keys.hop, self._keys.epoch):
+            raise self._fail(RecordMisdirectedError, f"hop {hop}, epoch {epoch}", str(self._keys))
+        if sequence != self._sequence:
+            raise self._fail(RecordSequenceError, str(sequence), str(self._sequence))
         return RecordHeader(
             kind=RecordKind(kind), more=flags == FLAG_MORE, length=length, raw=bytes(raw)
         )

@@ -1,10 +1,17 @@
-"""What the owner writes into a frame's message, and reads from that of its result."""
+"""The owner's side of frames: into a message, out of a result, and what buffers to plan for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vaultline.core.frames import HEAD, STAGE, FrameLayout, StageTimes
+from vaultline.core.frames import (
+    HEAD,
+    OUTPUT_FRAMES_EXTRA,
+    STAGE,
+    FrameLayout,
+    StageTimes,
+    record_buffer_bytes,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,3 +47,15 @@ def tensor_bytes(layout: FrameLayout, message: memoryview, position: int) -> mem
     """The bytes of the hop's tensor at ``position``."""
     start = layout.offsets[position]
     return message[start : start + layout.specs[position].nbytes]
+
+
+def hop_buffers_bytes(
+    *, queue_frames: int, frames_per_pass: int, input_bytes: int, output_bytes: int
+) -> int:
+    """What a stage takes for its message buffers, both hops, each with its record buffer.
+
+    ``input_bytes`` and ``output_bytes`` are message sizes (``FrameLayout.message_bytes``).
+    """
+    frames_out = frames_per_pass + OUTPUT_FRAMES_EXTRA
+    records = record_buffer_bytes(input_bytes) + record_buffer_bytes(output_bytes)
+    return queue_frames * input_bytes + frames_out * output_bytes + records
