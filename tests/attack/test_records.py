@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import struct
 import tracemalloc
-from collections.abc import Callable
 
 import pytest
 
@@ -16,13 +12,11 @@ from vaultline.channel.messages import (
     MessageReader,
     MessageReceived,
     MessageWriter,
-    Need,
     StreamAbortedError,
     StreamEnded,
 )
 from vaultline.channel.records import (
     HEADER,
-    OVERHEAD_BYTES,
     RecordAfterEndError,
     RecordHeaderError,
     RecordMisdirectedError,
@@ -139,7 +133,10 @@ ATTACKS: dict[str, tuple[list[bytes], type[RemoteProtocolError]]] = {
     "a length is the largest there is": ([with_length(GOOD[0], 2**32 - 1)], RecordHeaderError),
     "a length is shorter than the fragment": ([with_length(GOOD[0], 399)], FragmentError),
     "the sender gives up, authenticated": (
-        [*GOOD[:3], bytes((lambda w: (list(w.message(memoryview(message(0)))), w.abort("x"))[1])(writer()))],
+        [
+            *GOOD[:3],
+            bytes((lambda w: (list(w.message(memoryview(message(0)))), w.abort("x"))[1])(writer())),
+        ],
         StreamAbortedError,
     ),
 }
@@ -153,7 +150,7 @@ def test_an_untouched_stream_arrives() -> None:
 def test_refused_with_its_own_error(sentence: str) -> None:
     wire, error = ATTACKS[sentence]
     with pytest.raises(RemoteProtocolError) as caught:
-        out, _ = deliver(wire)
+        deliver(wire)
         if error is RecordAfterEndError:
             # The reader stops at the end; a caller that goes on is refused.
             peer, target = reader(), memoryview(bytearray(MESSAGE_BYTES))
@@ -206,6 +203,6 @@ def test_every_flipped_bit_is_noticed(position: int) -> None:
     wire = records(1)
     wire[0] = flipped(wire[0], position, 0x80)
     with pytest.raises(RemoteProtocolError):
-        out, ended = deliver(wire)
+        _, ended = deliver(wire)
         if ended is None:
             raise RemoteProtocolError("the stream never ended")
