@@ -19,9 +19,9 @@ from vaultline.attest.grant import (
     GrantForAnotherStage,
     open_grant,
     public_key_bytes,
-    seal_grant,
     transcript_hash,
 )
+from vaultline.attest.granting import seal_grant
 from vaultline.core.errors import VaultlineError
 from vaultline.enclave.evidence import fresh_key
 from vaultline.owner.appraisal import Appraiser

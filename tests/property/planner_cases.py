@@ -8,7 +8,8 @@ from math import inf
 from random import Random
 
 from vaultline.core.cluster import Cluster, Device, Host, Link
-from vaultline.core.frames import FrameLayout, hop_buffers_bytes
+from vaultline.core.frame_meta import hop_buffers_bytes
+from vaultline.core.frames import FrameLayout
 from vaultline.core.limits import RECORD_SLACK_BYTES
 from vaultline.core.profile import (
     BlockProfile,

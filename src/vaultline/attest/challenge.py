@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import struct
 
+from msgspec.structs import astuple
+
 from vaultline.core.errors import InputError, RemoteProtocolError
 from vaultline.core.limits import STAGES_MAX
 from vaultline.core.serde import Struct
@@ -45,9 +47,7 @@ class Challenge(Struct, frozen=True, kw_only=True):
 
     def encode(self) -> bytes:
         """The one encoding, of fixed length: on the wire and in the report data."""
-        return _LAYOUT.pack(
-            self.version, self.nonce, self.deployment, self.epoch, self.stage, self.plan_digest
-        )
+        return _LAYOUT.pack(*astuple(self))
 
     @classmethod
     def decode(cls, data: bytes) -> Challenge:
@@ -60,16 +60,9 @@ class Challenge(Struct, frozen=True, kw_only=True):
             raise RemoteProtocolError(
                 "not a challenge", got=f"{len(data)} bytes", expected=f"{CHALLENGE_BYTES} bytes"
             )
-        version, nonce, deployment, epoch, stage, plan_digest = _LAYOUT.unpack(data)
+        fields = zip(cls.__struct_encode_fields__, _LAYOUT.unpack(data), strict=True)
         try:
-            return cls(
-                version=version,
-                nonce=nonce,
-                deployment=deployment,
-                epoch=epoch,
-                stage=stage,
-                plan_digest=plan_digest,
-            )
+            return cls(**dict(fields))
         except InputError as error:
             raise RemoteProtocolError(error.message, got=error.got) from error
 

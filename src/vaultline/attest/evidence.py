@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from vaultline.attest.grant import PUBLIC_KEY_BYTES
 from vaultline.core.errors import InputError
 from vaultline.core.serde import Struct, from_msgpack, to_msgpack
 
 #: Who vouches for an enclave: ``simulated`` means nobody but the holder of a development platform.
 Kind = Literal["simulated", "sgx", "tdx", "snp"]
+MLKEM_KEY_BYTES = 1184
+#: An ML-KEM-768 key, then an X25519 key, as the HPKE hybrid encodes them.
+PUBLIC_KEY_BYTES = MLKEM_KEY_BYTES + 32
 #: Quotes with their certificates take 4 to 6 KiB; platforms with many certificates a few more.
 QUOTE_BYTES_MAX = 32 << 10
 EVIDENCE_BYTES_MAX = QUOTE_BYTES_MAX + PUBLIC_KEY_BYTES + 256
@@ -23,17 +25,12 @@ class Evidence(Struct, frozen=True, kw_only=True):
     quote: bytes
 
     def __post_init__(self) -> None:
-        if len(self.public_key) != PUBLIC_KEY_BYTES:
+        sizes = (len(self.public_key), len(self.quote))
+        if sizes[0] != PUBLIC_KEY_BYTES or not 0 < sizes[1] <= QUOTE_BYTES_MAX:
             raise InputError(
-                "evidence has a key of the wrong length",
-                got=f"{len(self.public_key)} bytes",
-                expected=f"{PUBLIC_KEY_BYTES} bytes",
-            )
-        if not 0 < len(self.quote) <= QUOTE_BYTES_MAX:
-            raise InputError(
-                "evidence has no quote, or too long a one",
-                got=f"{len(self.quote)} bytes",
-                expected=f"1 to {QUOTE_BYTES_MAX} bytes",
+                "evidence has a key of the wrong length, no quote, or too long a one",
+                got=f"a key of {sizes[0]} bytes and a quote of {sizes[1]}",
+                expected=f"{PUBLIC_KEY_BYTES}, and 1 to {QUOTE_BYTES_MAX} bytes",
             )
 
     def encode(self) -> bytes:

@@ -10,33 +10,22 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.hpke import (
-    AEAD,
-    KDF,
-    KEM,
-    MLKEM768X25519PrivateKey,
-    MLKEM768X25519PublicKey,
-    Suite,
-)
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519PrivateKey, Suite
 
 from vaultline.attest.challenge import Challenge
+from vaultline.attest.evidence import Evidence
 from vaultline.core.errors import InputError, RemoteProtocolError
-from vaultline.core.serde import Struct, from_msgpack, to_msgpack
+from vaultline.core.section import SectionAccess
+from vaultline.core.serde import from_msgpack
 
-if TYPE_CHECKING:
-    from vaultline.attest.evidence import Evidence
-
-_MLKEM_KEY_BYTES, _X25519_KEY_BYTES = 1184, 32
-PUBLIC_KEY_BYTES = _MLKEM_KEY_BYTES + _X25519_KEY_BYTES
 #: A grant takes about 300 bytes and its encapsulated keys 1,120.
 SEALED_GRANT_BYTES_MAX = 4096
 _LABEL = b"vaultline grant transcript v1\0"
-_SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 
 
 class GrantRefused(RemoteProtocolError):
@@ -63,36 +52,24 @@ class GrantForAnotherEpoch(GrantRefused):
     """Its epoch is not the challenge's."""
 
 
-class Grant(Struct, frozen=True, kw_only=True):
-    """What one enclave may know: the key of its own section and of its two hops.
+class Grant(SectionAccess, frozen=True, kw_only=True):
+    """What one enclave may know: what opens its own section, and the secrets of its two hops.
 
     Attributes:
-        stage_key: 32 bytes, opens this stage's section of the vault.
-        section_digest: SHA-256 of the section's ciphertext index; a rolled back file differs.
-        vault_id, model_id: 16 bytes each.
+        deployment: 16 bytes.
         hop_in_secret, hop_out_secret: 32 bytes each, from which the hops' record keys derive.
     """
 
-    stage: int
     epoch: int
     deployment: bytes
-    plan_digest: bytes
-    stage_key: bytes
-    section_digest: bytes
-    vault_id: bytes
-    model_id: bytes
     hop_in_secret: bytes
     hop_out_secret: bytes
 
     def __post_init__(self) -> None:
-        keys = (self.stage_key, self.hop_in_secret, self.hop_out_secret)
-        long = (*keys, self.plan_digest, self.section_digest)
-        short = (self.deployment, self.vault_id, self.model_id)
-        if {len(part) for part in long} != {32} or {len(part) for part in short} != {16}:
-            raise InputError("a grant's keys, digests and ids have fixed lengths")
-
-    def __repr__(self) -> str:
-        return f"Grant(stage={self.stage}, epoch={self.epoch}, secrets hidden)"
+        super().__post_init__()
+        parts = (self.deployment, self.hop_in_secret, self.hop_out_secret)
+        if tuple(map(len, parts)) != (16, 32, 32):
+            raise InputError("a deployment has 16 bytes, a hop's secret 32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,24 +91,6 @@ def transcript_hash(challenge: Challenge, evidence: Evidence) -> bytes:
     return hashlib.sha256(_LABEL + challenge.encode() + evidence.encode()).digest()
 
 
-def seal_grant(grant: Grant, public_key: bytes, transcript: bytes) -> bytes:
-    """Encrypt a grant to the key in appraised evidence.
-
-    Raises:
-        RemoteProtocolError: the key, which came from a peer, is not one.
-    """
-    if len(public_key) != PUBLIC_KEY_BYTES:
-        raise RemoteProtocolError("an enclave's public key has the wrong length")
-    try:
-        hybrid = MLKEM768X25519PublicKey(
-            MLKEM768PublicKey.from_public_bytes(public_key[:_MLKEM_KEY_BYTES]),
-            X25519PublicKey.from_public_bytes(public_key[_MLKEM_KEY_BYTES:]),
-        )
-        return _SUITE.encrypt(to_msgpack(grant), hybrid, info=transcript)
-    except ValueError as error:  # not a key, or a point of low order
-        raise RemoteProtocolError("an enclave's public key is not one", got=str(error)) from error
-
-
 def open_grant(sealed: bytes, key: GrantKey, transcript: bytes, *, challenge: Challenge) -> Grant:
     """Open a grant and check that it answers this enclave's challenge.
 
@@ -143,7 +102,7 @@ def open_grant(sealed: bytes, key: GrantKey, transcript: bytes, *, challenge: Ch
         raise RemoteProtocolError("a grant is too long", got=f"{len(sealed)} bytes")
     try:
         hybrid = MLKEM768X25519PrivateKey(key.mlkem, key.x25519)
-        plain = _SUITE.decrypt(sealed, hybrid, info=transcript)
+        plain = SUITE.decrypt(sealed, hybrid, info=transcript)
     except (InvalidTag, ValueError) as error:
         raise GrantForAnotherEnclave(
             "this grant was sealed to another enclave or another exchange, or was damaged",

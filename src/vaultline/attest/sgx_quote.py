@@ -68,11 +68,7 @@ def report_body(
 ) -> bytes:
     """The 384 bytes that a processor would report of an enclave.
 
-    Args:
-        measurement: MRENCLAVE, 32 bytes.
-        report_data: up to 64 bytes that the enclave chose; shorter ones are filled with zeros.
-        signer: MRSIGNER, 32 bytes.
-        attributes: flags of the enclave.
+    MRENCLAVE and MRSIGNER have 32 bytes; up to 64 bytes of report data are filled with zeros.
     """
     if len(measurement) != 32 or len(signer) != 32 or len(report_data) > 64:
         raise InputError("a report body takes 32, 32 and at most 64 bytes")
@@ -94,25 +90,13 @@ def raw_public_key(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def build_quote(platform: Platform, body: bytes) -> bytes:
-    """Sign a report body with a platform's keys.
-
-    Args:
-        platform: keys and certificates.
-        body: from `report_body`.
-    """
+    """Sign a report body with a platform's keys."""
     key = ec.derive_private_key(int.from_bytes(platform.attestation_key, "big"), ec.SECP256R1())
     header = _HEADER.pack(3, _KEY_TYPE_ECDSA_P256, 0, 0, 0, QE_VENDOR_ID, bytes(20))
     chain = platform.pck_chain.encode("ascii")
-    authentication = b"".join(
-        (
-            raw_signature(key, header + body),
-            raw_public_key(key),
-            platform.qe_report,
-            platform.qe_report_signature,
-            struct.pack("<H", len(platform.qe_auth_data)),
-            platform.qe_auth_data,
-            struct.pack("<HI", _CERTIFICATION_PCK_CHAIN, len(chain)),
-            chain,
-        )
-    )
+    signed = raw_signature(key, header + body) + raw_public_key(key)
+    certified = platform.qe_report + platform.qe_report_signature
+    auth_data = struct.pack("<H", len(platform.qe_auth_data)) + platform.qe_auth_data
+    certificates = struct.pack("<HI", _CERTIFICATION_PCK_CHAIN, len(chain)) + chain
+    authentication = signed + certified + auth_data + certificates
     return header + body + struct.pack("<I", len(authentication)) + authentication

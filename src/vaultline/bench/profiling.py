@@ -287,15 +287,7 @@ def _decrypt_rate() -> float:
             path, [stage], model_key=keys.model_key, plan_digest=plan_digest, model_digest="none"
         )
         with path.open("rb") as file:
-            section = VaultSection.open(
-                file.fileno(),
-                stage=0,
-                stage_key=sealing.stage_key(keys.model_key, 0),
-                section_digest=sealing.section_digests[0],
-                vault_id=sealing.vault_id,
-                model_id=sealing.model_id,
-                plan_digest=plan_digest,
-            )
+            section = VaultSection(file.fileno(), sealing.access(keys.model_key, 0))
             buffer = memoryview(bytearray(_DECRYPTED_BYTES))
             times = []
             for _ in range(4):

@@ -100,16 +100,9 @@ class RecordSealer:
         length = len(plaintext)
         if len(out) < length + OVERHEAD_BYTES:
             raise LocalProtocolError(f"a buffer of {len(out)} bytes can't hold {length} sealed")
-        header = HEADER.pack(
-            VERSION,
-            kind,
-            FLAG_MORE if more else 0,
-            self._keys.hop,
-            self._keys.epoch,
-            self._sequence,
-            length,
-            0,
-        )
+        flags, keys = FLAG_MORE if more else 0, self._keys
+        fields = (VERSION, kind, flags, keys.hop, keys.epoch, self._sequence, length, 0)
+        header = HEADER.pack(*fields)
         out[:HEADER_BYTES] = header
         target = out[HEADER_BYTES : length + OVERHEAD_BYTES]
         self._cipher.encrypt_into(_nonce(self._keys.iv, self._sequence), plaintext, header, target)
@@ -142,29 +135,13 @@ class RecordOpener:
         self._require_open()
         version, kind, flags, hop, epoch, sequence, length, zero = HEADER.unpack(raw)
         if version != VERSION or kind not in RecordKind._value2member_map_ or flags > FLAG_MORE:
-            raise self._fail(RecordHeaderError("not a record of this protocol"))
+            raise self._fail(RecordHeaderError)
         if zero != 0 or length > self._length_max:
-            raise self._fail(
-                RecordHeaderError(
-                    "record beyond the limit",
-                    got=f"{length} bytes",
-                    expected=f"at most {self._length_max}",
-                )
-            )
+            raise self._fail(RecordHeaderError, f"{length} bytes", f"at most {self._length_max}")
         if (hop, epoch) != (self._keys.hop, self._keys.epoch):
-            raise self._fail(
-                RecordMisdirectedError(
-                    "record of another hop or epoch",
-                    got=f"hop {hop}, epoch {epoch}",
-                    expected=f"hop {self._keys.hop}, epoch {self._keys.epoch}",
-                )
-            )
+            raise self._fail(RecordMisdirectedError, f"hop {hop}, epoch {epoch}", str(self._keys))
         if sequence != self._sequence:
-            raise self._fail(
-                RecordSequenceError(
-                    "record out of sequence", got=str(sequence), expected=str(self._sequence)
-                )
-            )
+            raise self._fail(RecordSequenceError, str(sequence), str(self._sequence))
         return RecordHeader(
             kind=RecordKind(kind), more=flags == FLAG_MORE, length=length, raw=bytes(raw)
         )
@@ -184,7 +161,7 @@ class RecordOpener:
             self._cipher.decrypt_into(nonce, sealed, header.raw, target)
         except InvalidTag:
             target[:] = bytes(len(target))
-            raise self._fail(RecordTamperedError("record does not verify")) from None
+            raise self._fail(RecordTamperedError) from None
         self._sequence += 1
         if header.kind is not RecordKind.DATA:
             self._closed = "the stream has ended"
@@ -193,6 +170,9 @@ class RecordOpener:
         if self._closed is not None:
             raise RecordAfterEndError("record on a closed hop", got=self._closed)
 
-    def _fail(self, error: RemoteProtocolError) -> RemoteProtocolError:
-        self._closed = f"an earlier record failed: {error.code}"
-        return error
+    def _fail(
+        self, kind: type[RemoteProtocolError], got: str | None = None, expected: str | None = None
+    ) -> RemoteProtocolError:
+        """The error, said in the words of its own docstring; nothing opens after it."""
+        self._closed = f"an earlier record failed: {kind.__name__}"
+        return kind(kind.__doc__ or kind.__name__, got=got, expected=expected)

@@ -1,8 +1,8 @@
 """The front of a vault file: what is inside, and where each stage's section lies.
 
 ``magic (8) | version (4) | length of the header (4) | header (JSON) | sections``. The host can
-read and rewrite all of it, so an enclave takes nothing from it but where to look; the owner
-compares its digest with the key file's.
+read and rewrite all of it, so no enclave reads it: grants say where to look. The owner compares
+its digest with the key file's.
 """
 
 from __future__ import annotations
@@ -12,13 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-from vaultline.channel.chunks import (
-    DIGEST_BYTES,
-    ID_BYTES,
-    RESEAL,
-    Buffer,
-    VaultFormatError,
-)
+from vaultline.channel.chunks import RESEAL, Buffer, VaultFormatError
 from vaultline.core.errors import InputError
 from vaultline.core.limits import STAGES_MAX, VAULT_HEADER_BYTES_MAX
 from vaultline.core.program import Isa
@@ -64,7 +58,7 @@ class VaultHeader(Struct, frozen=True):
 
     def __post_init__(self) -> None:
         lengths = (len(self.vault_id), len(self.model_id), len(self.plan_digest))
-        if lengths != (ID_BYTES, ID_BYTES, DIGEST_BYTES):
+        if lengths != (16, 16, 32):
             raise InputError("the ids or the plan digest have a wrong length")
         if not 1 <= len(self.sections) <= STAGES_MAX:
             raise InputError("a vault has 1 to 64 sections", got=str(len(self.sections)))

@@ -106,8 +106,8 @@ def _print_base(base: TrustedBase) -> None:
     console.print(
         table(
             None,
-            ("trusted module", "lines", "neither blank nor comment"),
-            [*rows, ("all", base.lines, base.code_lines)],
+            ("trusted module", "lines", "of code"),
+            [*rows, ("all", base.lines, base.code_lines), ("limit", "", base.lines_max)],
         )
     )
     console.print()
@@ -118,7 +118,12 @@ def _print_base(base: TrustedBase) -> None:
     if packages:
         console.print(table(None, ("trusted package", "version", ""), packages))
         console.print()
-    verdict = "within" if base.lines <= base.lines_max else "OVER"
-    console.print(f"{base.lines} lines, {verdict} the limit of {base.lines_max}")
+    verdict = "within" if base.code_lines <= base.lines_max else "OVER"
+    console.print(
+        f"{base.code_lines} lines of code (neither blank nor comment nor docstring), "
+        f"{verdict} the limit of {base.lines_max}"
+    )
+    verdict = "within" if base.lines <= base.lines_max else "over"
+    console.print(f"{base.lines} lines with all of these: {verdict} that number, not held to it")
     for place in base.dynamic:
         console.print(f"not counted: {place} imports by a computed name; name the module instead")

@@ -1,4 +1,1 @@
-"""The vocabulary every layer shares: errors, limits, units, tensors, programs, plans.
-
-Nothing here reads a clock, a socket, a file or a random source.
-"""
+"""The vocabulary every layer shares; no clock, socket, file or random source."""

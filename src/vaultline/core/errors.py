@@ -36,15 +36,9 @@ class VaultlineError(Exception):
 
     def diagnostics(self) -> str:
         """Several lines for a person: the message, got, expected, what to do."""
-        lines = [self.message]
-        for label, text in (
-            ("got", self.got),
-            ("expected", self.expected),
-            ("to fix", self.remedy),
-        ):
-            if text:
-                lines.append(f"  {label}: {text}")
-        return "\n".join(lines)
+        parts = {"got": self.got, "expected": self.expected, "to fix": self.remedy}
+        said = [f"  {label}: {text}" for label, text in parts.items() if text]
+        return "\n".join([self.message, *said])
 
 
 class InputError(VaultlineError):
@@ -68,13 +62,9 @@ class InfeasibleError(VaultlineError):
 class PeerError(VaultlineError):
     """The other side of a connection misbehaved, vanished or timed out."""
 
-    exit_code = 4
-
 
 class MachineError(VaultlineError):
     """This machine lacks something that is needed, or a process on it failed."""
-
-    exit_code = 4
 
 
 class RemoteProtocolError(PeerError):

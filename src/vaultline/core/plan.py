@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 from vaultline.core.errors import InputError
 from vaultline.core.limits import FRAME_BYTES_MAX, STAGES_MAX
-from vaultline.core.serde import Struct, canonical_json, digest, from_json
+from vaultline.core.serde import Struct, canonical_json, from_json
 from vaultline.core.tensors import TensorSpec, layout
 
 PLAN_VERSION = 1
@@ -97,7 +98,7 @@ class Plan(Struct, frozen=True):
     @property
     def digest(self) -> bytes:
         """SHA-256 of the canonical text: what evidence, grants and results are bound to."""
-        return digest(self)
+        return hashlib.sha256(canonical_json(self)).digest()
 
 
 def write_plan(plan: Plan) -> bytes:

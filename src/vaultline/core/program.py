@@ -142,11 +142,6 @@ class StageProgram(Struct, frozen=True):
         if not ready.issuperset(self.outputs):
             raise InputError("stage program does not compute all of its outputs")
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights together."""
-        return sum(weight.spec.nbytes for weight in self.weights)
-
     def specs(self, indices: tuple[int, ...]) -> tuple[TensorSpec, ...]:
         """The specs of tensors by index."""
         return tuple(self.tensors[index] for index in indices)

@@ -6,7 +6,6 @@ so that an invalid value cannot exist once decoding has returned.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,6 +13,7 @@ import msgspec
 from vaultline.core.errors import InputError, RemoteProtocolError
 
 T = TypeVar("T")
+_MALFORMED = (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError)
 
 
 class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,11 +25,6 @@ def canonical_json(value: Any) -> bytes:
     return msgspec.json.encode(value, order="sorted")
 
 
-def digest(value: Any) -> bytes:
-    """SHA-256 of the canonical JSON of a value."""
-    return hashlib.sha256(canonical_json(value)).digest()
-
-
 def from_json(data: bytes, kind: type[T], *, what: str) -> T:
     """Decode a file's JSON.
 
@@ -38,19 +33,7 @@ def from_json(data: bytes, kind: type[T], *, what: str) -> T:
     """
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{what} is not valid", got=str(error)) from error
-
-
-def from_builtins(value: Any, kind: type[T], *, what: str) -> T:
-    """Turn parsed YAML or JSON (dicts, lists, numbers) into a ``kind``.
-
-    Raises:
-        InputError: a field is missing, unknown or of the wrong type.
-    """
-    try:
-        return msgspec.convert(value, type=kind)
-    except msgspec.ValidationError as error:
+    except _MALFORMED as error:
         raise InputError(f"{what} is not valid", got=str(error)) from error
 
 
@@ -71,7 +54,7 @@ def from_msgpack(data: bytes | memoryview, kind: type[T], *, what: str, bytes_ma
         )
     try:
         return msgspec.msgpack.decode(data, type=kind)
-    except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _MALFORMED as error:
         raise RemoteProtocolError(f"{what} is malformed", got=str(error)) from error
     except InputError as error:
         raise RemoteProtocolError(f"{what} is malformed", got=error.message) from error

@@ -9,21 +9,13 @@ from vaultline.core.limits import TENSOR_BYTES_MAX
 from vaultline.core.serde import Struct
 
 #: Bytes per element of the types that may cross a cut. ``bfloat16`` travels as raw 16-bit words.
-ITEM_BYTES = {
-    "float32": 4,
-    "float64": 8,
-    "float16": 2,
-    "bfloat16": 2,
-    "int8": 1,
-    "uint8": 1,
-    "int16": 2,
-    "uint16": 2,
-    "int32": 4,
-    "uint32": 4,
-    "int64": 8,
-    "uint64": 8,
-    "bool": 1,
+_TYPES_BY_BYTES = {
+    1: "bool int8 uint8",
+    2: "bfloat16 float16 int16 uint16",
+    4: "float32 int32 uint32",
+    8: "float64 int64 uint64",
 }
+ITEM_BYTES = {name: size for size, names in _TYPES_BY_BYTES.items() for name in names.split()}
 #: Tensors start at multiples of this in every message and buffer: one cache line, one AVX-512 word.
 ALIGNMENT_BYTES = 64
 

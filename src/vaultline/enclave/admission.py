@@ -82,15 +82,7 @@ def _exchange(sock: socket.socket, provider: Provider, measurement: bytes) -> Gr
 
 def _load(grant: Grant, vault_fd: int, isa: str) -> tuple[LoadedStage, float, dict[str, int]]:
     before_s = time.monotonic()
-    section = VaultSection.open(
-        vault_fd,
-        stage=grant.stage,
-        stage_key=grant.stage_key,
-        section_digest=grant.section_digest,
-        vault_id=grant.vault_id,
-        model_id=grant.model_id,
-        plan_digest=grant.plan_digest,
-    )
+    section = VaultSection(vault_fd, grant)
     program = section.program
     check_engine(program, isa)
     ledger = Ledger(program.settings.budget_bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -18,16 +18,6 @@ from vaultline.core.serde import from_json
 
 ProviderName = Literal["simulated", "gramine"]
 GRAMINE_ATTESTATION = Path("/dev/attestation")
-
-
-class Provider(Protocol):
-    """A source of quotes over report data."""
-
-    kind: Kind
-
-    def quote(self, data: bytes, measurement: bytes) -> bytes:
-        """A quote over 64 bytes of report data."""
-        ...
 
 
 class SimulatedProvider:
@@ -78,6 +68,10 @@ class GramineProvider:
             ) from error
 
 
+#: A source of quotes over 64 bytes of report data.
+Provider = SimulatedProvider | GramineProvider
+
+
 def open_provider(name: ProviderName, platform: bytes | None = None) -> Provider:
     """The provider of this name.
 
@@ -88,11 +82,8 @@ def open_provider(name: ProviderName, platform: bytes | None = None) -> Provider
         return GramineProvider()
     if name == "simulated" and platform is not None:
         return SimulatedProvider(platform)
-    raise InputError(
-        "no such provider of evidence, or its platform is missing",
-        got=f"{name}, {'with' if platform else 'without'} a platform",
-        expected="gramine, or simulated with a platform",
-    )
+    got, expected = f"{name}, platform: {platform is not None}", "gramine, or simulated with one"
+    raise InputError("no such provider of evidence, or no platform", got=got, expected=expected)
 
 
 def fresh_key() -> GrantKey:

@@ -15,22 +15,12 @@ from vaultline.core.program import StageProgram, Step
 from vaultline.core.tensors import TensorSpec, align
 from vaultline.enclave.ledger import Bytes, Ledger
 
-#: ONNX's element type numbers (onnx.proto, TensorProto.DataType); the engine wants numbers.
-_ELEMENT_TYPE = {
-    "float32": 1,
-    "uint8": 2,
-    "int8": 3,
-    "uint16": 4,
-    "int16": 5,
-    "int32": 6,
-    "int64": 7,
-    "bool": 9,
-    "float16": 10,
-    "float64": 11,
-    "uint32": 12,
-    "uint64": 13,
-    "bfloat16": 16,
-}
+#: ONNX's element types in the order of their numbers (onnx.proto, TensorProto.DataType), from 1.
+_ONNX_TYPES = (
+    "float32 uint8 int8 uint16 int16 int32 int64 string bool float16 float64 uint32 uint64 "
+    "complex64 complex128 bfloat16"
+)
+_ELEMENT_TYPE = {name: number for number, name in enumerate(_ONNX_TYPES.split(), start=1)}
 _NUMPY_TYPE = {"bfloat16": "uint16"}
 
 
@@ -76,13 +66,9 @@ class FrameBuffer:
     def __init__(self, layout: FrameLayout, data: Bytes) -> None:
         self.layout = layout
         self.message = data.data
-        self.parts = tuple(
-            data[start : start + spec.nbytes]
-            for start, spec in zip(layout.offsets, layout.specs, strict=True)
-        )
-        self.values = tuple(
-            _value(part, spec) for part, spec in zip(self.parts, layout.specs, strict=True)
-        )
+        places = zip(layout.offsets, layout.specs, strict=True)
+        self.parts = tuple(data[start : start + spec.nbytes] for start, spec in places)
+        self.values = tuple(map(_value, self.parts, layout.specs))
 
 
 @dataclass(slots=True)
@@ -109,6 +95,7 @@ class Executor:
         self._ledger = ledger
         self._frames = settings.frames_per_pass
         self._streamed = settings.mode == "streamed"
+        #: Tensors that live in messages, and their positions there.
         self._inputs = {tensor: position for position, tensor in enumerate(program.inputs)}
         self._outputs = {tensor: position for position, tensor in enumerate(program.outputs)}
         scratch_bytes = max((step.scratch_bytes for step in program.steps), default=0)
@@ -117,9 +104,7 @@ class Executor:
         self._slot_values: dict[tuple[int, int, int], ort.OrtValue] = {}
         buffers = self._take_weights()
         self._sessions = [_session(graph, settings.threads) for graph in program.graphs]
-        self._steps = [
-            self._load(step, mine) for step, mine in zip(program.steps, buffers, strict=True)
-        ]
+        self._steps = list(map(self._load, program.steps, buffers))
         self._through = tuple(
             (self._inputs[tensor], position)
             for tensor, position in self._outputs.items()
@@ -234,35 +219,28 @@ class Executor:
         """All frames in one call: the weights are read from memory once for all of them."""
         rows = len(inputs)
         for name, tensor in loaded.step.feeds:
-            self._copy(tensor, inputs, outputs, into_slots=True)
+            for part, slot in self._in_messages(tensor, inputs, outputs):
+                slot[:] = part
             loaded.binding.bind_ortvalue_input(name, self._slot(tensor, 0, rows))
         for name, tensor in loaded.step.fetches:
             loaded.binding.bind_ortvalue_output(name, self._slot(tensor, 0, rows))
         _run(loaded)
         for _, tensor in loaded.step.fetches:
-            self._copy(tensor, inputs, outputs, into_slots=False)
+            for part, slot in self._in_messages(tensor, inputs, outputs):
+                part[:] = slot
 
-    def _copy(
-        self,
-        tensor: int,
-        inputs: Sequence[FrameBuffer],
-        outputs: Sequence[FrameBuffer],
-        *,
-        into_slots: bool,
-    ) -> None:
-        """Between the messages and the slots, for tensors that live in messages."""
+    def _in_messages(
+        self, tensor: int, inputs: Sequence[FrameBuffer], outputs: Sequence[FrameBuffer]
+    ) -> list[tuple[Bytes, Bytes]]:
+        """For a tensor that lives in messages: its part of each, and the slot beside it."""
         if tensor in self._inputs:
             parts = [frame.parts[self._inputs[tensor]] for frame in inputs]
         elif tensor in self._outputs:
             parts = [frame.parts[self._outputs[tensor]] for frame in outputs]
         else:
-            return
+            return []
         slots = self._slots[tensor][: len(parts) * len(parts[0])].reshape(len(parts), -1)
-        for part, slot in zip(parts, slots, strict=True):
-            if into_slots:
-                slot[:] = part
-            else:
-                part[:] = slot
+        return list(zip(parts, slots, strict=True))
 
 
 def _session(graph: bytes, threads: int) -> ort.InferenceSession:

@@ -41,20 +41,9 @@ _DENIED = (
 
 #: What the interpreter and the engine read: programs' libraries and facts about this machine.
 _SYSTEM_READS = (
-    "/lib",
-    "/lib64",
-    "/usr/lib",
-    "/usr/lib64",
-    "/usr/local/lib",
-    "/etc/ld.so.cache",
-    "/etc/localtime",
-    "/usr/share/zoneinfo",
-    "/proc/self",
-    "/proc/cpuinfo",
-    "/proc/meminfo",
-    "/sys/devices/system",
-    "/sys/fs/cgroup",
-    "/dev/urandom",
+    "/lib /lib64 /usr/lib /usr/lib64 /usr/local/lib /etc/ld.so.cache /etc/localtime "
+    "/usr/share/zoneinfo /proc/self /proc/cpuinfo /proc/meminfo /sys/devices/system "
+    "/sys/fs/cgroup /dev/urandom"
 )
 
 
@@ -132,7 +121,7 @@ def _no_new_privileges() -> str:
 def _interpreter_paths() -> list[Path]:
     """Where this interpreter, its libraries and this package are."""
     paths = [sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), *site.getsitepackages()]
-    paths += [*_SYSTEM_READS, str(Path(__file__).resolve().parents[2])]
+    paths += [*_SYSTEM_READS.split(), str(Path(__file__).resolve().parents[2])]
     return [path for path in map(Path, dict.fromkeys(paths)) if path.exists()]
 
 

@@ -8,8 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from vaultline.core.errors import LocalProtocolError, MachineError
-from vaultline.core.units import format_bytes
+from vaultline.core.errors import MachineError
 
 BufferKind = Literal["resident", "tile", "activation", "io"]
 Bytes = npt.NDArray[np.uint8]
@@ -47,17 +46,11 @@ class Ledger:
         if size_bytes < 0 or size_bytes > self.free_bytes:
             raise BudgetExceededError(
                 f"no protected memory left for {what}",
-                got=f"{format_bytes(self.free_bytes)} free of {format_bytes(self._budget_bytes)}",
-                expected=f"{format_bytes(size_bytes)} ({kind})",
+                got=f"{self.free_bytes:,} bytes free of {self._budget_bytes:,}",
+                expected=f"{size_bytes:,} bytes ({kind})",
                 remedy="give the device more memory in the cluster file and plan again",
             )
         self._held[kind] += size_bytes
-
-    def release(self, kind: BufferKind, size_bytes: int) -> None:
-        """Give back what was reserved or taken."""
-        if not 0 <= size_bytes <= self._held[kind]:
-            raise LocalProtocolError(f"{size_bytes} bytes of {kind} were never taken")
-        self._held[kind] -= size_bytes
 
     def take(self, kind: BufferKind, size_bytes: int, what: str) -> Bytes:
         """A zeroed buffer aligned to 64 bytes.

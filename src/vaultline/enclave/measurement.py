@@ -13,9 +13,8 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from vaultline.core.errors import MachineError
 
@@ -32,8 +31,6 @@ DISTRIBUTIONS = (
     "pyseccomp",
     "typing-extensions",
 )
-_BUFFER_BYTES = 1 << 20
-_READERS = 2
 
 
 def measure(
@@ -54,12 +51,15 @@ def measure(
     files = list(_our_files(root))
     lines = [f"python {sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"]
     for name in sorted(distributions):
-        lines.append(f"distribution {name} {_version(name)}")
-        files.extend(_their_files(name))
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            lines.append(f"distribution {name} absent")
+            continue
+        lines.append(f"distribution {name} {distribution.version}")
+        files.extend(_their_files(name, distribution))
     files.sort()
-    with ThreadPoolExecutor(_READERS) as pool:
-        digests = pool.map(_file_digest, (path for _, path in files))
-        lines += [f"{digest} {name}" for (name, _), digest in zip(files, digests, strict=True)]
+    lines += [f"{_file_digest(path)} {name}" for name, path in files]
     return hashlib.sha256("\n".join(lines).encode()).digest()
 
 
@@ -71,42 +71,23 @@ def _our_files(root: Path) -> Iterator[tuple[str, Path]]:
         yield f"vaultline/{path.relative_to(root).as_posix()}", path
 
 
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "absent"
-
-
-def _their_files(name: str) -> Iterator[tuple[str, Path]]:
+def _their_files(name: str, distribution: metadata.Distribution) -> Iterator[tuple[str, Path]]:
     """Code that a library's wheel installed: Python and shared objects, no caches or records."""
-    try:
-        files = metadata.files(name)
-    except metadata.PackageNotFoundError:
-        return
+    files = distribution.files
     if files is None:
         raise MachineError(
             f"{name} cannot be measured: it has no list of its files",
             remedy="install it from a wheel, with pip",
         )
     for file in files:
-        if _is_code(file):
+        if (file.suffix == ".py" or ".so" in file.suffixes) and ".." not in file.parts:
             yield f"{name}/{file.as_posix()}", Path(str(file.locate()))
-
-
-def _is_code(file: PurePosixPath) -> bool:
-    shared = ".so" in file.suffixes
-    return (file.suffix == ".py" or shared) and ".." not in file.parts
 
 
 def _file_digest(path: Path) -> str:
     """SHA-256 of a file; one that is gone counts as absent, so its loss changes the measurement."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_BUFFER_BYTES))
     try:
         with path.open("rb", buffering=0) as stream:
-            while size := stream.readinto(buffer):
-                digest.update(buffer[:size])
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
         return "absent"
-    return digest.hexdigest()

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from vaultline.core.errors import PeerError, VaultlineError
-from vaultline.core.frames import (
-    OUTPUT_FRAMES_EXTRA,
-    FrameLayout,
-    StageTimes,
-    hop_buffers_bytes,
-)
+from vaultline.core.frames import OUTPUT_FRAMES_EXTRA, FrameLayout, StageTimes, record_buffer_bytes
 from vaultline.core.program import StageProgram
 from vaultline.enclave.executor import Executor, FrameBuffer
 from vaultline.enclave.ledger import Ledger
@@ -41,13 +36,6 @@ class _Ended:
     error: VaultlineError | None = None
 
 
-@dataclass(slots=True)
-class _Sent:
-    """Times of the last frame sent, to be told with the next one."""
-
-    clock: HopClock = field(default_factory=HopClock)
-
-
 class StageBuffers:
     """The message buffers of both hops, taken from the ledger once. Their number is the bound of
     the queues: when none is free the receiver waits, and so does everybody before it."""
@@ -67,15 +55,7 @@ class StageBuffers:
             FrameBuffer(after, ledger.take("io", after.message_bytes, "the output queue"))
             for _ in range(frames_out)
         ]
-        all_bytes = hop_buffers_bytes(
-            queue_frames=frames_in,
-            frames_per_pass=settings.frames_per_pass,
-            input_bytes=before.message_bytes,
-            output_bytes=after.message_bytes,
-        )
-        records_bytes = (
-            all_bytes - frames_in * before.message_bytes - frames_out * after.message_bytes
-        )
+        records_bytes = sum(record_buffer_bytes(hop.message_bytes) for hop in (before, after))
         ledger.reserve("io", records_bytes, "the record buffers")
 
 
@@ -102,7 +82,7 @@ class Pipeline:
         self._receiver = receiver
         self._sender = sender
         self._progress = progress
-        self._sent = _Sent()
+        self._sent = HopClock()  # of the last frame sent, to be told with the next one
         self._free_inputs: SimpleQueue[FrameBuffer] = SimpleQueue()
         self._free_outputs: SimpleQueue[FrameBuffer | _Ended] = SimpleQueue()
         self._arrived: SimpleQueue[_Arrived | _Ended] = SimpleQueue()
@@ -150,7 +130,7 @@ class Pipeline:
                 item = self._finished.get()
                 if isinstance(item, FrameBuffer):
                     self._sender.send(item.message)
-                    self._sent.clock = self._sender.clock
+                    self._sent = self._sender.clock
                     self._free_outputs.put(item)
                 elif item.error is None:
                     self._sender.end()
@@ -200,8 +180,8 @@ class Pipeline:
                 started_ns=started_ns,
                 finished_ns=finished_ns,
                 open_ns=arrived.clock.crypto_ns,
-                seal_ns=self._sent.clock.crypto_ns,
-                send_ns=self._sent.clock.socket_ns,
+                seal_ns=self._sent.crypto_ns,
+                send_ns=self._sent.socket_ns,
             )
             self._layout.write_times(output.message, self._stage, times)
             self._finished.put(output)

@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 
-from vaultline.core.control import HostRequest
 from vaultline.core.errors import VaultlineError
+from vaultline.core.hostline import LaunchRequest
 from vaultline.core.serde import from_json
 from vaultline.host.engine import LocalEngine
 
@@ -33,7 +33,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
     try:
-        request = from_json(_request_line(), HostRequest, what="the launch request")
+        request = from_json(_request_line(), LaunchRequest, what="the launch request")
         sys.exit(LocalEngine(request, owner_in=0, owner_out=1).run())
     except VaultlineError as error:
         print(error.diagnostics(), file=sys.stderr)

@@ -10,15 +10,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from vaultline.core.control import (
+from vaultline.core.control import WorkerLine
+from vaultline.core.errors import InputError
+from vaultline.core.hostline import (
     BeatsLine,
     EndpointsLine,
     HostLine,
     LaunchRequest,
-    WorkerLine,
     WorkerLostLine,
 )
-from vaultline.core.errors import InputError
 from vaultline.core.serde import canonical_json, from_json
 from vaultline.host.launcher import Process, launch, stop
 from vaultline.host.supervisor import Lost, Supervisor

@@ -10,8 +10,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from vaultline.core.control import LaunchRequest, LaunchWorker, WireLine, WorkerConfig
+from vaultline.core.control import WireLine, WorkerConfig
 from vaultline.core.errors import MachineError
+from vaultline.core.hostline import LaunchRequest, LaunchWorker
 from vaultline.core.serde import canonical_json
 
 #: The worker needs nothing from the environment but how to find its code; engine telemetry and

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vaultline.core.control import BeatLine, FailedLine, LaunchWorker, ReadyLine, WorkerLine
+from vaultline.core.control import BeatLine, FailedLine, ReadyLine, WorkerLine
+from vaultline.core.hostline import LaunchWorker
 
 #: Silence after which a worker counts as stuck; it beats four times a second.
 SILENCE_S_MAX = 1.5

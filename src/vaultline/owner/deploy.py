@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vaultline.channel.keys import SECRET_BYTES
-from vaultline.core.control import LaunchWorker
 from vaultline.core.errors import InputError
+from vaultline.core.hostline import LaunchWorker
 from vaultline.core.plan import Plan
 from vaultline.core.program import StageSettings
 from vaultline.graph.compile import CompiledStage, compile_segment
@@ -123,10 +123,7 @@ def stage_secrets(plan: Plan, keys: SealedKeys) -> tuple[StageSecrets, ...]:
     hops = [secrets.token_bytes(SECRET_BYTES) for _ in range(len(plan.stages) + 1)]
     return tuple(
         StageSecrets(
-            stage_key=sealing.stage_key(keys.model_key, stage),
-            section_digest=sealing.section_digests[stage],
-            vault_id=sealing.vault_id,
-            model_id=sealing.model_id,
+            access=sealing.access(keys.model_key, stage),
             hop_in_secret=hops[stage],
             hop_out_secret=hops[stage + 1],
         )

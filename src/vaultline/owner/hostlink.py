@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 
-from vaultline.core.control import HostLine, LaunchRequest, WorkerLostLine
 from vaultline.core.errors import InputError, MachineError, PeerError
+from vaultline.core.hostline import HostLine, LaunchRequest, WorkerLostLine
 from vaultline.core.serde import canonical_json, from_json
 
 _LINE_BYTES_MAX = 1 << 20

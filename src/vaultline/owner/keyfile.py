@@ -18,7 +18,8 @@ from jwcrypto.common import JWException, base64url_decode, base64url_encode
 from jwcrypto.jwe import JWE
 from jwcrypto.jwk import JWK
 
-from vaultline.channel.chunks import KEY_BYTES, VaultOtherPlanError
+from vaultline.channel.chunks import VaultOtherPlanError
+from vaultline.channel.sections import KEY_BYTES
 from vaultline.core.errors import InputError, MachineError, RefusedError
 from vaultline.core.serde import Struct, canonical_json, from_json
 from vaultline.owner.seal import Sealing, derive_model_id, replaced_atomically

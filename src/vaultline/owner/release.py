@@ -8,9 +8,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from msgspec.structs import asdict
+
 from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
-from vaultline.attest.grant import Grant, seal_grant, transcript_hash
+from vaultline.attest.grant import Grant, transcript_hash
+from vaultline.attest.granting import seal_grant
 from vaultline.core.control import (
     ChallengeMessage,
     EvidenceMessage,
@@ -18,6 +21,7 @@ from vaultline.core.control import (
     GrantMessage,
     LoadedMessage,
 )
+from vaultline.core.section import SectionAccess
 from vaultline.transport.control import receive_control, send_control
 from vaultline.transport.sockets import Address, connect, hang_up
 
@@ -30,10 +34,7 @@ _LOAD_TIMEOUT_S = 300.0
 class StageSecrets:
     """What one stage's grant carries, apart from the names of the exchange."""
 
-    stage_key: bytes = field(repr=False)
-    section_digest: bytes
-    vault_id: bytes
-    model_id: bytes
+    access: SectionAccess
     hop_in_secret: bytes = field(repr=False)
     hop_out_secret: bytes = field(repr=False)
 
@@ -100,14 +101,9 @@ def release(
         evidence = Evidence.decode(answer.evidence)
         verdict = appraise(evidence, challenge)
         grant = Grant(
-            stage=stage,
+            **asdict(secrets.access),
             epoch=epoch.number,
             deployment=epoch.deployment,
-            plan_digest=epoch.plan_digest,
-            stage_key=secrets.stage_key,
-            section_digest=secrets.section_digest,
-            vault_id=secrets.vault_id,
-            model_id=secrets.model_id,
             hop_in_secret=secrets.hop_in_secret,
             hop_out_secret=secrets.hop_out_secret,
         )

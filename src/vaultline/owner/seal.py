@@ -20,17 +20,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
 from vaultline.channel.chunks import (
-    DIGEST_BYTES,
-    HEADER_BYTES,
-    ID_BYTES,
-    KEY_BYTES,
     OVERHEAD_BYTES,
     RESEAL,
-    TAG_BYTES,
     Buffer,
-    ChunkCipher,
-    SectionDigest,
-    SectionId,
     VaultFormatError,
     VaultOtherModelError,
     VaultOtherPlanError,
@@ -40,8 +32,8 @@ from vaultline.channel.chunks import (
     chunk_count,
     places,
     sealed_bytes,
-    walk,
 )
+from vaultline.channel.sections import KEY_BYTES, ChunkSealer, walk
 from vaultline.channel.vaultfile import (
     Front,
     SectionEntry,
@@ -57,9 +49,10 @@ from vaultline.core.limits import (
     VAULT_TENSORS_MAX,
 )
 from vaultline.core.program import StageProgram
+from vaultline.core.section import SectionAccess, SectionId
 from vaultline.core.serde import Struct, to_msgpack
 
-SALT_BYTES = 32
+ID_BYTES, DIGEST_BYTES, SALT_BYTES = 16, 32, 32
 _STAGE_LABEL = b"vaultline stage key v1"
 _MODEL_LABEL = b"vaultline model id v1"
 
@@ -75,13 +68,22 @@ class SealableStage(Protocol):
     def weights(self) -> Sequence[WeightBytes]: ...
 
 
+class SealedSection(Struct, frozen=True):
+    """One stage's section: its digest, its place in the file, and the size of its program."""
+
+    digest: bytes
+    offset: int
+    length: int
+    program_bytes: int
+
+
 class Sealing(Struct, frozen=True):
     """What the owner must remember of a vault, out of the host's reach: see ``keyfile``.
 
     Attributes:
         salt: with the model key, the plan digest and a stage it gives that stage's key.
         front_digest: of the vault's public header.
-        section_digests: of every stage's section, for the grants.
+        sections: every stage's section, for the grants.
     """
 
     vault_id: bytes
@@ -91,12 +93,12 @@ class Sealing(Struct, frozen=True):
     created: str
     salt: bytes
     front_digest: bytes
-    section_digests: tuple[bytes, ...]
+    sections: tuple[SealedSection, ...]
 
     def __post_init__(self) -> None:
-        digests = (self.plan_digest, self.front_digest, *self.section_digests)
+        digests = (self.plan_digest, self.front_digest, *(part.digest for part in self.sections))
         if (
-            not 1 <= len(self.section_digests) <= STAGES_MAX
+            not 1 <= len(self.sections) <= STAGES_MAX
             or {len(digest) for digest in digests} != {DIGEST_BYTES}
             or (len(self.vault_id), len(self.model_id)) != (ID_BYTES, ID_BYTES)
             or len(self.salt) != SALT_BYTES
@@ -107,6 +109,21 @@ class Sealing(Struct, frozen=True):
         """The key of one stage's section."""
         return derive_stage_key(
             model_key, salt=self.salt, plan_digest=self.plan_digest, stage=stage
+        )
+
+    def access(self, model_key: bytes, stage: int) -> SectionAccess:
+        """What opens one stage's section, for its grant."""
+        section = self.sections[stage]
+        return SectionAccess(
+            vault_id=self.vault_id,
+            model_id=self.model_id,
+            plan_digest=self.plan_digest,
+            stage=stage,
+            stage_key=self.stage_key(model_key, stage),
+            section_digest=section.digest,
+            section_offset=section.offset,
+            section_bytes=section.length,
+            program_bytes=section.program_bytes,
         )
 
 
@@ -158,14 +175,21 @@ def seal_vault(
     front, front_digest = write_front(header)
     end = header.sections[-1].offset + header.sections[-1].length
     meter = _Meter(progress, len(front) + end)
-    digests = []
+    sections = []
     with replaced_atomically(path) as file:
         meter.wrote(file.write(front))
         for number, stage in enumerate(stages):
             key = derive_stage_key(model_key, salt=salt, plan_digest=plan_digest, stage=number)
-            section = _section_id(header, number)
-            tensors = (programs[number], *stage.weights)
-            digests.append(_write_section(file, ChunkCipher(key, section), tensors, meter))
+            sealer = ChunkSealer(key, _section_id(header, number))
+            _write_section(file, sealer, (programs[number], *stage.weights), meter)
+            sections.append(
+                SealedSection(
+                    digest=sealer.digest(),
+                    offset=len(front) + header.sections[number].offset,
+                    length=header.sections[number].length,
+                    program_bytes=len(programs[number]),
+                )
+            )
     return Sealing(
         vault_id=header.vault_id,
         model_id=header.model_id,
@@ -174,7 +198,7 @@ def seal_vault(
         created=header.created,
         salt=salt,
         front_digest=front_digest,
-        section_digests=tuple(digests),
+        sections=tuple(sections),
     )
 
 
@@ -192,15 +216,15 @@ def check_vault(path: Path, sealing: Sealing) -> VaultHeader:
             end = os.fstat(file.fileno()).st_size
             front = _read_front(file, end)
             _check_front(front, sealing)
-            for stage, digest in enumerate(sealing.section_digests):
+            for stage, sealed in enumerate(sealing.sections):
                 start, length = front.bounds(stage)
                 section = _section_id(sealing, stage)
                 outline = walk(_reader(file, start, min(end, start + length)), section)
-                if (outline.digest, outline.end) != (digest, length):
+                if (outline.digest, outline.end) != (sealed.digest, length):
                     raise VaultTamperedError(
                         f"the section of stage {stage} was altered since it was sealed",
                         got=outline.digest.hex(),
-                        expected=digest.hex(),
+                        expected=sealed.digest.hex(),
                         remedy=RESEAL,
                     )
             if end != start + length:
@@ -316,19 +340,16 @@ def _entries(
 
 
 def _write_section(
-    file: BinaryIO, cipher: ChunkCipher, tensors: Sequence[WeightBytes], meter: _Meter
-) -> bytes:
-    """Seal the tensors one after another; returns the section's digest."""
-    digest = SectionDigest()
+    file: BinaryIO, sealer: ChunkSealer, tensors: Sequence[WeightBytes], meter: _Meter
+) -> None:
+    """Seal the tensors one after another."""
     chunk = memoryview(bytearray(VAULT_CHUNK_BYTES_MAX + OVERHEAD_BYTES))
     for tensor, data in enumerate(map(_as_bytes, tensors)):
         done = 0
         for place in places(tensor, len(data), last_tensor=tensor == len(tensors) - 1):
-            sealed = cipher.seal_into(place, data[done : done + place.length], chunk)
-            digest.add(sealed[:HEADER_BYTES], sealed[-TAG_BYTES:])
+            sealed = sealer.seal_into(place, data[done : done + place.length], chunk)
             meter.wrote(file.write(sealed))
             done += place.length
-    return digest.digest()
 
 
 def _as_bytes(data: WeightBytes) -> memoryview:

@@ -19,15 +19,16 @@ from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
 from vaultline.channel.keys import derive_hop_keys
 from vaultline.channel.messages import StreamAbortedError
-from vaultline.core.control import (
+from vaultline.core.errors import InputError, PeerError, VaultlineError
+from vaultline.core.frame_meta import FrameMeta, read_meta, read_times, tensor_bytes, write_meta
+from vaultline.core.frames import FrameLayout, StageTimes
+from vaultline.core.hostline import (
     BeatsLine,
     EndpointsLine,
     LaunchRequest,
     LaunchWorker,
     WorkerLostLine,
 )
-from vaultline.core.errors import InputError, PeerError, VaultlineError
-from vaultline.core.frames import FrameLayout, FrameMeta, StageTimes
 from vaultline.core.plan import Plan
 from vaultline.core.tensors import TensorSpec
 from vaultline.owner.hostlink import HostLink, HostLostError, lost_error
@@ -308,7 +309,7 @@ class Session:
         meta = FrameMeta(
             index=frame.index, timestamp_s=frame.timestamp_s, sent_ns=time.monotonic_ns()
         )
-        self._in_layout.write_meta(message, meta)
+        write_meta(self._in_layout, message, meta)
         for position, (spec, tensor) in enumerate(zip(specs, frame.tensors, strict=True)):
             if tensor.shape != spec.shape or str(tensor.dtype) != spec.dtype:
                 raise InputError(
@@ -316,21 +317,21 @@ class Session:
                     got=f"{tensor.dtype} {tensor.shape}",
                     expected=f"{spec.dtype} {spec.shape}",
                 )
-            target = np.frombuffer(self._in_layout.tensor(message, position), tensor.dtype)
+            target = np.frombuffer(tensor_bytes(self._in_layout, message, position), tensor.dtype)
             target[:] = tensor.reshape(-1)
 
     def _read(self, message: memoryview) -> ResultFrame:
         received_ns = time.monotonic_ns()
-        meta = self._out_layout.read_meta(message)
+        meta = read_meta(message)
         outputs = {
-            spec.name: _array(self._out_layout.tensor(message, position), spec)
+            spec.name: _array(tensor_bytes(self._out_layout, message, position), spec)
             for position, spec in enumerate(self._out_layout.specs)
         }
         return ResultFrame(
             index=meta.index,
             timestamp_s=meta.timestamp_s,
             outputs=outputs,
-            times=self._out_layout.read_times(message),
+            times=read_times(self._out_layout, message),
             sent_ns=meta.sent_ns,
             received_ns=received_ns,
         )

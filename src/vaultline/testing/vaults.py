@@ -134,15 +134,7 @@ class SmallVault:
         """The stage's section as an enclave with the right grant sees it in a file."""
         fd = os.open(path or self.path, os.O_RDONLY)
         try:
-            yield VaultSection.open(
-                fd,
-                stage=stage,
-                stage_key=self.sealing.stage_key(self.model_key, stage),
-                section_digest=self.sealing.section_digests[stage],
-                vault_id=self.sealing.vault_id,
-                model_id=self.sealing.model_id,
-                plan_digest=self.sealing.plan_digest,
-            )
+            yield VaultSection(fd, self.sealing.access(self.model_key, stage))
         finally:
             os.close(fd)
 

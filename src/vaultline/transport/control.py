@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vaultline.core.control import ControlMessage, RefusedMessage
 from vaultline.core.errors import PeerError, RemoteProtocolError
@@ -46,11 +46,7 @@ def receive_control(sock: socket.socket, kind: type[M], *, timeout_s: float | No
     try:
         (length,) = _LENGTH.unpack(_receive_exactly(sock, _LENGTH.size, deadline_s))
         if length > CONTROL_MESSAGE_BYTES_MAX:
-            raise RemoteProtocolError(
-                "control message beyond the limit",
-                got=f"{length} bytes",
-                expected=f"at most {CONTROL_MESSAGE_BYTES_MAX}",
-            )
+            raise RemoteProtocolError("control message beyond the limit", got=f"{length} bytes")
         data = _receive_exactly(sock, length, deadline_s)
     except TimeoutError:
         raise TransportTimeoutError(
@@ -58,20 +54,13 @@ def receive_control(sock: socket.socket, kind: type[M], *, timeout_s: float | No
         ) from None
     except OSError as error:
         raise ConnectionLostError("the control connection is gone", got=str(error)) from error
-    message: ControlMessage = from_msgpack(
-        data,
-        ControlMessage,  # type: ignore[arg-type]
-        what="a control message",
-        bytes_max=CONTROL_MESSAGE_BYTES_MAX,
-    )
+    union: Any = ControlMessage
+    message = from_msgpack(data, union, what="a control message", bytes_max=length)
     if isinstance(message, RefusedMessage) and kind is not RefusedMessage:
         raise RefusedByPeerError(f"the enclave refused: {message.message}", got=message.code)
     if not isinstance(message, kind):
-        raise RemoteProtocolError(
-            "not the control message that must come next",
-            got=type(message).__name__,
-            expected=kind.__name__,
-        )
+        got, expected = type(message).__name__, kind.__name__
+        raise RemoteProtocolError("not the message that must come next", got=got, expected=expected)
     return message
 
 

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vaultline.core.errors import InputError, MachineError, PeerError
@@ -80,8 +80,7 @@ class Listener:
     def __init__(self, address: Address) -> None:
         self._sock = socket.socket(address.family, socket.SOCK_STREAM)
         try:
-            if address.kind == "tcp":
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._sock.bind(address.target)
             self._sock.listen(64)
         except OSError as error:
@@ -89,7 +88,7 @@ class Listener:
             raise MachineError(f"cannot listen on {address}", got=str(error)) from error
         self.address = address
         if address.kind == "tcp":
-            self.address = Address("tcp", address.host, self._sock.getsockname()[1])
+            self.address = replace(address, port=self._sock.getsockname()[1])
         else:
             Path(address.host).chmod(0o600)
 
@@ -104,9 +103,8 @@ class Listener:
             self._sock.settimeout(timeout_s)
             sock, _ = self._sock.accept()
         except TimeoutError:
-            raise TransportTimeoutError(
-                f"nobody connected to {self.address}", expected=f"within {timeout_s} s"
-            ) from None
+            message, expected = f"nobody connected to {self.address}", f"within {timeout_s} s"
+            raise TransportTimeoutError(message, expected=expected) from None
         except OSError as error:
             raise ConnectionLostError(f"stopped listening on {self.address}") from error
         sock.settimeout(None)
@@ -136,19 +134,17 @@ def connect(address: Address, *, timeout_s: float) -> socket.socket:
         sock.settimeout(timeout_s)
         try:
             sock.connect(address.target)
+            sock.settimeout(None)
+            return sock
         except OSError as error:
             sock.close()
             waiting = error.errno in (errno.ECONNREFUSED, errno.ENOENT, errno.EAGAIN)
             if not waiting and not isinstance(error, TimeoutError):
                 raise ConnectionLostError(f"cannot connect to {address}", got=str(error)) from error
-            if time.monotonic() >= deadline_s or not waiting:
-                raise TransportTimeoutError(
-                    f"nobody answers at {address}", expected=f"within {timeout_s} s"
-                ) from error
+            if not waiting or time.monotonic() >= deadline_s:
+                message, expected = f"nobody answers at {address}", f"within {timeout_s} s"
+                raise TransportTimeoutError(message, expected=expected) from error
             time.sleep(_CONNECT_RETRY_S)
-            continue
-        sock.settimeout(None)
-        return sock
 
 
 def hang_up(sock: socket.socket) -> None:

@@ -23,8 +23,7 @@ from vaultline.attest.appraise import (
     check_debug,
     check_length,
 )
-from vaultline.attest.evidence import Evidence
-from vaultline.attest.grant import PUBLIC_KEY_BYTES
+from vaultline.attest.evidence import PUBLIC_KEY_BYTES, Evidence
 from vaultline.attest.mismatch import Known
 from vaultline.attest.policy import INTEL_ROOT, Accepted, Policy, Signer, TrustDomain
 from vaultline.attest.sgx_quote import Platform, build_quote, report_body

@@ -7,8 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vaultline.attest.evidence import EVIDENCE_BYTES_MAX, QUOTE_BYTES_MAX, Evidence
-from vaultline.attest.grant import PUBLIC_KEY_BYTES
+from vaultline.attest.evidence import (
+    EVIDENCE_BYTES_MAX,
+    PUBLIC_KEY_BYTES,
+    QUOTE_BYTES_MAX,
+    Evidence,
+)
 from vaultline.core.errors import RemoteProtocolError
 from vaultline.core.serde import to_msgpack
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vaultline.attest.evidence import PUBLIC_KEY_BYTES
 from vaultline.attest.grant import (
-    PUBLIC_KEY_BYTES,
     SEALED_GRANT_BYTES_MAX,
     GrantForAnotherDeployment,
     GrantForAnotherEnclave,
@@ -17,9 +17,9 @@ from vaultline.attest.grant import (
     GrantRefused,
     open_grant,
     public_key_bytes,
-    seal_grant,
     transcript_hash,
 )
+from vaultline.attest.granting import seal_grant
 from vaultline.core.errors import InputError, RemoteProtocolError
 from vaultline.enclave.evidence import fresh_key
 from vaultline.testing.attestation import challenge, evidence, grant
@@ -120,6 +120,9 @@ def test_a_grant_with_a_key_of_the_wrong_length_cannot_be_made() -> None:
             plan_digest=bytes(32),
             stage_key=bytes(16),
             section_digest=bytes(32),
+            section_offset=0,
+            section_bytes=480,
+            program_bytes=400,
             vault_id=bytes(16),
             model_id=bytes(16),
             hop_in_secret=bytes(32),

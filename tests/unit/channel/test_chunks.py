@@ -10,16 +10,18 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from vaultline.channel.chunks import (
     HEADER_BYTES,
     OVERHEAD_BYTES,
-    ChunkCipher,
+    ChunkOpener,
     Place,
-    SectionId,
     VaultFormatError,
     VaultTruncatedError,
+    chunk_header,
+    mismatch,
     places,
-    walk,
 )
+from vaultline.channel.sections import ChunkSealer, walk
 from vaultline.core import limits
-from vaultline.core.errors import LocalProtocolError, RefusedError
+from vaultline.core.errors import InputError, LocalProtocolError, RefusedError
+from vaultline.core.section import SectionId
 
 KEY = bytes(range(32))
 SECTION = SectionId(vault_id=b"v" * 16, model_id=b"m" * 16, plan_digest=b"p" * 32, stage=3)
@@ -27,7 +29,7 @@ SECTION = SectionId(vault_id=b"v" * 16, model_id=b"m" * 16, plan_digest=b"p" * 3
 
 def seal(place: Place, plaintext: bytes, section: SectionId = SECTION) -> bytes:
     out = memoryview(bytearray(len(plaintext) + OVERHEAD_BYTES))
-    return bytes(ChunkCipher(KEY, section).seal_into(place, plaintext, out))
+    return bytes(ChunkSealer(KEY, section).seal_into(place, plaintext, out))
 
 
 def reader(data: bytes):
@@ -89,7 +91,7 @@ def test_a_walk_reads_eighty_bytes_a_chunk() -> None:
 
 
 def relabelled(place: Place) -> bytes:
-    return SECTION.header(place) + bytes(place.length + 16)
+    return chunk_header(SECTION, place) + bytes(place.length + 16)
 
 
 #: Well-formed headers that an attacker who knows the ids can write.
@@ -112,7 +114,7 @@ def endless(place: Place):
 
     def header() -> bytes:
         now = place._replace(chunk=state["chunk"], tensor=state["tensor"])
-        return SECTION.header(now)
+        return chunk_header(SECTION, now)
 
     def read(offset: int, count: int) -> bytes:
         if count == HEADER_BYTES:
@@ -131,13 +133,27 @@ def test_a_section_without_end_meets_a_limit(kind: str) -> None:
     assert "limit" in refusal.value.message
 
 
+FRAMING = {
+    "another length": Place(1, 0, 6, True, False),
+    "another end of the tensor": Place(1, 0, 5, False, False),
+    "another end of the section": Place(1, 0, 5, True, True),
+}
+
+
+@pytest.mark.parametrize("framing", FRAMING)
+def test_a_header_with_other_framing_is_named(framing: str) -> None:
+    place = Place(1, 0, 5, True, False)
+    error = mismatch(SECTION, chunk_header(SECTION, FRAMING[framing]), place)
+    assert type(error) is VaultFormatError
+
+
 def test_every_vault_error_is_a_refusal_with_exit_code_1() -> None:
     assert issubclass(VaultFormatError, RefusedError)
     assert VaultFormatError("x").exit_code == 1
 
 
 MISUSE = {
-    "a key of the wrong length": lambda: ChunkCipher(b"short", SECTION),
+    "a key of the wrong length": lambda: ChunkSealer(b"short", SECTION),
     "an id of the wrong length": lambda: SectionId(
         vault_id=b"v", model_id=b"m" * 16, plan_digest=b"p" * 32, stage=0
     ),
@@ -150,13 +166,13 @@ MISUSE = {
 
 @pytest.mark.parametrize("misuse", MISUSE)
 def test_misuse_by_our_own_code_is_a_local_error(misuse: str) -> None:
-    with pytest.raises(LocalProtocolError):
+    with pytest.raises((LocalProtocolError, InputError)):
         MISUSE[misuse]()
 
 
 def test_a_chunk_opens_only_at_its_own_place() -> None:
     place = Place(1, 0, 3, True, False)
-    cell, cipher = seal(place, b"abc")[64:], ChunkCipher(KEY, SECTION)
+    cell, cipher = seal(place, b"abc")[64:], ChunkOpener(KEY, SECTION)
     out = bytearray(3)
     assert cipher.open_into(place, cell, memoryview(out)) and out == b"abc"
     for other in (

@@ -4,7 +4,7 @@ from math import isclose
 
 import numpy as np
 
-from vaultline.core.frames import hop_buffers_bytes
+from vaultline.core.frame_meta import hop_buffers_bytes
 from vaultline.core.limits import MIB
 from vaultline.core.profile import BlockProfile, DeviceRates
 from vaultline.cost import bottleneck_s, chunk_s, latency_s, link_s, stage_s

@@ -17,8 +17,9 @@ from vaultline.channel.chunks import (
     VaultOtherStageError,
     VaultStaleError,
     VaultTamperedError,
+    VaultTruncatedError,
 )
-from vaultline.core.errors import LocalProtocolError, MachineError
+from vaultline.core.errors import InputError, LocalProtocolError, MachineError
 from vaultline.core.serde import to_msgpack
 from vaultline.enclave.vault import VaultSection
 from vaultline.owner import seal
@@ -41,31 +42,27 @@ def vault(tmp_path: Path) -> SmallVault:
 GRANTS = {
     "another stage's key": ({"stage_key": b"x" * 32}, VaultTamperedError),
     "another section's digest": ({"section_digest": b"x" * 32}, VaultTamperedError),
+    "another place": ({"section_offset": 7}, VaultFormatError),
+    "a place beyond the file": ({"section_offset": 1 << 40}, VaultTruncatedError),
+    "another length of the section": ({"section_bytes": 1000}, VaultFormatError),
+    "another size of the program": ({"program_bytes": 90}, VaultFormatError),
     "another vault's id": ({"vault_id": b"x" * 16}, VaultStaleError),
     "another model's id": ({"model_id": b"x" * 16}, VaultOtherModelError),
     "another plan's digest": ({"plan_digest": b"x" * 32}, VaultOtherPlanError),
-    "a stage beyond the vault": ({"stage": 2}, VaultFormatError),
-    "a key of the wrong length": ({"stage_key": b"x"}, LocalProtocolError),
+    "a stage beyond the vault": ({"stage": 2}, VaultOtherStageError),
+    "a key of the wrong length": ({"stage_key": b"x"}, InputError),
 }
 
 
 @pytest.mark.parametrize("grant", GRANTS)
 def test_a_grant_that_does_not_fit_the_vault_opens_nothing(grant: str, vault: SmallVault) -> None:
     changes, error = GRANTS[grant]
-    sealing = vault.sealing
-    right = {
-        "stage": 0,
-        "stage_key": sealing.stage_key(KEY, 0),
-        "section_digest": sealing.section_digests[0],
-        "vault_id": sealing.vault_id,
-        "model_id": sealing.model_id,
-        "plan_digest": PLAN,
-    }
+    right = vault.sealing.access(KEY, 0)
     fd = os.open(vault.path, os.O_RDONLY)
     try:
-        VaultSection.open(fd, **right)
+        VaultSection(fd, right)
         with pytest.raises(error) as refusal:
-            VaultSection.open(fd, **(right | changes))
+            VaultSection(fd, msgspec.structs.replace(right, **changes))
         assert type(refusal.value) is error
     finally:
         os.close(fd)

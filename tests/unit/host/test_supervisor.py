@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vaultline.core.control import BeatLine, FailedLine, LaunchWorker, ReadyLine
+from vaultline.core.control import BeatLine, FailedLine, ReadyLine
+from vaultline.core.hostline import LaunchWorker
 from vaultline.host.supervisor import SILENCE_S_MAX, START_S_MAX, Supervisor
 
 

@@ -26,7 +26,7 @@ from vaultline.owner.keyfile import (
     read_keyfile,
     write_keyfile,
 )
-from vaultline.owner.seal import Sealing, derive_model_id
+from vaultline.owner.seal import SealedSection, Sealing, derive_model_id
 
 KEK = Kek(kid="kbs:///default/model-key/one", key=b"1" * 32)
 
@@ -40,7 +40,10 @@ def sealing(keys: SealedKeys, plan: bytes = b"p" * 32, vault: bytes = b"v" * 16)
         created="2026-11-01T12:00:00+00:00",
         salt=b"s" * 32,
         front_digest=b"f" * 32,
-        section_digests=(b"d" * 32, b"e" * 32),
+        sections=tuple(
+            SealedSection(digest=digest * 32, offset=9, length=200, program_bytes=40)
+            for digest in (b"d", b"e")
+        ),
     )
 
 

@@ -1,0 +1,30 @@
+"""Sealing a grant to an enclave's key: the owner's half of ``grant``."""
+
+from __future__ import annotations
+
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+from cryptography.hazmat.primitives.hpke import MLKEM768X25519PublicKey
+
+from vaultline.attest.evidence import MLKEM_KEY_BYTES, PUBLIC_KEY_BYTES
+from vaultline.attest.grant import SUITE, Grant
+from vaultline.core.errors import RemoteProtocolError
+from vaultline.core.serde import to_msgpack
+
+
+def seal_grant(grant: Grant, public_key: bytes, transcript: bytes) -> bytes:
+    """Encrypt a grant to the key in appraised evidence.
+
+    Raises:
+        RemoteProtocolError: the key, which came from a peer, is not one.
+    """
+    if len(public_key) != PUBLIC_KEY_BYTES:
+        raise RemoteProtocolError("an enclave's public key has the wrong length")
+    try:
+        hybrid = MLKEM768X25519PublicKey(
+            MLKEM768PublicKey.from_public_bytes(public_key[:MLKEM_KEY_BYTES]),
+            X25519PublicKey.from_public_bytes(public_key[MLKEM_KEY_BYTES:]),
+        )
+        return SUITE.encrypt(to_msgpack(grant), hybrid, info=transcript)
+    except ValueError as error:  # not a key, or a point of low order
+        raise RemoteProtocolError("an enclave's public key is not one", got=str(error)) from error
