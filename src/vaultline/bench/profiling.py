@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
+from msgspec.structs import replace
 
 from vaultline.bench.noise import frames_of
 from vaultline.channel.keys import derive_hop_keys
@@ -30,12 +34,16 @@ from vaultline.core.profile import (
     RecordedOn,
 )
 from vaultline.core.program import PROGRAM_VERSION, StageProgram, StageSettings, Weight
+from vaultline.core.serde import canonical_json
 from vaultline.core.tensors import TensorSpec
 from vaultline.enclave.executor import Executor, FrameBuffer
 from vaultline.enclave.ledger import Ledger
 from vaultline.enclave.vault import VaultSection
 from vaultline.graph.compile import CompiledStage, compile_segment
 from vaultline.graph.cuts import candidates, cuts
+from vaultline.graph.model import save
+from vaultline.graph.node_times import node_times
+from vaultline.graph.rewrite import rewrite
 from vaultline.graph.structure import Model
 from vaultline.owner.keyfile import new_keys
 from vaultline.owner.seal import seal_vault
@@ -99,9 +107,14 @@ def bench_settings(frames: int = _PASS_FRAMES) -> StageSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileRequest:
-    """How thoroughly to measure."""
+    """How thoroughly to measure.
+
+    ``neighbours`` copies of the model run on other cores meanwhile: enclaves that share a host
+    share its memory bandwidth, and layers with many weights feel it most.
+    """
 
     repeats: int = 9
+    neighbours: int = 0
     command: str = "vaultline profile"
     date: str = ""
     host: str = field(default_factory=lambda: os.uname().nodename)
@@ -112,30 +125,36 @@ def profile_model(
     request: ProfileRequest,
     progress: Callable[[int, int], None] | None = None,
 ) -> ModelProfile:
-    """Measure every block between candidate cuts, the whole model, and the machine's rates.
+    """Measure every block between candidate cuts, the whole model, and the machine's rates."""
+    with _neighbours(model, request.neighbours):
+        return _profile_model(model, request, progress)
 
-    Blocks are timed alone, where each pays for entering and leaving the engine's blocked layout,
-    so their times are scaled to add up to the time of the whole model.
-    """
+
+def _profile_model(
+    model: Model, request: ProfileRequest, progress: Callable[[int, int], None] | None
+) -> ModelProfile:
     positions = candidates(model)
     all_cuts = cuts(model)
+    crossing = tuple(all_cuts[position].tensors for position in positions)
     whole = StageBench(_compiled(model, 0, model.node_count))
     whole.pass_s(1)
-    whole_s = statistics.median(whole.pass_s(1) for _ in range(request.repeats))
     benches = _benches(model, positions, progress)
-    one_s = _rounds(benches, 1, request.repeats)
+    whole_s, *one_s = _rounds([whole, *benches], 1, request.repeats)
     stacked = [k for k, bench in enumerate(benches) if _stacks(bench)]
-    many_s = dict(
-        zip(
-            stacked,
-            _rounds([benches[k] for k in stacked], _PASS_FRAMES, request.repeats),
-            strict=True,
-        )
-    )
-    blocks = [
-        _block(model, positions[k], positions[k + 1], bench, one_s[k], many_s.get(k))
+    many_s = _rounds([benches[k] for k in stacked], _PASS_FRAMES, request.repeats)
+    many = dict(zip(stacked, many_s, strict=True))
+    alone = [
+        _block(model, positions[k], positions[k + 1], bench, one_s[k], many.get(k))
         for k, bench in enumerate(benches)
     ]
+    feeds = {
+        spec.name: tensor
+        for spec, tensor in zip(model.inputs, frames_of(model.inputs, 1)[0], strict=True)
+    }
+    nodes_s = node_times(model, feeds, request.repeats)
+    inside_s = [sum(nodes_s[first:last]) for first, last in pairwise(positions)]
+    rates = device_rates()
+    crossing_bytes = [sum(spec.nbytes for spec in tensors) for tensors in crossing]
     return ModelProfile(
         model_name=model.name,
         model_digest=model.digest,
@@ -145,27 +164,83 @@ def profile_model(
             host=request.host, cpu=cpu_name(), date=request.date, command=request.command
         ),
         positions=positions,
-        blocks=tuple(scaled_blocks(blocks, whole_s)),
-        crossing=tuple(all_cuts[position].tensors for position in positions),
-        rates=device_rates(),
+        blocks=tuple(settled(alone, inside_s, statistics.median(whole_s))),
+        crossing=crossing,
+        rates=replace(
+            rates,
+            open_bytes_per_s=opening_rate(rates, alone, inside_s, crossing_bytes),
+        ),
         loopback=loopback_rate(),
     )
 
 
-def scaled_blocks(blocks: Sequence[BlockProfile], whole_s: float) -> Iterator[BlockProfile]:
-    """One-frame times that add up to the whole's; what stacking saves stays in proportion."""
-    total_s = sum(block.compute_s[0][1] for block in blocks)
-    scale = whole_s / total_s if total_s else 1.0
-    for block in blocks:
-        yield BlockProfile(
-            compute_s=tuple((frames, seconds * scale) for frames, seconds in block.compute_s),
-            weight_bytes=block.weight_bytes,
-            activation_bytes=block.activation_bytes,
-            spread_s=block.spread_s * scale,
-            scratch_bytes=block.scratch_bytes,
-            largest_weight_bytes=block.largest_weight_bytes,
-            ops=block.ops,
-        )
+def settled(
+    alone: Sequence[BlockProfile], inside_s: Sequence[float], whole_s: float
+) -> Iterator[BlockProfile]:
+    """Blocks with the times that they take inside the model, adding up to the whole's.
+
+    Timed alone, a block also pays for entering and leaving the engine's blocked layout. Blocks
+    that stack frames keep their own times: they hold few activations, and stacking shows only
+    there.
+    """
+    stacked_s = sum(block.compute_s[0][1] for block in alone if len(block.compute_s) > 1)
+    inner_s = sum(s for s, block in zip(inside_s, alone, strict=True) if len(block.compute_s) == 1)
+    scale = max(whole_s - stacked_s, 0.1 * whole_s) / inner_s if inner_s else 1.0
+    for block, seconds in zip(alone, inside_s, strict=True):
+        if len(block.compute_s) > 1:
+            yield block
+        else:
+            yield replace(block, compute_s=((1, seconds * scale),))
+
+
+def opening_rate(
+    rates: DeviceRates,
+    alone: Sequence[BlockProfile],
+    inside_s: Sequence[float],
+    crossing_bytes: Sequence[int],
+) -> float:
+    """Bytes per second of taking a stage's input in: deciphering it, and the engine's change of
+    layout on both sides of a cut, which is what blocks cost more alone than inside the model."""
+    extra_s = converted = 0.0
+    for k, (block, seconds) in enumerate(zip(alone, inside_s, strict=True)):
+        if len(block.compute_s) == 1:
+            extra_s += block.compute_s[0][1] - seconds
+            converted += (crossing_bytes[k] + crossing_bytes[k + 1]) / 2
+    layout_s_per_byte = max(extra_s, 0.0) / converted if converted else 0.0
+    return 1.0 / (1.0 / rates.open_bytes_per_s + layout_s_per_byte)
+
+
+@contextmanager
+def _neighbours(model: Model, count: int) -> Iterator[None]:
+    """Keep other cores busy with the same model, and this process on the first core."""
+    if count == 0:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    cores = sorted(before)
+    specs = canonical_json(model.inputs).decode()
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vaultline-"))
+        path = Path(folder) / "model.onnx"
+        save(rewrite(model), path)
+        for turn in range(count):
+            core = cores[(turn + 1) % len(cores)]
+            command = [sys.executable, "-m", "vaultline.bench.native_worker", str(path)]
+            busy = subprocess.Popen(
+                [*command, str(core), specs],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            stack.enter_context(busy)
+            stack.callback(busy.kill)
+            if busy.stdin is not None and busy.stdout is not None:
+                busy.stdout.readline()
+                busy.stdin.write(f"{1 << 40}\n")
+                busy.stdin.flush()
+        os.sched_setaffinity(0, cores[:1])
+        stack.callback(os.sched_setaffinity, 0, before)
+        yield
 
 
 def _compiled(model: Model, first: int, last: int) -> CompiledStage:

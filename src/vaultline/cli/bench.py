@@ -54,6 +54,8 @@ def pipeline(
         rounds=3 if quick else rounds,
         seconds=0.7 if quick else 2.0,
         profile_repeats=5 if quick else 15,
+        tuning_turns=2 if quick else 4,
+        tuning_s=0.7 if quick else 1.5,
     )
     with _told() as tell:
         found = bench_pipeline(request, tell)

@@ -33,6 +33,9 @@ def profile(
     model: Annotated[Path, typer.Argument(help="The ONNX model.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Where to write the profile.")],
     repeats: Annotated[int, typer.Option(min=3, max=1000, help="Timed rounds.")] = 9,
+    neighbours: Annotated[
+        int, typer.Option(min=0, help="Copies that run on other cores meanwhile.")
+    ] = 0,
     input_shape: ShapeOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -40,6 +43,7 @@ def profile(
     loaded = load_model(model, input_shapes=parse_shapes(input_shape or []))
     request = ProfileRequest(
         repeats=repeats,
+        neighbours=neighbours,
         command=shlex.join(["vaultline", *sys.argv[1:]]),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )

@@ -195,7 +195,7 @@ def stage_times(result: ResultFrame) -> tuple[StageTimes, ...]:
         StageTimes(
             open_s=times.open_ns / 1e9,
             wait_s=max(0, times.started_ns - times.arrived_ns) / 1e9,
-            compute_s=(times.finished_ns - times.started_ns) / 1e9,
+            compute_s=times.compute_ns / 1e9,
             seal_s=times.seal_ns / 1e9,
         )
         for times in result.times

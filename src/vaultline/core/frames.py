@@ -10,8 +10,7 @@ from vaultline.core.tensors import TensorSpec, align, layout
 
 #: Frame index, source timestamp (seconds) and the owner's clock when it was sent (ns).
 HEAD = struct.Struct("!QdQ")
-STAGE = struct.Struct("!6Q")
-
+STAGE = struct.Struct("!7Q")
 
 #: Finished frames that may wait for the socket while the next pass computes.
 OUTPUT_FRAMES_EXTRA = 2
@@ -20,13 +19,16 @@ OUTPUT_FRAMES_EXTRA = 2
 class StageTimes(NamedTuple):
     """What one stage reports of one frame, nanoseconds of that machine's monotonic clock.
 
-    ``open_ns`` is decryption of the input. ``seal_ns`` and ``send_ns`` (encryption, and time in
-    the socket) are those of the frame before, since they end after this frame was sealed.
+    ``compute_ns`` is this frame's share of its pass: frames that are stacked in the last step
+    start and finish together. ``open_ns`` is decryption of the input. ``seal_ns`` and ``send_ns``
+    (encryption, and time in the socket) are those of the frame before, since they end after this
+    frame was sealed.
     """
 
     arrived_ns: int = 0
     started_ns: int = 0
     finished_ns: int = 0
+    compute_ns: int = 0
     open_ns: int = 0
     seal_ns: int = 0
     send_ns: int = 0

@@ -105,6 +105,8 @@ class Executor:
         buffers = self._take_weights()
         self._sessions = [_session(graph, settings.threads) for graph in program.graphs]
         self._steps = list(map(self._load, program.steps, buffers))
+        #: Frames of one pass are all done at the same moment.
+        self.ends_stacked = bool(program.steps) and program.steps[-1].stackable
         self._through = tuple(
             (self._inputs[tensor], position)
             for tensor, position in self._outputs.items()

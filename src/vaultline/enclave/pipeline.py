@@ -170,15 +170,18 @@ class Pipeline:
     def _run_pass(self, batch: list[_Arrived]) -> None:
         outputs = [self._take_output() for _ in batch]
         self._progress.busy_since_s = time.monotonic()
-        started_ns = time.monotonic_ns()
+        together = len(batch) if self._executor.ends_stacked else 1
+        started_ns = finished_ns = time.monotonic_ns()
         for position in self._executor.run_pass([frame.buffer for frame in batch], outputs):
-            finished_ns = time.monotonic_ns()
+            if together == 1 or position == 0:
+                started_ns, finished_ns = finished_ns, time.monotonic_ns()
             arrived, output = batch[position], outputs[position]
             self._layout.copy_meta(arrived.buffer.message, output.message)
             times = StageTimes(
                 arrived_ns=arrived.clock.done_ns,
                 started_ns=started_ns,
                 finished_ns=finished_ns,
+                compute_ns=(finished_ns - started_ns) // together,
                 open_ns=arrived.clock.crypto_ns,
                 seal_ns=self._sent.crypto_ns,
                 send_ns=self._sent.socket_ns,
@@ -187,7 +190,6 @@ class Pipeline:
             self._finished.put(output)
             self._free_inputs.put(arrived.buffer)
             self._progress.frames += 1
-            started_ns = finished_ns
         self._progress.busy_since_s = None
 
     def _take_output(self) -> FrameBuffer:

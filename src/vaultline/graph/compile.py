@@ -58,16 +58,16 @@ def compile_segment(
     target = _target(portable, isa)
     plain = extract(model, first, last)
     source = rewrite(plain) if rewrites else plain
-    optimised = _optimised(source, blocked=target != "portable")
+    made = optimised(source, blocked=target != "portable")
     streamed = settings.mode == "streamed"
     alone: frozenset[str] = frozenset()
     if streamed:
-        optimised, alone = tiled(optimised, step_bytes)
-    parts = partition(optimised, step_bytes if streamed else None, alone)
+        made, alone = tiled(made, step_bytes)
+    parts = partition(made, step_bytes if streamed else None, alone)
     if not streamed:
         # A streamed tile is in cache when it is multiplied: packing it costs little.
-        optimised, parts = turned(optimised, parts)
-    return _assemble(optimised, parts, settings, target)
+        made, parts = turned(made, parts)
+    return _assemble(made, parts, settings, target)
 
 
 def _target(portable: bool, isa: Isa | None) -> Isa:
@@ -82,7 +82,7 @@ def _target(portable: bool, isa: Isa | None) -> Isa:
     return target
 
 
-def _optimised(model: Model, *, blocked: bool) -> Model:
+def optimised(model: Model, *, blocked: bool) -> Model:
     """The segment after the engine's offline optimisation, with the shape of every tensor."""
     levels = ort.GraphOptimizationLevel
     level = levels.ORT_ENABLE_ALL if blocked else levels.ORT_ENABLE_BASIC

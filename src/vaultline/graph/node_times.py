@@ -1,0 +1,97 @@
+"""What each node costs inside the optimised model, from the engine's own profiler.
+
+Blocks timed alone pay for entering and leaving the blocked layout, which grows with their
+activations and not with their work; inside the model they don't.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vaultline.graph import engine
+from vaultline.graph.compile import optimised
+from vaultline.graph.extract import extract
+from vaultline.graph.rewrite import rewrite
+from vaultline.graph.structure import Array, Model, Node
+
+_KERNEL = "_kernel_time"
+#: What the engine and our rewrites append to a name: ``r2_nchwc``, ``r3/lrn/root``, ``r12_bn``.
+_SUFFIX = re.compile(r"(/.*|_nchwc.*|_bn(_nchwc.*)?|_token_\d+)\Z")
+
+
+def node_times(model: Model, feeds: Mapping[str, Array], repeats: int) -> tuple[float, ...]:
+    """Median seconds of every node of the model while the whole of it runs.
+
+    A fused node's time counts for the last of the nodes that it stands for; what the engine
+    inserts (layout changes) counts for the node before.
+
+    Args:
+        feeds: a value for each of the model's inputs.
+        repeats: timed runs, after two to warm up.
+
+    Returns:
+        Seconds by node, ``model.node_count`` of them.
+    """
+    made = optimised(rewrite(extract(model, 0, model.node_count)), blocked=True)
+    owners = _owners(model, made.nodes)
+    seconds = [0.0] * model.node_count
+    for node, spent in zip(made.nodes, _profile(made, feeds, repeats), strict=True):
+        seconds[owners[node.name]] += spent
+    return tuple(seconds)
+
+
+def _profile(made: Model, feeds: Mapping[str, Array], repeats: int) -> list[float]:
+    with tempfile.TemporaryDirectory(prefix="vaultline-") as folder:
+        chosen = engine.options()
+        chosen.enable_profiling = True
+        chosen.profile_file_prefix = str(Path(folder) / "nodes")
+        session = engine.plain_session(made, chosen)
+        wanted = [spec.name for spec in engine.computed(made)]
+        given = {**feeds, **engine.large_weights(made)}
+        accepted = {value.name for value in session.get_inputs()}
+        fed = {name: value for name, value in given.items() if name in accepted}
+        for _ in range(repeats + 2):
+            session.run(wanted, fed)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    return _medians(events, made.nodes, repeats)
+
+
+def _medians(
+    events: Sequence[Mapping[str, object]], nodes: Sequence[Node], repeats: int
+) -> list[float]:
+    durations: dict[str, list[float]] = {}
+    for event in events:
+        name = str(event.get("name", ""))
+        if name.endswith(_KERNEL):
+            spent_us = float(str(event.get("dur", 0)))
+            durations.setdefault(name.removesuffix(_KERNEL), []).append(spent_us / 1e6)
+    return [statistics.median(durations.get(node.name, [0.0])[-repeats:]) for node in nodes]
+
+
+def _owners(model: Model, nodes: Sequence[Node]) -> dict[str, int]:
+    """For each node of the optimised model, the node of the original that it counts for."""
+    places = {name: index for index, node in enumerate(model.nodes) for name in node.writes}
+    names = {node.name: index for index, node in enumerate(model.nodes) if node.name}
+    owners: dict[str, int] = {}
+    made_by: dict[str, int] = {}
+    before = 0
+    for node in nodes:
+        keys = [
+            *node.writes,
+            node.name,
+            *(_SUFFIX.sub("", key) for key in (*node.writes, node.name)),
+        ]
+        found = [table[key] for key in keys for table in (places, names) if key in table]
+        if found:
+            owner = max(found)
+        else:
+            owner = max((made_by[name] for name in node.reads if name in made_by), default=before)
+        owners[node.name] = owner
+        made_by.update(dict.fromkeys(node.writes, owner))
+        before = owner
+    return owners
