@@ -174,4 +174,4 @@ def read_profile(data: bytes) -> ModelProfile:
     Raises:
         InputError: not a profile, or an inconsistent one.
     """
-    return from_json(data, ModelProfile, what="the profile")
+    return from_json(data, ModelProfile, what="the profile", remedy="make it again with `vaultline profile`")

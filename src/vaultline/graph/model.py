@@ -51,6 +51,13 @@ def _load(path: Path, input_shapes: Mapping[str, tuple[int, ...]]) -> Model:
     weights = parse.read_weights(graph, path.parent)
     protos = parse.returned(parse.take_constants(graph, weights, path.parent), graph, weights)
     listed = [value for value in graph.input if value.name not in weights]
+    if not listed:
+        raise InputError(
+            "the model has no input, so there is nothing to send it",
+            got="weights alone" if weights else "no inputs and no weights",
+            expected="at least one input that changes from frame to frame",
+            remedy="export the model with its input as a graph input",
+        )
     inputs = shapes.fixed_inputs(listed, dict(input_shapes))
     known = [*weights, *(spec.name for spec in inputs)]
     nodes = parse.in_order(protos, known)
