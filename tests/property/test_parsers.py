@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -106,11 +107,18 @@ def _plan_text(folder: Path) -> bytes:
     return write_plan(plan_request(_PROFILE, cluster, PlanRequest(stages=2)))
 
 
-def _key_text(folder: Path) -> bytes:
-    kek = folder / "kek.jwk"
-    kek.write_text(_KEK_TEXT)
-    write_keyfile(folder / "key", new_keys(), load_kek(_private(kek)))
-    return (folder / "key").read_bytes()
+def _key_text(_: Path) -> bytes:
+    """One for all examples: every key file is another."""
+    return _key_text_once()
+
+
+@cache
+def _key_text_once() -> bytes:
+    with TemporaryDirectory() as name:
+        kek, key = Path(name) / "kek.jwk", Path(name) / "key"
+        kek.write_text(_KEK_TEXT)
+        write_keyfile(key, new_keys(), load_kek(_private(kek)))
+        return key.read_bytes()
 
 
 #: File -> (a good one's text, the reader).

@@ -76,7 +76,9 @@ def run(
         list[str] | None,
         typer.Option(help="HOST=ADDRESS[%NETNS]: where a host of the plan listens, for tcp."),
     ] = None,
-    stall: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the next result.")] = 60.0,
+    stall: Annotated[
+        float, typer.Option(min=0.1, help="Seconds to wait for the next result.")
+    ] = 60.0,
     as_json: JsonFlag = False,
 ) -> None:
     """Attest the enclaves of a plan, release their keys, and send frames through them."""

@@ -5,12 +5,14 @@ The file speaks in units (``93MiB``, ``30Mbit/s``, ``5ms``); the structs here in
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any, Literal
 
 import msgspec
 
 from vaultline.core.errors import InputError
 from vaultline.core.plan import DeviceKind
+from vaultline.core.profile import RATE_MIN, TIME_S_MAX
 from vaultline.core.serde import Struct
 from vaultline.core.units import format_bytes, parse_bytes, parse_bytes_per_s, parse_seconds
 from vaultline.core.yaml import from_yaml
@@ -219,7 +221,7 @@ def _check_links(cluster: Cluster) -> None:
                 got=text,
                 remedy="links hold in both directions; write `one_way: true` where they differ",
             )
-        if not (link.bytes_per_s > 0 and link.latency_s >= 0):
+        if not (RATE_MIN <= link.bytes_per_s < inf and 0 <= link.latency_s <= TIME_S_MAX):
             raise InputError(
                 "a link needs a bandwidth above zero and no negative latency", got=text
             )

@@ -64,7 +64,6 @@ class PlannedStage(Struct, frozen=True):
                     expected=f"at most {FRAME_BYTES_MAX}",
                 )
 
-
     def _check_numbers(self) -> None:
         """Nothing that the planner would not write: the file is data from outside."""
         numbers = (

@@ -62,7 +62,9 @@ class Good:
     def profile(self, model: Path, *more: str) -> list[str]:
         return ["profile", str(model), "-o", str(self.bad / "out.json"), "--repeats", "3", *more]
 
-    def plan(self, *more: str, profile: Path | None = None, cluster: Path | None = None) -> list[str]:
+    def plan(
+        self, *more: str, profile: Path | None = None, cluster: Path | None = None
+    ) -> list[str]:
         files = [profile or self.good / "p.json", "--cluster", cluster or self.good / "c.yaml"]
         return ["plan", *map(str, files), "-o", str(self.bad / "out.json"), *more]
 
