@@ -44,6 +44,8 @@ class BlockProfile(Struct, frozen=True):
         weight_bytes: of all the weights that the block reads.
         activation_bytes: tensors of one frame between the block's own steps.
         scratch_bytes: the most that the engine holds within one call, for one frame.
+        inner_bytes: all tensors of one frame that are made and used within the block: what is kept
+            at most if the block itself is cut into steps.
         largest_weight_bytes: the largest weight that cannot be split into tiles.
         ops: how many nodes of each operator.
     """
@@ -53,6 +55,7 @@ class BlockProfile(Struct, frozen=True):
     activation_bytes: int
     spread_s: float = 0.0
     scratch_bytes: int = 0
+    inner_bytes: int = 0
     largest_weight_bytes: int = 0
     ops: dict[str, int] = msgspec.field(default_factory=dict)
 
@@ -66,6 +69,7 @@ class BlockProfile(Struct, frozen=True):
             self.weight_bytes,
             self.activation_bytes,
             self.scratch_bytes,
+            self.inner_bytes,
             self.largest_weight_bytes,
         )
         times = (self.spread_s, *(entry[1] for entry in self.compute_s))
