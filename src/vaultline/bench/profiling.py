@@ -301,9 +301,17 @@ def _block(
         ),
         spread_s=one_s[-1 - quarter] - one_s[quarter],
         scratch_bytes=max((step.scratch_bytes for step in program.steps), default=0),
+        inner_bytes=_inner_bytes(model, first, last)
+        + sum(program.tensors[k].nbytes for k in edge),
         largest_weight_bytes=max((n for k, n in enumerate(sizes) if k not in stackable), default=0),
         ops=dict(Counter(node.op for node in model.nodes[first:last])),
     )
+
+
+def _inner_bytes(model: Model, first: int, last: int) -> int:
+    """Everything that the nodes write."""
+    written = (name for node in model.nodes[first:last] for name in node.writes)
+    return sum(model.specs[name].nbytes for name in written if name in model.specs)
 
 
 def cpu_name() -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vaultline.core.cluster import Cluster, parse_cluster
-from vaultline.core.errors import InputError
+from vaultline.core.errors import InputError, MachineError
 from vaultline.core.plan import Plan, read_plan
 from vaultline.core.profile import ModelProfile, read_profile
 
@@ -25,6 +26,58 @@ def read_file(path: Path, what: str, remedy: str | None = None) -> bytes:
         ) from error
 
 
+def read_text(path: Path, what: str, remedy: str | None = None) -> str:
+    """A file's text.
+
+    Raises:
+        InputError: it can't be read, or is not UTF-8.
+    """
+    try:
+        return read_file(path, what, remedy).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{what} is not UTF-8 text",
+            got=f"{path}: byte 0x{error.object[error.start]:02x} at {error.start}",
+            remedy="save it as UTF-8",
+        ) from error
+
+
+def check_target(path: Path, what: str) -> None:
+    """Refuse a place that can't be written to before any work is done for it.
+
+    Raises:
+        InputError: the folder is missing or not writable, or ``path`` is a folder itself.
+    """
+    folder, found = path.absolute().parent, ""
+    if path.is_dir():
+        found = "a directory"
+    elif not folder.is_dir():
+        found = f"no folder {folder}"
+    elif not os.access(path if path.exists() else folder, os.W_OK):
+        found = "no right to write there"
+    if found:
+        raise InputError(
+            f"cannot write {what} to {path}",
+            got=found,
+            expected="a file name in an existing folder",
+            remedy="make the folder, or name another file",
+        )
+
+
+def write_file(path: Path, data: bytes, what: str) -> None:
+    """Write a result.
+
+    Raises:
+        InputError: there is no such folder, or it may not be written to.
+        MachineError: the disk is full or gone.
+    """
+    check_target(path, what)
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise MachineError(f"cannot write {what} to {path}", got=str(error.strerror)) from error
+
+
 def load_plan(path: Path) -> Plan:
     """A plan file."""
     return read_plan(read_file(path, "the plan", "make one with `vaultline plan`"))
@@ -38,8 +91,7 @@ def load_profile(path: Path) -> ModelProfile:
 def load_cluster(path: Path) -> Cluster:
     """A cluster file."""
     remedy = "see examples/clusters for files to start from"
-    text = read_file(path, "the cluster file", remedy).decode(errors="replace")
-    return parse_cluster(text, str(path))
+    return parse_cluster(read_text(path, "the cluster file", remedy), str(path))
 
 
 def parse_shapes(texts: Sequence[str]) -> Mapping[str, tuple[int, ...]]:

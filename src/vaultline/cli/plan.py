@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from vaultline.cli.common import JsonFlag, note, print_json, results, table
-from vaultline.cli.files import load_cluster, load_profile, parse_shapes
+from vaultline.cli.files import check_target, load_cluster, load_profile, parse_shapes, write_file
 from vaultline.cli.profile import ShapeOption
+from vaultline.core.errors import InputError
 from vaultline.core.plan import Objective, Plan, write_plan
 from vaultline.core.units import format_bytes
 from vaultline.planner import PlanRequest, parse_partition, plan_request
@@ -45,6 +46,11 @@ def plan(
     The search is exact over the cuts of the model's own topological order; other orders are not
     searched.
     """
+    for target in (out, plot):
+        if target is not None:
+            check_target(target, "the plan")
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise InputError("the plot can only be a PNG", got=str(plot), expected="a name in .png")
     measured = load_profile(profile)
     machines = load_cluster(cluster)
     for warning in machines.warnings():
@@ -59,7 +65,7 @@ def plan(
     )
     found = plan_request(measured, machines, request)
     explained = explain(found, measured, machines, request)
-    out.write_bytes(write_plan(found))
+    write_file(out, write_plan(found), "the plan")
     if plot is not None:
         from vaultline.cli.pictures import draw_plan  # takes a moment to import
 

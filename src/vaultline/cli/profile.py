@@ -12,7 +12,7 @@ import typer
 
 from vaultline.bench.profiling import ProfileRequest, profile_model
 from vaultline.cli.common import JsonFlag, print_json, progress, results, table
-from vaultline.cli.files import parse_shapes
+from vaultline.cli.files import check_target, parse_shapes, write_file
 from vaultline.core.profile import ModelProfile, write_profile
 from vaultline.core.units import format_bytes
 from vaultline.graph.model import load_model
@@ -40,6 +40,7 @@ def profile(
     as_json: JsonFlag = False,
 ) -> None:
     """Measure a model's blocks, and this machine's cipher and socket rates, for the planner."""
+    check_target(out, "the profile")
     loaded = load_model(model, input_shapes=parse_shapes(input_shape or []))
     request = ProfileRequest(
         repeats=repeats,
@@ -52,7 +53,7 @@ def profile(
         measured = profile_model(
             loaded, request, lambda done, total: bar.update(task, completed=done, total=total)
         )
-    out.write_bytes(write_profile(measured) + b"\n")
+    write_file(out, write_profile(measured) + b"\n", "the profile")
     if as_json:
         print_json(summary(measured))
     else:

@@ -10,7 +10,7 @@ import typer
 from rich.progress import TextColumn
 
 from vaultline.cli.common import JsonFlag, note, print_json, progress, results, table
-from vaultline.cli.files import load_plan, read_file
+from vaultline.cli.files import load_plan, read_text
 from vaultline.cli.running import (
     RunRequest,
     RunSummary,
@@ -76,7 +76,9 @@ def run(
         list[str] | None,
         typer.Option(help="HOST=ADDRESS[%NETNS]: where a host of the plan listens, for tcp."),
     ] = None,
-    stall: Annotated[float, typer.Option(help="Seconds to wait for the next result.")] = 60.0,
+    stall: Annotated[
+        float, typer.Option(min=0.1, help="Seconds to wait for the next result.")
+    ] = 60.0,
     as_json: JsonFlag = False,
 ) -> None:
     """Attest the enclaves of a plan, release their keys, and send frames through them."""
@@ -94,7 +96,7 @@ def run(
         places=dict(parse_place(text) for text in place or []),
         settings=SessionSettings(transport=transport, result_bind=result_bind, stall_s=stall),
     )
-    names = None if labels is None else read_file(labels, "the labels").decode().splitlines()
+    names = None if labels is None else read_text(labels, "the labels").splitlines()
     spec = planned.stages[0].inputs[0]
     how = default_preprocessing(spec) if preprocess is None else load_preprocessing(preprocess)
     note(f"preprocessing: {how.describe()}")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from vaultline.core.errors import InputError
 from vaultline.core.plan import Plan
 from vaultline.owner.appraisal import Appraiser, load_collateral, load_policy
-from vaultline.owner.deploy import Place, launch_workers, stage_secrets
+from vaultline.owner.deploy import Place, check_platform, launch_workers, stage_secrets
 from vaultline.owner.keyfile import SealedKeys
 from vaultline.owner.seal import check_vault
 from vaultline.owner.session import OwnerFrame, ResultFrame, Session, SessionSettings
@@ -105,13 +105,25 @@ def open_session(request: RunRequest) -> Session:
         RefusedError: the vault is not the one that was sealed last for this plan.
         InputError: a file is missing or wrong.
     """
+    hosts = {stage.device.host for stage in request.plan.stages}
+    for host in request.places:
+        if host not in hosts:
+            raise InputError(
+                "a place is given for a host that the plan does not use",
+                got=host,
+                expected="one of " + ", ".join(sorted(hosts)),
+                remedy="correct --place, or plan for that host",
+            )
     sealing = request.keys.sealing_for(request.plan.digest)
     check_vault(request.vault, sealing)
     appraiser = request.trust.appraiser(request.plan)
+    platform = request.trust.platform or request.trust.policy.parent / "platform.json"
+    if any(stage.device.kind == "simulated" for stage in request.plan.stages):
+        check_platform(platform)
     workers = launch_workers(
         request.plan,
         request.vault,
-        platform_file=request.trust.platform or request.trust.policy.parent / "platform.json",
+        platform_file=platform,
         places=request.places,
     )
     return Session(

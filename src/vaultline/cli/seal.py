@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vaultline.cli.common import JsonFlag, print_json, progress, results
-from vaultline.cli.files import load_plan
+from vaultline.cli.files import check_target, load_plan
 from vaultline.core.units import format_bytes
 from vaultline.graph.model import load_model
 from vaultline.owner.deploy import compile_stages
@@ -38,6 +38,8 @@ def seal(
     as_json: JsonFlag = False,
 ) -> None:
     """Compile a model's stages for their devices and seal them into a vault any host may store."""
+    check_target(out, "the vault")
+    check_target(key, "the key file")
     # First the keys: a wrong key-encryption key must not cost a good vault.
     wrapping = load_kek(kek, create=True)
     keys = read_keyfile(key, wrapping) if key.exists() else new_keys()

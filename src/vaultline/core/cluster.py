@@ -5,12 +5,14 @@ The file speaks in units (``93MiB``, ``30Mbit/s``, ``5ms``); the structs here in
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any, Literal
 
 import msgspec
 
 from vaultline.core.errors import InputError
 from vaultline.core.plan import DeviceKind
+from vaultline.core.profile import RATE_MIN, TIME_S_MAX
 from vaultline.core.serde import Struct
 from vaultline.core.units import format_bytes, parse_bytes, parse_bytes_per_s, parse_seconds
 from vaultline.core.yaml import from_yaml
@@ -18,6 +20,8 @@ from vaultline.core.yaml import from_yaml
 Trust = Literal["attested", "none"]
 #: Device memory in the file: as much as the host has.
 UNLIMITED = "unlimited"
+#: Single devices of one cluster, counted ones expanded: the largest simulated cluster has 1,000.
+DEVICES_MAX = 4096
 
 
 class Host(Struct, frozen=True):
@@ -73,6 +77,7 @@ class Cluster(Struct, frozen=True):
     links: tuple[Link, ...]
 
     def __post_init__(self) -> None:
+        _check_counts(self)
         _check_names(self)
         _check_devices(self)
         _check_links(self)
@@ -119,6 +124,22 @@ def _units(device: Device) -> tuple[Device, ...]:
     )
 
 
+def _check_counts(cluster: Cluster) -> None:
+    """Before anything expands counted devices into single ones."""
+    for device in cluster.devices:
+        if not 1 <= device.count <= DEVICES_MAX:
+            raise InputError(
+                f"device {device.name} has an impossible count",
+                got=str(device.count),
+                expected=f"1 to {DEVICES_MAX}",
+            )
+    total = sum(device.count for device in cluster.devices)
+    if total > DEVICES_MAX:
+        raise InputError(
+            "the cluster has too many devices", got=str(total), expected=f"at most {DEVICES_MAX}"
+        )
+
+
 def _check_names(cluster: Cluster) -> None:
     """Names are unique, also after counted devices have been expanded; the owner's host exists."""
     if not cluster.hosts or not cluster.devices:
@@ -127,9 +148,18 @@ def _check_names(cluster: Cluster) -> None:
         ("host", [host.name for host in cluster.hosts]),
         ("device", [unit.name for unit in cluster.units]),
     ):
+        seen: set[str] = set()
         for name in names:
-            if names.count(name) > 1:
-                raise InputError(f"two {what}s have one name", got=name)
+            if name in seen:
+                raise InputError(
+                    f"two {what}s have one name",
+                    got=name,
+                    expected="a name of its own for each",
+                    remedy=f"rename one of them, or give one {what} and a `count`"
+                    if what == "device"
+                    else "rename one of them",
+                )
+            seen.add(name)
             if not name or any(sign in name for sign in "@,: \t\n"):
                 raise InputError(f"not a {what} name", got=repr(name), expected="no @ , : or space")
     known = {host.name for host in cluster.hosts}
@@ -174,12 +204,6 @@ def _check_devices(cluster: Cluster) -> None:
                 got=f"trust: {device.trust}",
                 expected="trust: none",
             )
-        if not 1 <= device.count <= 1024:
-            raise InputError(
-                f"device {device.name} has an impossible count",
-                got=str(device.count),
-                expected="1 to 1024",
-            )
 
 
 def _check_links(cluster: Cluster) -> None:
@@ -197,7 +221,7 @@ def _check_links(cluster: Cluster) -> None:
                 got=text,
                 remedy="links hold in both directions; write `one_way: true` where they differ",
             )
-        if not (link.bytes_per_s > 0 and link.latency_s >= 0):
+        if not (RATE_MIN <= link.bytes_per_s < inf and 0 <= link.latency_s <= TIME_S_MAX):
             raise InputError(
                 "a link needs a bandwidth above zero and no negative latency", got=text
             )

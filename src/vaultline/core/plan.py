@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from math import isfinite
 from typing import Literal
 
 from vaultline.core.errors import InputError
-from vaultline.core.limits import FRAME_BYTES_MAX, STAGES_MAX
+from vaultline.core.limits import (
+    FRAME_BYTES_MAX,
+    FRAMES_PER_PASS_MAX,
+    QUEUE_FRAMES_MAX,
+    STAGES_MAX,
+    TENSOR_BYTES_MAX,
+)
 from vaultline.core.serde import Struct, canonical_json, from_json
 from vaultline.core.tensors import TensorSpec, layout
 
@@ -48,6 +55,7 @@ class PlannedStage(Struct, frozen=True):
     def __post_init__(self) -> None:
         if not 0 <= self.first < self.last:
             raise InputError("a stage holds no nodes", got=f"[{self.first}, {self.last})")
+        self._check_numbers()
         for tensors in (self.inputs, self.outputs):
             if layout(tensors)[1] > FRAME_BYTES_MAX:
                 raise InputError(
@@ -55,6 +63,27 @@ class PlannedStage(Struct, frozen=True):
                     got=f"{layout(tensors)[1]} bytes",
                     expected=f"at most {FRAME_BYTES_MAX}",
                 )
+
+    def _check_numbers(self) -> None:
+        """Nothing that the planner would not write: the file is data from outside."""
+        numbers = (
+            ("threads", self.threads, 1024),
+            ("step_bytes", self.step_bytes, TENSOR_BYTES_MAX),
+            ("frames_per_pass", self.frames_per_pass, FRAMES_PER_PASS_MAX),
+            ("queue_frames", self.queue_frames, QUEUE_FRAMES_MAX),
+            ("cores", self.device.cores, 1024),
+            ("memory_bytes", self.device.memory_bytes, 1 << 62),
+        )
+        for name, value, most in numbers:
+            if not 1 <= value <= most:
+                raise InputError(
+                    f"stage [{self.first}, {self.last}) has an impossible {name}",
+                    got=str(value),
+                    expected=f"1 to {most}",
+                    remedy="make the plan again with `vaultline plan`",
+                )
+        if not (isfinite(self.predicted_s) and self.predicted_s >= 0):
+            raise InputError("a stage's predicted time is negative", got=str(self.predicted_s))
 
 
 class Plan(Struct, frozen=True):
@@ -91,6 +120,15 @@ class Plan(Struct, frozen=True):
                     expected=f"node {position}",
                 )
             position = stage.last
+        if len(self.hop_s) != len(self.stages) + 1 or self.chunk_frames < 1:
+            raise InputError(
+                "a plan predicts one hop more than it has stages",
+                got=f"{len(self.hop_s)} hops and {self.chunk_frames} frames a chunk",
+                expected=f"{len(self.stages) + 1} hops",
+            )
+        missing = {"latency_s", "bottleneck_s", "chunk_s"} - self.predicted.keys()
+        if missing:
+            raise InputError("the plan lacks a prediction", got=", ".join(sorted(missing)))
         for before, after in zip(self.stages, self.stages[1:], strict=False):
             if before.outputs != after.inputs:
                 raise InputError("a stage's inputs are not the outputs of the stage before it")
@@ -112,7 +150,7 @@ def read_plan(data: bytes) -> Plan:
     Raises:
         InputError: not a plan, or not in canonical form (then its digest would be ambiguous).
     """
-    plan = from_json(data, Plan, what="the plan")
+    plan = from_json(data, Plan, what="the plan", remedy="make it again with `vaultline plan`")
     if canonical_json(plan) != data.rstrip(b"\n"):
         raise InputError(
             "the plan is not in canonical form",

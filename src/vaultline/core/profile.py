@@ -10,11 +10,19 @@ from itertools import pairwise
 import msgspec
 
 from vaultline.core.errors import InputError
+from vaultline.core.limits import TENSOR_BYTES_MAX
 from vaultline.core.program import Isa
 from vaultline.core.serde import Struct, canonical_json, from_json
 from vaultline.core.tensors import TensorSpec, layout
 
 PROFILE_VERSION = 1
+#: Beyond these a number is no measurement but a mistake, and sums of it would not stay finite.
+TIME_S_MAX = 1e9
+RATE_MIN, RATE_MAX = 1e-6, 1e24
+
+
+def _is_rate(value: float) -> bool:
+    return RATE_MIN <= value <= RATE_MAX
 
 
 class RecordedOn(Struct, frozen=True):
@@ -36,6 +44,8 @@ class BlockProfile(Struct, frozen=True):
         weight_bytes: of all the weights that the block reads.
         activation_bytes: tensors of one frame between the block's own steps.
         scratch_bytes: the most that the engine holds within one call, for one frame.
+        inner_bytes: all tensors of one frame that are made and used within the block: what is kept
+            at most if the block itself is cut into steps.
         largest_weight_bytes: the largest weight that cannot be split into tiles.
         ops: how many nodes of each operator.
     """
@@ -45,6 +55,7 @@ class BlockProfile(Struct, frozen=True):
     activation_bytes: int
     spread_s: float = 0.0
     scratch_bytes: int = 0
+    inner_bytes: int = 0
     largest_weight_bytes: int = 0
     ops: dict[str, int] = msgspec.field(default_factory=dict)
 
@@ -58,10 +69,22 @@ class BlockProfile(Struct, frozen=True):
             self.weight_bytes,
             self.activation_bytes,
             self.scratch_bytes,
+            self.inner_bytes,
             self.largest_weight_bytes,
         )
-        if min(sizes) < 0 or min(entry[1] for entry in self.compute_s) < 0:
-            raise InputError("a block has a negative time or size", got=str(self))
+        times = (self.spread_s, *(entry[1] for entry in self.compute_s))
+        if not all(0 <= seconds <= TIME_S_MAX for seconds in times):
+            raise InputError(
+                "a block has a negative time or one beyond reason",
+                got=str(times),
+                expected=f"seconds from 0 to {TIME_S_MAX:g}",
+            )
+        if min(sizes) < 0 or max(sizes) > TENSOR_BYTES_MAX:
+            raise InputError(
+                "a block has a negative size or one beyond reason",
+                got=str(sizes),
+                expected=f"bytes from 0 to {TENSOR_BYTES_MAX}",
+            )
 
     def compute_pass_s(self, frames: int) -> float:
         """Seconds of a pass of ``frames`` frames.
@@ -92,7 +115,7 @@ class DeviceRates(Struct, frozen=True):
 
     def __post_init__(self) -> None:
         rates = (self.seal_bytes_per_s, self.open_bytes_per_s, self.decrypt_bytes_per_s)
-        if min(rates) <= 0 or self.call_s < 0:
+        if not all(map(_is_rate, rates)) or not 0 <= self.call_s <= TIME_S_MAX:
             raise InputError("a rate must be above zero and a cost not negative", got=str(self))
 
 
@@ -103,7 +126,7 @@ class LoopbackRate(Struct, frozen=True):
     latency_s: float
 
     def __post_init__(self) -> None:
-        if self.bytes_per_s <= 0 or self.latency_s < 0:
+        if not _is_rate(self.bytes_per_s) or not 0 <= self.latency_s <= TIME_S_MAX:
             raise InputError("a loopback needs a rate above zero", got=str(self))
 
 
@@ -154,7 +177,7 @@ class ModelProfile(Struct, frozen=True):
                 got=f"{len(self.blocks)} blocks and {len(self.crossing)} crossings",
                 expected=f"{count - 1} and {count}",
             )
-        if any(scale <= 0 for scale in self.class_scale.values()):
+        if not all(map(_is_rate, self.class_scale.values())):
             raise InputError("a class scale must be above zero", got=str(self.class_scale))
 
     @property
@@ -174,4 +197,6 @@ def read_profile(data: bytes) -> ModelProfile:
     Raises:
         InputError: not a profile, or an inconsistent one.
     """
-    return from_json(data, ModelProfile, what="the profile")
+    return from_json(
+        data, ModelProfile, what="the profile", remedy="make it again with `vaultline profile`"
+    )

@@ -25,8 +25,8 @@ def canonical_json(value: Any) -> bytes:
     return msgspec.json.encode(value, order="sorted")
 
 
-def from_json(data: bytes, kind: type[T], *, what: str) -> T:
-    """Decode a file's JSON.
+def from_json(data: bytes, kind: type[T], *, what: str, remedy: str | None = None) -> T:
+    """Decode a file's JSON; ``remedy`` says how to come by a valid one.
 
     Raises:
         InputError: not JSON, or not a valid ``kind``; the message carries the path in the text.
@@ -34,7 +34,7 @@ def from_json(data: bytes, kind: type[T], *, what: str) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except _MALFORMED as error:
-        raise InputError(f"{what} is not valid", got=str(error)) from error
+        raise InputError(f"{what} is not valid", got=str(error), remedy=remedy) from error
 
 
 def to_msgpack(value: Any) -> bytes:

@@ -1,13 +1,13 @@
 """Equations of memory: what a segment needs on its device, as the enclave's ledger counts it.
 
     resident = weights  + f * kept + scratch + io
-    streamed = 2 * step + f * kept + scratch + io
+    streamed = step + f * kept + scratch + io
     io       = q * in + (f + extra) * out + record(in) + record(out)
 
 with f frames a pass and q buffers in the input queue. ``kept`` are the tensors of a frame that wait
 between steps: a pass runs step by step over its frames, so those of all frames are alive.
-``scratch`` is what the engine holds within one call. Streaming has room for two steps: one is
-decrypted while the other is in use.
+``scratch`` is what the engine holds within one call. Streaming has one buffer, for the step with
+the most weights.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 
 from vaultline.core.frames import OUTPUT_FRAMES_EXTRA
 from vaultline.core.limits import RECORD_FRAGMENT_BYTES, RECORD_SLACK_BYTES
+from vaultline.core.tensors import ALIGNMENT_BYTES
 
 Table = NDArray[np.float64]
+#: What alignment adds to one step's weights: 64 bytes for each of 256.
+ALIGNMENT_SLACK_BYTES = 256 * ALIGNMENT_BYTES
 
 
 def working_bytes(
@@ -44,8 +47,12 @@ def resident_bytes(weight_bytes: Table, working: Table) -> Table:
 
 
 def streamed_bytes(step: Table, working: Table) -> Table:
-    """Need of a stage that decrypts its weights step by step."""
-    return 2 * step + working
+    """Need of a stage that decrypts its weights step by step into one buffer.
+
+    In the buffer each weight starts at a multiple of ``ALIGNMENT_BYTES``; steps of small weights
+    have many of them.
+    """
+    return step + np.minimum(step, ALIGNMENT_SLACK_BYTES) + working
 
 
 def step_bytes(weight_bytes: Table, largest_weight_bytes: Table, wanted_bytes: int) -> Table:

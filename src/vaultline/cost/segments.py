@@ -16,6 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from vaultline.core.frames import FrameLayout
+from vaultline.core.limits import STEP_WORTH_BYTES
 from vaultline.core.profile import ModelProfile
 from vaultline.cost.memory import step_bytes
 
@@ -85,11 +86,25 @@ class Segments:
         return stacked
 
     def between_steps_bytes(self, wanted_bytes: int) -> Table:
-        """Tensors of a frame that wait between steps when weights are streamed.
+        """Tensors of a frame that wait between steps when weights are streamed: an upper bound.
 
-        A step ends where its weights would exceed ``wanted_bytes``; within that, where least
-        crosses. A block with more weights is a step of its own (or several, whose tiles are small).
+        A step ends where its weights would exceed ``wanted_bytes``. The compiler makes least the
+        sum of what crosses and of what its steps are worth, over all cuts between nodes. The same
+        sum over cuts between blocks, which are fewer, is no smaller; less what the fewest steps
+        are worth, it bounds what is kept. A block with more weights is cut inside: at most all of
+        its own tensors are kept too.
         """
+        worth = self._least_cuts(wanted_bytes, self._crossing + STEP_WORTH_BYTES)
+        fewest = self._least_cuts(wanted_bytes, np.full(self.blocks + 1, STEP_WORTH_BYTES))
+        inside = [
+            float(block.inner_bytes) if block.weight_bytes > wanted_bytes else 0.0
+            for block in self.profile.blocks
+        ]
+        table: Table = worth - fewest + self._sum(inside)
+        return table
+
+    def _least_cuts(self, wanted_bytes: int, price: NDArray[np.float64]) -> Table:
+        """The least sum of prices of cuts that keep each step's weights within bounds."""
         cuts = self.blocks + 1
         weights = [block.weight_bytes for block in self.profile.blocks]
         total = np.concatenate([[0], np.cumsum(weights)])
@@ -97,7 +112,7 @@ class Segments:
         kept = np.full((cuts, cuts), np.inf)
         for end in range(1, cuts):
             first = min(int(np.searchsorted(total, total[end] - wanted_bytes)), end - 1)
-            last_step = kept[max(first, 1) : end] + self._crossing[max(first, 1) : end, None]
+            last_step = kept[max(first, 1) : end] + price[max(first, 1) : end, None]
             if len(last_step):
                 kept[end] = last_step.min(axis=0)
             kept[end, first:end] = 0.0

@@ -254,7 +254,10 @@ def _session(graph: bytes, threads: int) -> ort.InferenceSession:
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        # Without fallback: it would print to standard output, which is the line to the host.
+        return ort.InferenceSession(
+            graph, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     except Exception as error:
         raise MachineError("the engine refuses a step of the stage", got=str(error)) from error
 

@@ -52,7 +52,10 @@ def session(model: bytes, chosen: ort.SessionOptions | None = None) -> ort.Infer
         InputError: the engine refuses it: an unknown operator, a type error, an opset too new.
     """
     try:
-        return ort.InferenceSession(model, chosen or options(), providers=_PROVIDERS)
+        # The fallback to other providers would print to standard output and try the same again.
+        return ort.InferenceSession(
+            model, chosen or options(), providers=_PROVIDERS, enable_fallback=0
+        )
     except Exception as error:  # the engine's errors share no base class of their own
         raise InputError(
             "the engine does not accept the model",

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from onnx import numpy_helper
 
-from vaultline.core.errors import InputError
+from vaultline.core.errors import InputError, VaultlineError
 from vaultline.core.tensors import TensorSpec
 from vaultline.graph import engine, fold, parse, shapes
 from vaultline.graph.structure import Model, Node, value_info, with_sizes
@@ -30,12 +30,35 @@ def load_model(path: Path, *, input_shapes: Mapping[str, tuple[int, ...]] | None
     Raises:
         InputError: not ONNX, an unknown operator, or a shape that has to be given.
     """
+    try:
+        return _load(path, input_shapes or {})
+    except VaultlineError:
+        raise
+    # A damaged file passes the parser and fails anywhere in the libraries behind it, whose
+    # errors share no base class.
+    except Exception as error:
+        raise InputError(
+            f"the model {path} is damaged or uses ONNX in a way that is not supported",
+            got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            expected="a model that onnx.checker.check_model accepts",
+            remedy="check the file, and export or copy it again",
+        ) from error
+
+
+def _load(path: Path, input_shapes: Mapping[str, tuple[int, ...]]) -> Model:
     source = parse.read_proto(path)
     graph = source.graph
     weights = parse.read_weights(graph, path.parent)
     protos = parse.returned(parse.take_constants(graph, weights, path.parent), graph, weights)
     listed = [value for value in graph.input if value.name not in weights]
-    inputs = shapes.fixed_inputs(listed, dict(input_shapes or {}))
+    if not listed:
+        raise InputError(
+            "the model has no input, so there is nothing to send it",
+            got="weights alone" if weights else "no inputs and no weights",
+            expected="at least one input that changes from frame to frame",
+            remedy="export the model with its input as a graph input",
+        )
+    inputs = shapes.fixed_inputs(listed, dict(input_shapes))
     known = [*weights, *(spec.name for spec in inputs)]
     nodes = parse.in_order(protos, known)
     origin = Model(

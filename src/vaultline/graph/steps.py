@@ -9,15 +9,13 @@ from typing import Any
 
 from onnx import helper
 
+from vaultline.core.limits import STEP_WORTH_BYTES
 from vaultline.core.tensors import TensorSpec
 from vaultline.graph.structure import Model, Node
 
 #: A run of row-independent nodes becomes a step of its own if its weights are worth reading once
 #: for several frames.
 STACK_BYTES_MIN = 1 << 20
-#: What one more step is worth in bytes of tensors kept between steps: steps cost a call each,
-#: tensors between steps cost memory for every waiting frame.
-_STEP_BYTES = 1 << 18
 
 _UNARY = frozenset(
     {
@@ -132,7 +130,7 @@ def _best_cuts(
             if not fits and before != allowed[index - 1]:
                 break
             cost, cuts = best[before]
-            options.append((cost + _STEP_BYTES + (crossing[here] or 0), [*cuts, here]))
+            options.append((cost + STEP_WORTH_BYTES + (crossing[here] or 0), [*cuts, here]))
             if not fits:
                 break
         best[here] = min(options, key=lambda option: option[0])

@@ -42,7 +42,11 @@ def _read(path: Path, what: str) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"cannot read {what}", got=f"{path}: {error.strerror}") from error
+        raise InputError(
+            f"cannot read {what}",
+            got=f"{path}: {error.strerror}",
+            remedy="name the right file; `vaultline policy dev` makes both for simulated enclaves",
+        ) from error
     if len(data) > COLLATERAL_BYTES_MAX:
         raise InputError(f"{what} is too long", got=f"{path}: {len(data)} bytes")
     return data

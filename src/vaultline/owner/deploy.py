@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vaultline.attest.sgx_quote import Platform
 from vaultline.channel.keys import SECRET_BYTES
 from vaultline.core.errors import InputError
 from vaultline.core.hostline import LaunchWorker
 from vaultline.core.plan import Plan
 from vaultline.core.program import StageSettings
+from vaultline.core.serde import from_json
+from vaultline.core.tensors import TensorSpec
 from vaultline.graph.compile import CompiledStage, compile_segment
 from vaultline.graph.structure import Model
 from vaultline.owner.keyfile import SealedKeys
@@ -90,6 +93,13 @@ def compile_stages(
         InputError: the plan is for another model, or a stage can't be compiled.
     """
     check_model(model, plan)
+    if plan.stages[-1].last != model.node_count:
+        raise PlanForAnotherModelError(
+            "the plan's stages do not end at the end of the model",
+            got=f"{plan.stages[-1].last} nodes",
+            expected=f"{model.node_count} nodes",
+            remedy="make the plan again with `vaultline plan`",
+        )
     stages = []
     for number, planned in enumerate(plan.stages):
         stage = compile_segment(
@@ -100,17 +110,39 @@ def compile_stages(
             step_bytes=planned.step_bytes,
             portable=planned.portable,
         )
-        found = (stage.program.specs(stage.program.inputs), planned.inputs)
-        if found[0] != found[1]:
-            raise PlanForAnotherModelError(
-                f"stage {number} of the plan has other tensors than the model's cut",
-                got=str(found[1]),
-                expected=str(found[0]),
-            )
+        program = stage.program
+        for there, stated in ((program.inputs, planned.inputs), (program.outputs, planned.outputs)):
+            if program.specs(there) != stated:
+                raise PlanForAnotherModelError(
+                    f"stage {number} of the plan has other tensors than the model's cut",
+                    got=_tensors(stated),
+                    expected=_tensors(program.specs(there)),
+                    remedy="make the plan again with `vaultline plan`",
+                )
         stages.append(stage)
         if progress is not None:
             progress(number + 1, len(plan.stages))
     return stages
+
+
+def _tensors(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{spec.name}: {spec.dtype}{list(spec.shape)}" for spec in specs)
+
+
+def check_platform(path: Path) -> None:
+    """Read a simulated platform's file as its worker will, for a better message than it can send.
+
+    Raises:
+        InputError: there is no such file, or it holds no platform.
+    """
+    remedy = "name one with --platform; `vaultline policy dev` makes one"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            "cannot read the simulated platform", got=f"{path}: {error.strerror}", remedy=remedy
+        ) from error
+    from_json(data, Platform, what="the simulated platform", remedy=remedy)
 
 
 def stage_secrets(plan: Plan, keys: SealedKeys) -> tuple[StageSecrets, ...]:

@@ -60,12 +60,21 @@ def create_devroot(out_dir: Path, *, now: datetime.datetime) -> DevRoot:
     Raises:
         InputError: there is one already; overwriting it would orphan its policies.
     """
-    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            "cannot make the folder for the development root",
+            got=f"{out_dir}: {error.strerror}",
+            expected="a folder that is new or empty",
+            remedy="name another folder",
+        ) from error
     for name in (ROOT_FILE, PLATFORM_FILE, COLLATERAL_FILE):
         if (out_dir / name).exists():
             raise InputError(
                 "there is a development root already, or a part of one",
                 got=str(out_dir / name),
+                expected="a folder that is new or empty",
                 remedy="use it, or choose another directory",
             )
     made = make_devroot(now)

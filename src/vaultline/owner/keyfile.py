@@ -232,6 +232,8 @@ def _read_private(path: Path, *, what: str) -> str:
     except FileNotFoundError as error:
         remedy = f"name the right {what}, or make one with `vaultline seal`"
         raise InputError(f"there is no {what} at {path}", remedy=remedy) from error
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise InputError(f"{path} is no {what}", got=error.strerror, expected="a file") from error
     except OSError as error:
         raise MachineError(f"{path} can't be read", got=str(error)) from error
     if mode & 0o077:

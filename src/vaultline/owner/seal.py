@@ -41,7 +41,7 @@ from vaultline.channel.vaultfile import (
     read_front,
     write_front,
 )
-from vaultline.core.errors import InputError, MachineError
+from vaultline.core.errors import InputError, MachineError, VaultlineError
 from vaultline.core.limits import (
     PROGRAM_BYTES_MAX,
     STAGES_MAX,
@@ -230,7 +230,7 @@ def check_vault(path: Path, sealing: Sealing) -> VaultHeader:
             if end != start + length:
                 raise VaultFormatError("the vault has bytes after its end", remedy=RESEAL)
     except OSError as error:
-        raise MachineError("the vault can't be read", got=str(error)) from error
+        raise _unreadable(path, error) from error
     return front.header
 
 
@@ -246,7 +246,19 @@ def read_vault_header(path: Path) -> VaultHeader:
         with path.open("rb") as file:
             return _read_front(file, os.fstat(file.fileno()).st_size).header
     except OSError as error:
-        raise MachineError("the vault can't be read", got=str(error)) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> VaultlineError:
+    """A wrong name is the user's to correct; anything else is the machine's."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return InputError(
+            f"there is no vault at {path}",
+            got=error.strerror,
+            expected="the file that `vaultline seal` wrote",
+            remedy="name that file, or seal the model",
+        )
+    return MachineError("the vault can't be read", got=str(error))
 
 
 @contextmanager

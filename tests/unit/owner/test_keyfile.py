@@ -12,7 +12,7 @@ from jwcrypto.jwe import JWE
 from jwcrypto.jwk import JWK
 
 from vaultline.channel.chunks import VaultOtherPlanError
-from vaultline.core.errors import InputError, MachineError
+from vaultline.core.errors import InputError
 from vaultline.owner.keyfile import (
     SEALINGS_MAX,
     Kek,
@@ -175,10 +175,10 @@ def test_every_flipped_bit_is_refused_by_name(written: tuple[Path, SealedKeys]) 
             continue
 
 
-def test_a_missing_file_is_the_users_mistake_and_a_folder_the_machines(tmp_path: Path) -> None:
+def test_a_missing_file_or_a_folder_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         read_keyfile(tmp_path / "none", KEK)
-    with pytest.raises(MachineError):
+    with pytest.raises(InputError):
         read_keyfile(tmp_path, KEK)
 
 

@@ -163,12 +163,12 @@ def test_a_failure_leaves_the_older_vault_and_no_rest(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_is_not_there_is_the_machines_fault(tmp_path: Path) -> None:
+def test_a_wrong_name_to_read_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(MachineError):
         seal(tmp_path / "none" / "a.vault", small_stage((1,)))
-    with pytest.raises(MachineError):
+    with pytest.raises(InputError):
         read_vault_header(tmp_path / "none")
-    with pytest.raises(MachineError):
+    with pytest.raises(InputError):
         check_vault(tmp_path, seal(tmp_path / "a", small_stage((1,))))
 
 

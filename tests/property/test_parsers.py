@@ -1,0 +1,186 @@
+"""Whatever a file holds, reading it gives a value or an error of ours: never another exception."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vaultline.cli.files import load_cluster
+from vaultline.core.errors import VaultlineError
+from vaultline.core.plan import read_plan, write_plan
+from vaultline.core.profile import read_profile, write_profile
+from vaultline.core.serde import canonical_json
+from vaultline.owner.appraisal import load_policy
+from vaultline.owner.keyfile import load_kek, new_keys, read_keyfile, write_keyfile
+from vaultline.planner import PlanRequest, plan_request
+from vaultline.planner.explain import explain
+from vaultline.testing import planning
+from vaultline.video.preprocess import load_preprocessing
+
+_KEK_TEXT = '{"k":"' + "A" * 43 + '","kid":"k","kty":"oct"}'
+_PROFILE = planning.profile(
+    [0.1, 0.2, 0.3], crossing_bytes=[64, 128, 64, 8], weight_bytes=4096, passes=((4, 2.0),)
+)
+_CLUSTER = """\
+owner: box
+hosts:
+  - {name: box, cores: 2, memory: 8GiB}
+  - {name: far, cores: 4, memory: 8GiB}
+devices:
+  - {name: a, host: box, kind: simulated, trust: attested, memory: 93MiB, cores: 1, count: 2}
+  - {name: b, host: far, kind: accelerator, trust: none, memory: unlimited, cores: 2}
+links:
+  - {source: box, target: far, bandwidth: 30Mbit/s, latency: 5ms}
+"""
+_POLICY = f"""\
+version: 1
+accept:
+  - kind: simulated
+    roots: ["{"ab" * 48}"]
+    measurements: ["{"cd" * 32}"]
+    tcb_statuses: [UpToDate]
+"""
+_PREPROCESSING = """\
+input: image
+width: 64
+height: 48
+resize: crop
+resize_shorter: 80
+color: rgb
+scale: 0.0039
+mean: [0.5, 0.5, 0.5]
+std: [0.25, 0.25, 0.25]
+layout: NCHW
+dtype: float32
+"""
+
+
+def _private(path: Path) -> Path:
+    path.chmod(0o600)
+    return path
+
+
+def _plan_with(profile: Any, cluster: Any) -> None:
+    """What reads a profile or cluster is the planner, so values are tried on it too."""
+    plan = plan_request(profile, cluster, PlanRequest())
+    explain(plan, profile, cluster, PlanRequest())
+    read_plan(write_plan(plan))
+
+
+def _good_cluster(folder: Path) -> Any:
+    path = folder / "good.yaml"
+    path.write_text(_CLUSTER)
+    return load_cluster(path)
+
+
+def _read_plan(path: Path) -> None:
+    """The text as it stands; and, as somebody would who knows the form, once made canonical."""
+    data = path.read_bytes()
+    try:
+        data = canonical_json(json.loads(data))
+    except (ValueError, RecursionError):
+        pass
+    read_plan(data)
+
+
+def _read_profile(path: Path) -> None:
+    _plan_with(read_profile(path.read_bytes()), _good_cluster(path.parent))
+
+
+def _read_key(path: Path) -> None:
+    kek = path.parent / "kek.jwk"
+    kek.write_text(_KEK_TEXT)
+    read_keyfile(_private(path), load_kek(_private(kek)))
+
+
+def _plan_text(folder: Path) -> bytes:
+    cluster = _good_cluster(folder)
+    return write_plan(plan_request(_PROFILE, cluster, PlanRequest(stages=2)))
+
+
+def _key_text(_: Path) -> bytes:
+    """One for all examples: every key file is another."""
+    return _key_text_once()
+
+
+@cache
+def _key_text_once() -> bytes:
+    with TemporaryDirectory() as name:
+        kek, key = Path(name) / "kek.jwk", Path(name) / "key"
+        kek.write_text(_KEK_TEXT)
+        write_keyfile(key, new_keys(), load_kek(_private(kek)))
+        return key.read_bytes()
+
+
+#: File -> (a good one's text, the reader).
+PARSERS: dict[str, tuple[Callable[[Path], bytes], Callable[[Path], object]]] = {
+    "plan": (_plan_text, _read_plan),
+    "profile": (lambda _: write_profile(_PROFILE), _read_profile),
+    "cluster": (
+        lambda _: _CLUSTER.encode(),
+        lambda path: _plan_with(_PROFILE, load_cluster(path)),
+    ),
+    "policy": (lambda _: _POLICY.encode(), load_policy),
+    "preprocessing": (lambda _: _PREPROCESSING.encode(), load_preprocessing),
+    "key file": (_key_text, _read_key),
+    "key-encryption key": (
+        lambda _: _KEK_TEXT.encode(),
+        lambda path: load_kek(_private(path)),
+    ),
+}
+_NUMBER = re.compile(rb'(?<![\w".])-?\d+(\.\d+)?([eE]-?\d+)?(?![\w.])')
+_VALUES = st.sampled_from(
+    [b"-1", b"0", b"1e400", b"1e308", b"5e-324", b"9" * 23, b"9223372036854775807", b"-0.0"]
+    + [b"null", b"NaN", b".nan", b".inf", b"true", b'""', b"[]", b"{}", b"0.5", b"[[1]]", b"4096"]
+)
+
+
+def test_the_good_files_are_read(tmp_path: Path) -> None:
+    for make, read in PARSERS.values():
+        path = tmp_path / "file"
+        path.write_bytes(make(tmp_path))
+        read(path)
+
+
+@pytest.mark.parametrize("name", PARSERS)
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_only_errors_of_ours_come_out_of(name: str, data: st.DataObject) -> None:
+    make, read = PARSERS[name]
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "file"
+        path.write_bytes(_mutated(make(Path(folder)), data))
+        try:
+            read(path)
+        except VaultlineError as error:
+            assert error.exit_code in (1, 2, 3)
+
+
+def _mutated(text: bytes, data: st.DataObject) -> bytes:
+    """Noise, a cut, flipped bits, a removed part, or a number replaced by one that is unusual."""
+    kind = data.draw(st.sampled_from(["noise", "cut", "flip", "gap", "number", "number"]))
+    place = data.draw(st.integers(0, len(text) - 1))
+    if kind == "noise":
+        return data.draw(st.binary(max_size=200))
+    if kind == "cut":
+        return text[:place]
+    if kind == "gap":
+        return text[:place] + text[place + data.draw(st.integers(1, 40)) :]
+    if kind == "flip":
+        flipped = bytearray(text)
+        flipped[place] ^= 1 << data.draw(st.integers(0, 7))
+        return bytes(flipped)
+    matches = list(_NUMBER.finditer(text))
+    if not matches:
+        return text[::-1]
+    match = data.draw(st.sampled_from(matches))
+    return text[: match.start()] + data.draw(_VALUES) + text[match.end() :]
