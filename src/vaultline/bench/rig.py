@@ -1,4 +1,4 @@
-"""A whole deployment on this machine in a folder: what the demo, the benchmarks and tests run on."""
+"""A whole deployment on this machine in a folder, for the demo, the benchmarks and tests."""
 
 from __future__ import annotations
 
