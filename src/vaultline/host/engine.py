@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
-import shutil
-import tempfile
 import time
 from pathlib import Path
 
@@ -20,12 +18,13 @@ from vaultline.core.hostline import (
     WorkerLostLine,
 )
 from vaultline.core.serde import canonical_json, from_json
-from vaultline.host.launcher import Process, launch, stop
+from vaultline.host.launcher import USES, Process, launch, stop
 from vaultline.host.supervisor import Lost, Supervisor
 
 _LINE_BYTES_MAX = 64 << 10
 _TICK_S = 0.1
 _BEATS_S = 0.5
+_OWNER_GOES_S = 1.0
 
 
 class LocalEngine:
@@ -39,11 +38,11 @@ class LocalEngine:
         self._partial: dict[int, bytes] = {}
         self._supervisor = Supervisor(request.workers, time.monotonic())
         self._wired = False
-        self._owner_gone = False
+        self._owner_gone = self._reported = False
 
     def run(self) -> int:
         """Until every worker has ended (0), one was lost (4), or the owner has gone (0)."""
-        runtime_dir = Path(tempfile.mkdtemp(prefix="vaultline-"))
+        runtime_dir = self._runtime_dir()
         try:
             for stage, worker in enumerate(self._request.workers):
                 process = launch(self._request, worker, runtime_dir)
@@ -54,7 +53,36 @@ class LocalEngine:
             return self._watch()
         finally:
             stop(self._processes)
-            shutil.rmtree(runtime_dir, ignore_errors=True)
+            self._sweep(runtime_dir)
+
+    def _runtime_dir(self) -> Path:
+        """Unix sockets of a run lie in the folder of the owner's own: whichever of the two
+        processes is killed, the other one removes them."""
+        kind, _, path = self._request.result.partition(":")
+        return Path(path).parent if kind == "unix" else Path()
+
+    def _sweep(self, runtime_dir: Path) -> None:
+        """Remove the workers' sockets, and the owner's own if the owner is no longer there to."""
+        if self._request.transport != "unix":
+            return
+        paths = [
+            runtime_dir / f"{worker.name}.{use}" for worker in self._request.workers for use in USES
+        ]
+        if self._owner_gone or (self._reported and self._owner_goes()):
+            paths.append(Path(self._request.result.removeprefix("unix:")))
+        with contextlib.suppress(OSError):
+            for path in paths:
+                path.unlink(missing_ok=True)
+            runtime_dir.rmdir()  # fails while the owner's socket is in use
+
+    def _owner_goes(self) -> bool:
+        """Whether the owner closes its line soon. When it is killed, a worker whose hop breaks may
+        tell us first; when it lives, it closes the line as soon as it has heard of a lost worker.
+        """
+        for key in list(self._selector.get_map().values()):
+            if key.data is not None:
+                self._selector.unregister(key.fd)
+        return bool(self._selector.select(_OWNER_GOES_S))
 
     def _watch(self) -> int:
         beat_s = time.monotonic()
@@ -113,6 +141,7 @@ class LocalEngine:
         )
 
     def _report(self, lost: Lost) -> None:
+        self._reported = True
         name = self._request.workers[lost.stage].name
         self._tell(
             WorkerLostLine(stage=lost.stage, name=name, code=lost.code, message=lost.message)

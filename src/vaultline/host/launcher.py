@@ -23,6 +23,8 @@ _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
+#: What a worker listens for; a Unix socket is named after the worker and its use.
+USES = ("control", "data")
 _PASSED_ON = ("PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "PATH")
 
 
@@ -60,7 +62,7 @@ def launch(request: LaunchRequest, worker: LaunchWorker, runtime_dir: Path) -> P
         f"unix:{runtime_dir}/{worker.name}.{use}"
         if request.transport == "unix"
         else f"tcp:{worker.bind}:0"
-        for use in ("control", "data")
+        for use in USES
     ]
     config = WorkerConfig(
         name=worker.name,
