@@ -17,7 +17,7 @@ help:
 	@echo "make lint       ruff, mypy --strict, import contracts"
 	@echo "make format     let ruff reformat"
 	@echo "make bench      measure the pipeline and the channel on this machine"
-	@echo "make docs       measure again and redraw the pictures of docs/"
+	@echo "make docs       run the demo and redraw the pictures in docs/img"
 	@echo "make lock       pin requirements*.txt anew"
 
 env: $(VENV)/dev.stamp
@@ -63,8 +63,12 @@ bench: $(VENV)/runtime.stamp
 	$(BIN)/vaultline bench pipeline
 	$(BIN)/vaultline bench channel
 
+# Results of the run are thrown away; only its pictures stay.
 docs: $(VENV)/runtime.stamp
-	$(BIN)/vaultline demo --out docs/demo
+	@mkdir -p docs/img out
+	@trap 'rm -rf out/docs; rmdir out 2>/dev/null || true' EXIT; \
+	  $(BIN)/vaultline demo --out out/docs \
+	  && cp out/docs/plan.png out/docs/timeline.png docs/img/
 
 # The pins keep their versions unless UPGRADE=--upgrade is given. One line per package, hashes of
 # all processors, no index and no paths: where packages come from is each machine's own affair.
