@@ -183,6 +183,8 @@ def settled(
     that stack frames keep their own times: they hold few activations, and stacking shows only
     there.
     """
+    if not sum(inside_s):  # too small for the engine's clock
+        inside_s = [block.compute_s[0][1] for block in alone]
     stacked_s = sum(block.compute_s[0][1] for block in alone if len(block.compute_s) > 1)
     inner_s = sum(s for s, block in zip(inside_s, alone, strict=True) if len(block.compute_s) == 1)
     scale = max(whole_s - stacked_s, 0.1 * whole_s) / inner_s if inner_s else 1.0
