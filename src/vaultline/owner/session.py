@@ -173,7 +173,10 @@ class Session:
                 self._progress_s = time.monotonic()
                 yield result
         except VaultlineError as error:
-            raise self._reason(error) from error
+            reason = self._reason(error)
+            if reason is error:
+                raise
+            raise reason from error
         self._finished = True
         feeding.join()
         if self._source_error is not None:
