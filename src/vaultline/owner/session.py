@@ -300,6 +300,9 @@ class Session:
             self._sender.end()
         except PeerError as error:
             self._feed_error = error
+            # An enclave that took us for a stranger waits for another connection and says nothing.
+            if not self._failed.wait(_REASON_S) and not self._finished:
+                self._note(error)
 
     def _write(self, message: memoryview, frame: OwnerFrame) -> None:
         specs = self._in_layout.specs
