@@ -81,7 +81,7 @@ def cut_plan(
         chunk_frames=1,
         stages=tuple(stages),
         hop_s=(0.0,) * (len(stages) + 1),
-        predicted={},
+        predicted={"latency_s": 0.0, "bottleneck_s": 0.0, "chunk_s": 0.0},
     )
 
 

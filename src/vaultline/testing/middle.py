@@ -17,8 +17,9 @@ from typing import TypeAlias
 import msgspec
 
 from vaultline.channel.records import HEADER, HEADER_BYTES, OVERHEAD_BYTES
-from vaultline.core.control import LaunchRequest, ReadyLine
+from vaultline.core.control import ReadyLine
 from vaultline.core.errors import PeerError
+from vaultline.core.hostline import LaunchRequest
 from vaultline.host.engine import LocalEngine
 from vaultline.host.supervisor import Supervisor
 from vaultline.owner.hostlink import HostLink
