@@ -26,8 +26,8 @@ from onnx import TensorProto, helper, numpy_helper
 from vaultline.bench.rig import Rig, make_rig
 from vaultline.channel.keys import derive_hop_keys
 from vaultline.channel.records import HEADER
-from vaultline.core.control import HostLine, LaunchRequest
 from vaultline.core.frames import FrameLayout
+from vaultline.core.hostline import HostLine, LaunchRequest
 from vaultline.core.serde import canonical_json
 from vaultline.graph.engine import run_plain
 from vaultline.graph.model import load_model
@@ -124,7 +124,7 @@ def frame_needles() -> Needles:
 def key_needles(rig: Rig, session: Session) -> Needles:
     needles = texts("model key", rig.keys.model_key)
     for stage, secrets in enumerate(session._secrets):
-        needles |= texts(f"key of stage {stage}", secrets.stage_key)
+        needles |= texts(f"key of stage {stage}", secrets.access.stage_key)
         hops = {stage: secrets.hop_in_secret, stage + 1: secrets.hop_out_secret}
         for hop, secret in hops.items():
             needles |= texts(f"secret of hop {hop}", secret)
