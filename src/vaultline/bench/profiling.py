@@ -306,8 +306,7 @@ def _block(
         ),
         spread_s=one_s[-1 - quarter] - one_s[quarter],
         scratch_bytes=max((step.scratch_bytes for step in program.steps), default=0),
-        inner_bytes=_inner_bytes(model, first, last)
-        + sum(program.tensors[k].nbytes for k in edge),
+        inner_bytes=_inner_bytes(model, first, last) + sum(program.tensors[k].nbytes for k in edge),
         largest_weight_bytes=min(sum(whole), max(whole, default=0) + max(biases, default=0)),
         ops=dict(Counter(node.op for node in model.nodes[first:last])),
     )

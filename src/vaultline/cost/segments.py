@@ -96,7 +96,9 @@ class Segments:
         """
         worth = self._least_cuts(wanted_bytes, self._crossing + STEP_WORTH_BYTES)
         largest = max(block.largest_weight_bytes for block in self.profile.blocks)
-        fewest = self._least_cuts(max(wanted_bytes, largest), np.full(self.blocks + 1, STEP_WORTH_BYTES))
+        fewest = self._least_cuts(
+            max(wanted_bytes, largest), np.full(self.blocks + 1, STEP_WORTH_BYTES)
+        )
         inside = [
             float(block.inner_bytes)
             if block.weight_bytes > max(wanted_bytes, block.largest_weight_bytes)

@@ -10,7 +10,13 @@ import pytest
 from msgspec.structs import replace
 
 from vaultline.core.errors import MachineError, PeerError, VaultlineError
-from vaultline.core.frame_meta import FrameMeta, hop_buffers_bytes, read_meta, read_times, write_meta
+from vaultline.core.frame_meta import (
+    FrameMeta,
+    hop_buffers_bytes,
+    read_meta,
+    read_times,
+    write_meta,
+)
 from vaultline.core.frames import OUTPUT_FRAMES_EXTRA, FrameLayout, StageTimes
 from vaultline.core.program import StageProgram
 from vaultline.core.tensors import TensorSpec
@@ -159,7 +165,12 @@ def test_all_frames_leave_in_order_and_the_end_is_passed_on() -> None:
     made, progress = pipeline(receiver, sender, engine)
     made.run()
     assert sender.sent == list(range(50))
-    assert (sender.ended, sender.aborted, sender.closed, receiver.closed) == (True, None, True, True)
+    assert (sender.ended, sender.aborted, sender.closed, receiver.closed) == (
+        True,
+        None,
+        True,
+        True,
+    )
     assert sum(engine.passes) == progress.frames == 50
     assert max(engine.passes) <= FRAMES
     assert progress.busy_since_s is None
