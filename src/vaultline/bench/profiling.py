@@ -293,19 +293,21 @@ def _block(
         times.append((_PASS_FRAMES, statistics.median(many_s)))
     quarter = len(one_s) // 4
     edge = {*program.inputs, *program.outputs}
-    sizes = [weight.spec.nbytes for weight in program.weights]
-    stackable = {k for step in program.steps if step.stackable for _, k in step.weights}
+    specs = [weight.spec for weight in program.weights]
+    tiled = {k for step in program.steps if step.stackable for _, k in step.weights}
+    whole = [spec.nbytes for k, spec in enumerate(specs) if k not in tiled]
+    # A convolution reads its kernel and its bias in one step.
+    biases = [spec.nbytes for k, spec in enumerate(specs) if len(spec.shape) == 1]
     return BlockProfile(
         compute_s=tuple(times),
-        weight_bytes=sum(sizes),
+        weight_bytes=sum(spec.nbytes for spec in specs),
         activation_bytes=sum(
             spec.nbytes for k, spec in enumerate(program.tensors) if k not in edge
         ),
         spread_s=one_s[-1 - quarter] - one_s[quarter],
         scratch_bytes=max((step.scratch_bytes for step in program.steps), default=0),
-        inner_bytes=_inner_bytes(model, first, last)
-        + sum(program.tensors[k].nbytes for k in edge),
-        largest_weight_bytes=max((n for k, n in enumerate(sizes) if k not in stackable), default=0),
+        inner_bytes=_inner_bytes(model, first, last) + sum(program.tensors[k].nbytes for k in edge),
+        largest_weight_bytes=min(sum(whole), max(whole, default=0) + max(biases, default=0)),
         ops=dict(Counter(node.op for node in model.nodes[first:last])),
     )
 

@@ -30,10 +30,6 @@ TENSORS_PER_STAGE_MAX = 4096
 #: One tensor, and the tensors of one frame on one hop together.
 TENSOR_BYTES_MAX = 8 * GIB
 FRAME_BYTES_MAX = 1 * GIB
-#: What one more step of a streamed stage is worth in bytes of tensors kept between steps: a step
-#: costs a call, tensors between steps cost memory for every waiting frame. The compiler cuts by
-#: it, and the planner predicts by it what the compiler will do.
-STEP_WORTH_BYTES = 1 << 18
 #: Frames that one pass may carry and that one queue may hold.
 FRAMES_PER_PASS_MAX = 64
 QUEUE_FRAMES_MAX = 256

@@ -18,6 +18,10 @@ from vaultline.core.serde import Struct, canonical_json, from_json
 from vaultline.core.tensors import TensorSpec, layout
 
 PLAN_VERSION = 1
+#: What one more step of a streamed stage is worth in bytes of tensors kept between steps: a step
+#: costs a call, tensors between steps cost memory for every waiting frame. The compiler cuts by
+#: it, and the planner predicts by it what the compiler will do.
+STEP_WORTH_BYTES = 1 << 18
 Objective = Literal["latency", "throughput", "chunk"]
 DeviceKind = Literal["simulated", "sgx", "tdx", "snp", "accelerator"]
 

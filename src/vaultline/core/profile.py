@@ -46,7 +46,7 @@ class BlockProfile(Struct, frozen=True):
         scratch_bytes: the most that the engine holds within one call, for one frame.
         inner_bytes: all tensors of one frame that are made and used within the block: what is kept
             at most if the block itself is cut into steps.
-        largest_weight_bytes: the largest weight that cannot be split into tiles.
+        largest_weight_bytes: the most weights of a node that cannot be split into tiles.
         ops: how many nodes of each operator.
     """
 

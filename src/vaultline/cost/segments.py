@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from vaultline.core.frames import FrameLayout
-from vaultline.core.limits import STEP_WORTH_BYTES
+from vaultline.core.plan import STEP_WORTH_BYTES
 from vaultline.core.profile import ModelProfile
 from vaultline.cost.memory import step_bytes
 
@@ -95,9 +95,14 @@ class Segments:
         its own tensors are kept too.
         """
         worth = self._least_cuts(wanted_bytes, self._crossing + STEP_WORTH_BYTES)
-        fewest = self._least_cuts(wanted_bytes, np.full(self.blocks + 1, STEP_WORTH_BYTES))
+        largest = max(block.largest_weight_bytes for block in self.profile.blocks)
+        fewest = self._least_cuts(
+            max(wanted_bytes, largest), np.full(self.blocks + 1, STEP_WORTH_BYTES)
+        )
         inside = [
-            float(block.inner_bytes) if block.weight_bytes > wanted_bytes else 0.0
+            float(block.inner_bytes)
+            if block.weight_bytes > max(wanted_bytes, block.largest_weight_bytes)
+            else 0.0
             for block in self.profile.blocks
         ]
         table: Table = worth - fewest + self._sum(inside)

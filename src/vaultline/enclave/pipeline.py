@@ -82,6 +82,7 @@ class Pipeline:
         self._receiver = receiver
         self._sender = sender
         self._progress = progress
+        self._send_error: VaultlineError | None = None
         self._sent = HopClock()  # of the last frame sent, to be told with the next one
         self._free_inputs: SimpleQueue[FrameBuffer] = SimpleQueue()
         self._free_outputs: SimpleQueue[FrameBuffer | _Ended] = SimpleQueue()
@@ -110,6 +111,7 @@ class Pipeline:
         self._finished.put(_Ended(error))
         sending.join()
         self._receiver.close()
+        error = error or self._send_error
         if error is not None:
             raise error
 
@@ -139,6 +141,7 @@ class Pipeline:
                     self._sender.abort(f"stage {self._stage}: {item.error.message}")
                     return
         except PeerError as error:
+            self._send_error = error
             self._free_outputs.put(_Ended(error))
         finally:
             self._sender.close()

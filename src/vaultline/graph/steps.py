@@ -9,7 +9,7 @@ from typing import Any
 
 from onnx import helper
 
-from vaultline.core.limits import STEP_WORTH_BYTES
+from vaultline.core.plan import STEP_WORTH_BYTES
 from vaultline.core.tensors import TensorSpec
 from vaultline.graph.structure import Model, Node
 

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from vaultline.attest.sgx_quote import Platform
 from vaultline.channel.keys import SECRET_BYTES
-from vaultline.core.errors import InputError
+from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.hostline import LaunchWorker
 from vaultline.core.plan import Plan
-from vaultline.core.program import StageSettings
+from vaultline.core.program import StageProgram, StageSettings
 from vaultline.core.serde import from_json
 from vaultline.core.tensors import TensorSpec
+from vaultline.core.units import format_bytes
+from vaultline.cost.footprint import footprint
 from vaultline.graph.compile import CompiledStage, compile_segment
 from vaultline.graph.structure import Model
 from vaultline.owner.keyfile import SealedKeys
@@ -91,6 +93,7 @@ def compile_stages(
 
     Raises:
         InputError: the plan is for another model, or a stage can't be compiled.
+        InfeasibleError: a stage does not fit into its device's memory.
     """
     check_model(model, plan)
     if plan.stages[-1].last != model.node_count:
@@ -119,10 +122,28 @@ def compile_stages(
                     expected=_tensors(program.specs(there)),
                     remedy="make the plan again with `vaultline plan`",
                 )
+        _check_memory(program, planned.device.name)
         stages.append(stage)
         if progress is not None:
             progress(number + 1, len(plan.stages))
     return stages
+
+
+def _check_memory(program: StageProgram, device: str) -> None:
+    """Say here, not in the enclave, that a stage will not fit.
+
+    Raises:
+        InfeasibleError: it holds more than its device's protected memory.
+    """
+    held, budget = footprint(program), program.settings.budget_bytes
+    needed = sum(held.values())
+    if needed > budget:
+        raise InfeasibleError(
+            f"stage {program.settings.stage} does not fit on device {device}: memory",
+            got=f"{format_bytes(budget)}, {format_bytes(needed - budget)} too little",
+            expected=", ".join(f"{format_bytes(size)} {kind}" for kind, size in held.items()),
+            remedy="give the device more memory in the cluster file and plan again",
+        )
 
 
 def _tensors(specs: Sequence[TensorSpec]) -> str:

@@ -282,27 +282,31 @@ class Session:
         a broken hop shows at the other end too, which knows better why."""
         message = memoryview(bytearray(self._in_layout.message_bytes))
         try:
-            try:
-                for frame in frames:
-                    self._write(message, frame)
-                    if self._received == self._sent:
-                        self._progress_s = time.monotonic()
-                    self._sent += 1
-                    self._sender.send(message)
-            except PeerError:
-                raise
-            except VaultlineError as error:
-                self._source_error = error
-            except Exception as error:  # the source is the caller's code
-                self._source_error = InputError(
-                    "the frame source failed", got=f"{type(error).__name__}: {error}"
-                )
+            for _ in self._written(message, frames):
+                self._sender.send(message)
             self._sender.end()
         except PeerError as error:
             self._feed_error = error
             # An enclave that took us for a stranger waits for another connection and says nothing.
             if not self._failed.wait(_REASON_S) and not self._finished:
                 self._note(error)
+
+    def _written(self, message: memoryview, frames: Iterable[OwnerFrame]) -> Iterator[None]:
+        """One step per frame in the message; ends at the source's end or failure, whatever it
+        raises: a camera's errors are of the same kinds as a broken hop's."""
+        try:
+            for frame in frames:
+                self._write(message, frame)
+                if self._received == self._sent:
+                    self._progress_s = time.monotonic()
+                self._sent += 1
+                yield
+        except VaultlineError as error:
+            self._source_error = error
+        except Exception as error:  # the source is the caller's code
+            self._source_error = InputError(
+                "the frame source failed", got=f"{type(error).__name__}: {error}"
+            )
 
     def _write(self, message: memoryview, frame: OwnerFrame) -> None:
         specs = self._in_layout.specs

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one case a line reads better
 """Bad input of every kind: the right exit code, a message that helps, one JSON document, no bug.
 
 Everything here runs the real commands on real files; what is wrong is in the files.

@@ -1,0 +1,152 @@
+"""What the planner calls feasible loads: its prediction is never below what an enclave holds."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vaultline.bench.profiling import InMemoryWeights, ProfileRequest, profile_model
+from vaultline.core.errors import InfeasibleError
+from vaultline.core.profile import ModelProfile
+from vaultline.core.program import StageSettings
+from vaultline.core.units import format_bytes
+from vaultline.cost.footprint import footprint
+from vaultline.cost.segments import Segments
+from vaultline.enclave.executor import Executor
+from vaultline.enclave.ledger import Ledger
+from vaultline.enclave.pipeline import StageBuffers
+from vaultline.graph.compile import CompiledStage, compile_segment
+from vaultline.graph.model import Model, load_model
+from vaultline.graph.zoo import build
+from vaultline.owner.deploy import compile_stages
+from vaultline.planner import PlanRequest, plan_request
+from vaultline.planner.problem import Settings, need_bytes
+from vaultline.testing import planning
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits" / "digits.onnx"
+MIB = 1 << 20
+#: Blocks timed alone also hold copies in the engine's blocked layout; inside a stage they don't.
+LOOSE = 1.5
+
+
+@cache
+def model(name: str) -> Model:
+    return load_model(DIGITS if name == "digits" else build(name, Path(mkdtemp())))
+
+
+@cache
+def profile(name: str) -> ModelProfile:
+    return profile_model(model(name), ProfileRequest(repeats=1))
+
+
+def load(stage: CompiledStage) -> Ledger:
+    """As the enclave does it, in a ledger of the stage's budget."""
+    ledger = Ledger(stage.program.settings.budget_bytes)
+    StageBuffers(stage.program, ledger)
+    Executor(stage.program, InMemoryWeights(stage), ledger)
+    return ledger
+
+
+@pytest.mark.parametrize("name", ["digits", "squeezenet"])
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_the_prediction_is_above_what_is_held_and_not_far(name: str, data: st.DataObject) -> None:
+    known = profile(name)
+    last = len(known.blocks)
+    start = data.draw(st.integers(0, last - 1), "start")
+    end = data.draw(st.integers(start + 1, last), "end")
+    streamed = data.draw(st.booleans(), "streamed")
+    frames = data.draw(st.sampled_from([1, 2, 4]), "frames")
+    step = data.draw(st.sampled_from([MIB // 4, MIB, 4 * MIB]), "step") if streamed else 4 * MIB
+    how = Settings(step_bytes=step)
+    segments = Segments(known, stages_max=2)
+    at = (end - start - 1, end)
+    mode = "streamed" if streamed else "resident"
+    need = need_bytes(segments, mode, frames, how.queue_frames(frames), how)[at]
+    stage = compile_segment(
+        model(name),
+        known.positions[start],
+        known.positions[end],
+        settings=StageSettings(
+            stage=0,
+            stages=2,
+            threads=1,
+            budget_bytes=int(need),
+            mode=mode,
+            frames_per_pass=frames,
+            queue_frames=how.queue_frames(frames),
+        ),
+        step_bytes=max(1, int(segments.step_bytes(step)[at])),
+    )
+    held = load(stage).held
+    assert footprint(stage.program) == held
+    total = sum(held.values())
+    assert total <= need
+    if step == 4 * MIB:
+        assert need <= LOOSE * total + (64 << 10), (format_bytes(int(need)), format_bytes(total))
+
+
+@pytest.mark.parametrize("name", ["digits", "squeezenet"])
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_a_plan_within_a_budget_loads_within_it(name: str, data: st.DataObject) -> None:
+    budget = data.draw(st.integers(MIB, 16 * MIB), "budget")
+    stages = data.draw(st.integers(1, 2), "stages")
+    step = data.draw(st.sampled_from([MIB // 4, MIB, 4 * MIB]), "step")
+    place = planning.device("enclave", memory_bytes=budget, count=2)
+    request = PlanRequest(stages=stages, settings=Settings(step_bytes=step))
+    try:
+        plan = plan_request(profile(name), planning.cluster(place), request)
+    except InfeasibleError as error:
+        assert error.got and error.expected and error.remedy
+        return
+    for stage in compile_stages(model(name), plan):
+        assert sum(load(stage).held.values()) <= budget
+
+
+def outputs(stage: CompiledStage, frames: int) -> list[np.ndarray]:
+    ledger = Ledger(stage.program.settings.budget_bytes)
+    buffers = StageBuffers(stage.program, ledger)
+    executor = Executor(stage.program, InMemoryWeights(stage), ledger)
+    random = np.random.default_rng(7)
+    for buffer in buffers.inputs[:frames]:
+        for part, spec in zip(buffer.parts, buffer.layout.specs, strict=True):
+            part[:] = random.random(spec.shape).astype(spec.dtype).reshape(-1).view(np.uint8)
+    done = list(executor.run_pass(buffers.inputs[:frames], buffers.outputs[:frames]))
+    assert done == list(range(frames))
+    return [buffer.parts[0].view(np.float32).copy() for buffer in buffers.outputs[:frames]]
+
+
+@pytest.mark.parametrize(
+    "name", ["digits", "squeezenet", pytest.param("alexnet", marks=pytest.mark.full)]
+)
+def test_streamed_below_the_weights_gives_what_resident_gives(name: str) -> None:
+    def stage(mode: str, budget: int) -> CompiledStage:
+        how = StageSettings(
+            stage=0,
+            stages=1,
+            threads=1,
+            budget_bytes=budget,
+            mode=mode,  # type: ignore[arg-type]
+            frames_per_pass=3,
+            queue_frames=3,
+        )
+        step = 64 << 10 if name == "digits" else MIB
+        return compile_segment(
+            model(name), 0, model(name).node_count, settings=how, step_bytes=step
+        )
+
+    resident = stage("resident", 1 << 34)
+    weights = footprint(resident.program)["resident"]
+    free = footprint(stage("streamed", 1).program)
+    streamed = stage("streamed", sum(free.values()))
+    assert free["resident"] == 0
+    assert free["tile"] < weights / 2
+    for kept, decrypted in zip(outputs(resident, 3), outputs(streamed, 3), strict=True):
+        assert np.abs(kept - decrypted).max() <= 1e-4 * max(1.0, np.abs(kept).max())

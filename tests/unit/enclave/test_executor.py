@@ -1,0 +1,253 @@
+"""Programs made by hand: stacking, tensors that pass through, and every kind of tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from vaultline.core.errors import MachineError
+from vaultline.core.frames import FrameLayout
+from vaultline.core.program import StageProgram, StageSettings, Step, Weight
+from vaultline.core.tensors import TensorSpec
+from vaultline.enclave.executor import Executor, FrameBuffer, ProgramRefusedError, check_engine
+from vaultline.enclave.ledger import BudgetExceededError, Ledger
+
+_ONNX = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "bool": TensorProto.BOOL,
+    "int64": TensorProto.INT64,
+    "uint8": TensorProto.UINT8,
+}
+Array = np.ndarray[Any, Any]
+
+
+def spec(name: str, shape: Sequence[int], dtype: str = "float32") -> TensorSpec:
+    return TensorSpec(name=name, dtype=dtype, shape=tuple(shape))
+
+
+def graph(
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, TensorSpec],
+    outputs: dict[str, TensorSpec],
+    *,
+    stacked: Sequence[str] = (),
+) -> bytes:
+    """A step's graph; ``stacked`` names have an open first side."""
+
+    def info(name: str, of: TensorSpec) -> onnx.ValueInfoProto:
+        shape: list[int | str] = list(of.shape)
+        if name in stacked:
+            shape[0] = "rows"
+        return helper.make_tensor_value_info(name, _ONNX[of.dtype], shape)
+
+    made = helper.make_graph(
+        nodes,
+        "step",
+        [info(*entry) for entry in inputs.items()],
+        [info(*entry) for entry in outputs.items()],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    return bytes(helper.make_model(made, opset_imports=opset, ir_version=9).SerializeToString())
+
+
+@dataclass(slots=True)
+class Weights:
+    """Counts how often each weight is decrypted."""
+
+    arrays: list[Array]
+    reads: list[int] = field(default_factory=list)
+
+    def read_weight_into(self, index: int, buffer: memoryview) -> None:
+        self.reads.append(index)
+        buffer[:] = self.arrays[index].tobytes()
+
+
+def program(
+    tensors: Sequence[TensorSpec],
+    ends: tuple[tuple[int, ...], tuple[int, ...]],
+    graphs: Sequence[bytes],
+    steps: Sequence[Step],
+    weights: Sequence[Array] = (),
+    *,
+    frames: int = 4,
+    mode: Any = "resident",
+    isa: Any = "portable",
+) -> StageProgram:
+    return StageProgram(
+        version=1,
+        engine_version="0.0",
+        isa=isa,
+        settings=StageSettings(
+            stage=0,
+            stages=1,
+            threads=1,
+            budget_bytes=1 << 24,
+            mode=mode,
+            frames_per_pass=frames,
+            queue_frames=frames,
+        ),
+        tensors=tuple(tensors),
+        inputs=ends[0],
+        outputs=ends[1],
+        weights=tuple(
+            Weight(spec=spec(f"w{k}", array.shape, str(array.dtype)))
+            for k, array in enumerate(weights)
+        ),
+        graphs=tuple(graphs),
+        steps=tuple(steps),
+    )
+
+
+def run(
+    made: StageProgram, frames: list[list[Array]], weights: Weights | None = None
+) -> list[list[bytes]]:
+    """Every frame's outputs as bytes, from one pass."""
+    ledger = Ledger(made.settings.budget_bytes)
+
+    def buffers(indices: tuple[int, ...]) -> list[FrameBuffer]:
+        layout = FrameLayout(made.specs(indices), 1)
+        return [
+            FrameBuffer(layout, ledger.take("io", layout.message_bytes, "a frame")) for _ in frames
+        ]
+
+    executor = Executor(made, weights or Weights([]), ledger)
+    before, after = buffers(made.inputs), buffers(made.outputs)
+    for buffer, tensors in zip(before, frames, strict=True):
+        for part, tensor in zip(buffer.parts, tensors, strict=True):
+            part[:] = np.frombuffer(tensor.tobytes(), np.uint8)
+    assert list(executor.run_pass(before, after)) == list(range(len(frames)))
+    return [[part.tobytes() for part in buffer.parts] for buffer in after]
+
+
+def perceptron(mode: str, frames: int = 4) -> tuple[StageProgram, list[Array]]:
+    """Stage input -> stackable product -> plain step -> stackable product -> stage output.
+
+    The first and last steps stack tensors that live in messages; what is between lives in slots.
+    """
+    random = np.random.default_rng(3)
+    first = random.standard_normal((6, 5)).astype(np.float32)
+    second = random.standard_normal((5, 3)).astype(np.float32)
+    x, h, r, y = spec("x", (1, 6)), spec("h", (1, 5)), spec("r", (1, 5)), spec("y", (1, 3))
+
+    def product(left: TensorSpec, right: Array, out: TensorSpec) -> bytes:
+        node = helper.make_node("MatMul", ["a", "w"], ["o"])
+        return graph([node], {"a": left, "w": spec("w", right.shape)}, {"o": out}, stacked="ao")
+
+    def step(number: int, reads: int, writes: int, weight: int | None) -> Step:
+        names = ("a", "o")
+        return Step(
+            graph=number,
+            feeds=((names[0], reads),),
+            weights=() if weight is None else (("w", weight),),
+            fetches=((names[1], writes),),
+            stackable=weight is not None,
+        )
+
+    relu = graph([helper.make_node("Relu", ["a"], ["o"])], {"a": h}, {"o": r})
+    graphs = [product(x, first, h), relu, product(r, second, y)]
+    steps = [step(0, 0, 1, 0), step(1, 1, 2, None), step(2, 2, 3, 1)]
+    weights = [first, second]
+    made = program([x, h, r, y], ((0,), (3,)), graphs, steps, weights, frames=frames, mode=mode)
+    return made, weights
+
+
+@pytest.mark.parametrize("mode", ["resident", "streamed"])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_stacked_frames_come_out_as_one_by_one(mode: str, count: int) -> None:
+    made, weights = perceptron(mode)
+    random = np.random.default_rng(count)
+    frames = [[random.standard_normal((1, 6)).astype(np.float32)] for _ in range(count)]
+    together = run(made, frames, Weights(weights))
+    for frame, outputs in zip(frames, together, strict=True):
+        expected = np.maximum(frame[0] @ weights[0], 0) @ weights[1]
+        found = np.frombuffer(outputs[0], np.float32)
+        alone = np.frombuffer(run(made, [frame], Weights(weights))[0][0], np.float32)
+        np.testing.assert_allclose(found, expected[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_a_pass_decrypts_each_streamed_weight_once_and_resident_ones_only_at_loading() -> None:
+    frames = [[np.ones((1, 6), np.float32)]] * 4
+    for mode, reads in (("resident", [0, 1]), ("streamed", [0, 1])):
+        made, arrays = perceptron(mode)
+        weights = Weights(arrays)
+        run(made, frames, weights)
+        assert weights.reads == reads
+
+
+def test_a_tensor_that_is_input_and_output_passes_through() -> None:
+    x, y = spec("x", (1, 3)), spec("y", (1, 3))
+    relu = graph([helper.make_node("Relu", ["a"], ["o"])], {"a": x}, {"o": y})
+    step = Step(graph=0, feeds=(("a", 0),), weights=(), fetches=(("o", 1),))
+    made = program([x, y], ((0,), (0, 1)), [relu], [step])
+    frames = [[np.full((1, 3), value, np.float32)] for value in (-1.0, 2.0)]
+    found = [[np.frombuffer(o, np.float32).tolist() for o in frame] for frame in run(made, frames)]
+    assert found == [[[-1.0] * 3, [0.0] * 3], [[2.0] * 3, [2.0] * 3]]
+
+
+def test_a_stage_without_steps_passes_everything_through() -> None:
+    made = program([spec("x", (1, 3))], ((0,), (0,)), [], [])
+    frame = np.arange(3, dtype=np.float32).reshape(1, 3)
+    assert run(made, [[frame], [frame + 1]]) == [[frame.tobytes()], [(frame + 1).tobytes()]]
+
+
+KINDS = {
+    "bfloat16": (spec("x", (1, 4), "bfloat16"), np.array([[0x3F80, 0xC000, 0, 1]], np.uint16)),
+    "float16": (spec("x", (1, 4), "float16"), np.array([[1, -2, 0.5, 0]], np.float16)),
+    "bool": (spec("x", (1, 3), "bool"), np.array([[True, False, True]])),
+    "int64": (spec("x", (1, 2), "int64"), np.array([[1 << 40, -5]], np.int64)),
+    "uint8": (spec("x", (1, 5), "uint8"), np.array([[0, 1, 2, 254, 255]], np.uint8)),
+    "a scalar": (spec("x", ()), np.array(2.5, np.float32)),
+    "nothing at all": (spec("x", (1, 0, 3)), np.empty((1, 0, 3), np.float32)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_tensor_enters_waits_between_steps_and_leaves(kind: str) -> None:
+    x, value = KINDS[kind]
+    between, y = spec("t", x.shape, x.dtype), spec("y", x.shape, x.dtype)
+    copies = [
+        graph([helper.make_node("Identity", ["a"], ["o"])], {"a": a}, {"o": b})
+        for a, b in ((x, between), (between, y))
+    ]
+    steps = [
+        Step(graph=number, feeds=(("a", number),), weights=(), fetches=(("o", number + 1),))
+        for number in range(2)
+    ]
+    made = program([x, between, y], ((0,), (2,)), copies, steps, frames=2)
+    assert run(made, [[value], [value]]) == [[value.tobytes()]] * 2
+
+
+def test_a_stage_beyond_its_budget_is_refused_before_a_weight_is_read() -> None:
+    made, arrays = perceptron("resident")
+    weights = Weights(arrays)
+    with pytest.raises(BudgetExceededError) as caught:
+        Executor(made, weights, Ledger(64))
+    assert caught.value.remedy
+    assert weights.reads == []
+
+
+def test_a_graph_that_the_engine_refuses_is_an_error_with_a_reason() -> None:
+    x = spec("x", (1, 3))
+    step = Step(graph=0, feeds=(("a", 0),), weights=(), fetches=(("o", 1),))
+    made = program([x, spec("y", (1, 3))], ((0,), (1,)), [b"no graph"], [step])
+    with pytest.raises(MachineError, match="refuses"):
+        Executor(made, Weights([]), Ledger(1 << 20))
+
+
+def test_a_program_for_another_engine_is_refused_unless_portable() -> None:
+    x = spec("x", (1, 3))
+    check_engine(program([x], ((0,), (0,)), [], []), "x86-64-avx2")
+    with pytest.raises(ProgramRefusedError) as caught:
+        check_engine(program([x], ((0,), (0,)), [], [], isa="x86-64-avx512"), "x86-64-avx2")
+    assert caught.value.got
+    assert caught.value.expected
+    assert caught.value.remedy

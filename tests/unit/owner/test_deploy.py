@@ -1,0 +1,136 @@
+"""From a plan to workers: what is checked on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from vaultline.bench.profiling import ProfileRequest, profile_model
+from vaultline.core.errors import InfeasibleError, InputError
+from vaultline.core.plan import Plan, PlannedStage
+from vaultline.graph.model import Model, load_model
+from vaultline.owner.deploy import (
+    Place,
+    PlanForAnotherModelError,
+    check_platform,
+    compile_stages,
+    launch_workers,
+    parse_place,
+    stage_settings,
+)
+from vaultline.planner import make_plan
+from vaultline.testing import planning
+
+DIGITS = Path(__file__).parents[3] / "examples" / "digits" / "digits.onnx"
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Model, Plan]:
+    model = load_model(DIGITS)
+    known = profile_model(model, ProfileRequest(repeats=1))
+    places = planning.cluster(planning.device("enclave", count=2))
+    return model, make_plan(known, places, stages=2)
+
+
+def with_stage(plan: Plan, number: int, **changes: object) -> Plan:
+    stages: list[PlannedStage] = list(plan.stages)
+    stages[number] = replace(stages[number], **changes)
+    return replace(plan, stages=tuple(stages))
+
+
+def test_every_stage_is_compiled_with_the_plans_settings(digits: tuple[Model, Plan]) -> None:
+    model, plan = digits
+    seen: list[tuple[int, int]] = []
+    stages = compile_stages(model, plan, lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 2), (2, 2)]
+    for number, (stage, planned) in enumerate(zip(stages, plan.stages, strict=True)):
+        assert stage.program.settings == stage_settings(plan, number)
+        assert stage.program.settings.budget_bytes == planned.device.memory_bytes
+        assert stage.program.specs(stage.program.outputs) == planned.outputs
+
+
+def test_a_plan_for_another_model_is_refused(digits: tuple[Model, Plan]) -> None:
+    model, plan = digits
+    with pytest.raises(PlanForAnotherModelError) as caught:
+        compile_stages(model, replace(plan, model_digest="00" * 32))
+    assert caught.value.got
+    assert caught.value.expected
+    assert caught.value.remedy
+
+
+def test_a_plan_with_other_tensors_at_a_cut_is_refused(digits: tuple[Model, Plan]) -> None:
+    model, plan = digits
+    out = replace(plan.stages[-1].outputs[0], name="another")
+    with pytest.raises(PlanForAnotherModelError, match="stage 1"):
+        compile_stages(model, with_stage(plan, 1, outputs=(out,)))
+
+
+def test_a_plan_that_ends_early_is_refused(digits: tuple[Model, Plan]) -> None:
+    model, plan = digits
+    with pytest.raises(PlanForAnotherModelError, match="end of the model"):
+        compile_stages(model, replace(plan, stages=plan.stages[:1], hop_s=plan.hop_s[:2]))
+
+
+def test_a_stage_that_will_not_fit_is_refused_with_what_is_missing(
+    digits: tuple[Model, Plan],
+) -> None:
+    model, plan = digits
+    small = replace(plan.stages[1].device, memory_bytes=1 << 20)
+    with pytest.raises(InfeasibleError, match="stage 1 does not fit on device enclave-1") as caught:
+        compile_stages(model, with_stage(plan, 1, device=small))
+    assert "too little" in str(caught.value.got)
+    assert "resident" in str(caught.value.expected)
+
+
+PLACES = {
+    "edge=10.0.0.2": ("edge", Place(bind="10.0.0.2")),
+    "edge=10.0.0.2%left": ("edge", Place(bind="10.0.0.2", netns="left")),
+    "edge=::1": ("edge", Place(bind="::1")),
+}
+
+
+@pytest.mark.parametrize("text", PLACES)
+def test_a_place_is_read(text: str) -> None:
+    assert parse_place(text) == PLACES[text]
+
+
+@pytest.mark.parametrize("text", ["", "edge", "edge=", "=10.0.0.2", "edge=%left"])
+def test_what_is_no_place_is_refused(text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_place(text)
+    assert caught.value.expected
+
+
+def test_workers_are_asked_for_as_planned(digits: tuple[Model, Plan], tmp_path: Path) -> None:
+    _, plan = digits
+    places = {"box": Place(bind="127.0.0.2", netns="left")}
+    workers = launch_workers(plan, tmp_path / "v", platform_file=tmp_path / "p", places=places)
+    assert [worker.name for worker in workers] == ["stage0", "stage1"]
+    for worker in workers:
+        assert (worker.bind, worker.netns) == ("127.0.0.2", "left")
+        assert Path(worker.vault).is_absolute()
+        assert worker.cores
+        assert worker.busy_s_max >= 1.5
+
+
+def test_devices_that_cannot_be_started_here_are_refused(
+    digits: tuple[Model, Plan], tmp_path: Path
+) -> None:
+    _, plan = digits
+    sgx = replace(plan.stages[0].device, kind="sgx")
+    with pytest.raises(InputError, match="cannot start"):
+        launch_workers(with_stage(plan, 0, device=sgx), tmp_path, platform_file=None, places={})
+    with pytest.raises(InputError, match="no platform"):
+        launch_workers(plan, tmp_path, platform_file=None, places={})
+
+
+def test_a_platform_is_read_before_a_worker_has_to(tmp_path: Path) -> None:
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(InputError, match="cannot read") as caught:
+            check_platform(path)
+        assert caught.value.remedy
+    (tmp_path / "p").write_text("{}")
+    with pytest.raises(InputError, match="not valid"):
+        check_platform(tmp_path / "p")
