@@ -13,7 +13,13 @@ import msgspec
 from vaultline.core.errors import InputError, RemoteProtocolError
 
 T = TypeVar("T")
-_MALFORMED = (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError)
+#: Nesting beyond the interpreter's limit is no ``DecodeError`` of msgspec's.
+_MALFORMED = (
+    msgspec.ValidationError,
+    msgspec.DecodeError,
+    UnicodeDecodeError,
+    RecursionError,
+)
 
 
 class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -201,6 +201,15 @@ class TestControl:
         with pytest.raises(RemoteProtocolError):
             receive_control(theirs, GrantedMessage, timeout_s=5)
 
+    def test_nesting_without_end_is_a_protocol_error(self) -> None:
+        """In a value before the tag, which the decoder has to skip to know the message's kind."""
+        nested = b"\x82\xa1x" + b"\x91" * 100_000 + b"\xc0\xa4type\xa7granted"
+        ours, theirs = socket.socketpair()
+        thread = in_thread(lambda: ours.sendall(struct.pack("!I", len(nested)) + nested))
+        with pytest.raises(RemoteProtocolError, match="malformed"):
+            receive_control(theirs, GrantedMessage, timeout_s=5)
+        thread.join()
+
     def test_silence_is_a_timeout_however_slowly_bytes_drip(self) -> None:
         ours, theirs = socket.socketpair()
         ours.sendall(b"\0\0")
