@@ -79,6 +79,7 @@ class HopReceiver:
         self._keys = keys
         self._message_bytes = message_bytes
         self._sock: socket.socket | None = None
+        self._closed = False
         self._strangers = 0
         self._reader = self._new_reader()
         self.clock = HopClock()
@@ -98,22 +99,30 @@ class HopReceiver:
             try:
                 return self._receive(target)
             except (RemoteProtocolError, ConnectionLostError):
-                established = self._reader.established
-                self.close()
+                self._hang_up()
                 self._strangers += 1
-                if established or self._strangers > _STRANGERS_MAX:
+                over = self._closed or self._strangers > _STRANGERS_MAX
+                if over or self._reader.established:
                     raise
                 self._reader = self._new_reader()
 
     def close(self) -> None:
-        """Hang up, waking a blocked ``receive``."""
-        if self._sock is not None:
-            hang_up(self._sock)
-            self._sock = None
+        """Hang up for good, from any thread; wakes a ``receive`` that waits for the peer's bytes.
+
+        One that waits for a connection is woken by closing the listener.
+        """
+        self._closed = True
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            hang_up(sock)
 
     def _receive(self, target: memoryview) -> bool:
-        if self._sock is None:
-            self._sock = self._accept()
+        sock = self._sock = self._sock or self._accept()
+        if self._closed:  # meanwhile, so that nobody has hung up this connection
+            raise ConnectionLostError("this end of the hop was closed")
         crypto_ns = socket_ns = 0
         while True:
             before_ns = time.monotonic_ns()
@@ -124,7 +133,7 @@ class HopReceiver:
                 self.clock = HopClock(crypto_ns, socket_ns, now_ns)
                 return not isinstance(event, StreamEnded)
             try:
-                count = self._sock.recv_into(self._reader.want())
+                count = sock.recv_into(self._reader.want())
             except OSError as error:
                 raise ConnectionLostError("the hop before hung up", got=str(error)) from error
             socket_ns += time.monotonic_ns() - now_ns

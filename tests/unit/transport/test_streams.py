@@ -152,6 +152,50 @@ def test_closing_wakes_a_blocked_receiver(listener: Listener) -> None:
     assert isinstance(errors[0], ConnectionLostError)
 
 
+class ClosesMeanwhile:
+    """A connection whose receiver is closed by another thread between two of its system calls."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.hop: HopReceiver | None = None
+
+    def recv_into(self, buffer: memoryview) -> int:
+        count = self.sock.recv_into(buffer)
+        assert self.hop is not None
+        self.hop.close()
+        return count
+
+    def shutdown(self, how: int) -> None:
+        self.sock.shutdown(how)
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+def test_closing_between_two_reads_is_a_loss() -> None:
+    ours, theirs = socket.socketpair()
+    ours.sendall(bytes(5))  # less than a header, so that it reads again
+    meanwhile = ClosesMeanwhile(theirs)
+    hop = HopReceiver(lambda: meanwhile, KEYS, message_bytes=10)  # type: ignore[arg-type,return-value]
+    meanwhile.hop = hop
+    with pytest.raises(ConnectionLostError):
+        hop.receive(memoryview(bytearray(10)))
+
+
+def test_closing_while_a_connection_is_taken_hangs_it_up() -> None:
+    ours, theirs = socket.socketpair()
+    hops: list[HopReceiver] = []
+
+    def accept() -> socket.socket:
+        hops[0].close()
+        return theirs
+
+    hops.append(HopReceiver(accept, KEYS, message_bytes=10))
+    with pytest.raises(ConnectionLostError):
+        hops[0].receive(memoryview(bytearray(10)))
+    assert ours.recv(1) == b""
+
+
 def test_nobody_at_the_address_is_a_timeout(tmp_path: Path) -> None:
     with pytest.raises(TransportTimeoutError):
         connect(Address.parse(f"unix:{tmp_path}/nobody"), timeout_s=0.05)
