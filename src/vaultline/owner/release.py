@@ -70,7 +70,11 @@ class Release:
         try:
             return receive_control(self._sock, LoadedMessage, timeout_s=_LOAD_TIMEOUT_S)
         finally:
-            hang_up(self._sock)
+            self.close()
+
+    def close(self) -> None:
+        """Hang up; safe to call twice."""
+        hang_up(self._sock)
 
 
 def release(

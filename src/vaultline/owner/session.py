@@ -19,7 +19,7 @@ from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
 from vaultline.channel.keys import derive_hop_keys
 from vaultline.channel.messages import StreamAbortedError
-from vaultline.core.errors import InputError, PeerError, VaultlineError
+from vaultline.core.errors import InputError, LocalProtocolError, PeerError, VaultlineError
 from vaultline.core.frame_meta import FrameMeta, read_meta, read_times, tensor_bytes, write_meta
 from vaultline.core.frames import FrameLayout, StageTimes
 from vaultline.core.hostline import (
@@ -48,6 +48,8 @@ _CONNECT_S = 10.0
 #: How long to wait for the host's word on which worker was lost, once a hop has broken.
 _REASON_S = 2.0
 _POLL_S = 0.2
+#: The feeding thread has nothing left to do once the end that it sent has come back.
+_FED_S = 10.0
 
 Array = npt.NDArray[Any]
 
@@ -97,7 +99,11 @@ class ResultFrame:
 
 
 class Session:
-    """A deployed plan. Use as a context manager; ``stream`` may be called once."""
+    """A deployed plan, for one run: a context manager that is entered once, one ``stream``.
+
+    Its epoch and its hops' secrets make the record keys, and sequences start at zero: a second
+    run of the same session would seal other frames under the same keys and nonces.
+    """
 
     def __init__(
         self,
@@ -119,7 +125,8 @@ class Session:
         self._progress_s = time.monotonic()
         self._source_error: VaultlineError | None = None
         self._feed_error: PeerError | None = None
-        self._finished = False
+        self._finished = self._opened = self._streamed = False
+        self._awaiting_result = False
         self.epoch = Epoch(
             deployment=os.urandom(16), number=time.time_ns() // 1000, plan_digest=plan.digest
         )
@@ -131,6 +138,15 @@ class Session:
         self._out_layout = FrameLayout(plan.stages[-1].outputs, stages)
 
     def __enter__(self) -> Session:
+        """Launch, attest, grant and connect.
+
+        Raises:
+            LocalProtocolError: entered before, even if that failed.
+            VaultlineError: whatever kept the deployment from starting; nothing is left of it.
+        """
+        if self._opened:
+            raise LocalProtocolError("a session runs once; make another one for another run")
+        self._opened = True
         try:
             self._open()
         except BaseException:
@@ -155,13 +171,17 @@ class Session:
         """Send all frames and yield their results in order.
 
         Raises:
+            LocalProtocolError: called before.
             VaultlineError: whatever ended the run; every result before it has been yielded.
         """
+        if self._streamed:
+            raise LocalProtocolError("a session streams once; make another one for another run")
+        self._streamed = True
         feeding = threading.Thread(target=self._feed, args=(frames,), name="feed", daemon=True)
         feeding.start()
         message = memoryview(bytearray(self._out_layout.message_bytes))
         try:
-            while self._receiver.receive(message):
+            while self._receive(message):
                 result = self._read(message)
                 if result.index != self._received:
                     raise FramesLostError(
@@ -170,7 +190,6 @@ class Session:
                         expected=f"frame {self._received}",
                     )
                 self._received += 1
-                self._progress_s = time.monotonic()
                 yield result
         except VaultlineError as error:
             reason = self._reason(error)
@@ -178,7 +197,11 @@ class Session:
                 raise
             raise reason from error
         self._finished = True
-        feeding.join()
+        feeding.join(_FED_S)
+        if feeding.is_alive():  # an enclave that has the keys has ended it, not the owner
+            raise FramesLostError(
+                "the stream ended before the source did", got=f"{self._received} results"
+            )
         if self._source_error is not None:
             raise self._source_error
         if self._received != self._sent or self._feed_error is not None:
@@ -187,6 +210,15 @@ class Session:
                 got=f"{self._received} results",
                 expected=f"{self._sent}",
             ) from self._feed_error
+
+    def _receive(self, message: memoryview) -> bool:
+        """The next result; only while it is awaited it can be late."""
+        self._progress_s = time.monotonic()
+        self._awaiting_result = True
+        try:
+            return self._receiver.receive(message)
+        finally:
+            self._awaiting_result = False
 
     def _open(self) -> None:
         own_dir = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vaultline-owner-"))
@@ -260,19 +292,19 @@ class Session:
 
     def _grant_all(self, endpoints: EndpointsLine) -> None:
         """All are granted before the first is waited for: loading overlaps."""
-        if len(endpoints.control) != len(self._plan.stages):
+        if {len(endpoints.control), len(endpoints.data)} != {len(self._plan.stages)}:
             raise HostLostError("the host started another number of workers than asked for")
         releases = []
         for stage, address in enumerate(endpoints.control):
-            releases.append(
-                release(
-                    Address.parse(address),
-                    stage,
-                    self.epoch,
-                    self._secrets[stage],
-                    self._appraise,
-                )
+            granted = release(
+                Address.parse(address),
+                stage,
+                self.epoch,
+                self._secrets[stage],
+                self._appraise,
             )
+            self._stack.callback(granted.close)
+            releases.append(granted)
         for granted in releases:
             granted.wait_loaded()
         self.releases = tuple(releases)
@@ -301,9 +333,11 @@ class Session:
                     self._progress_s = time.monotonic()
                 self._sent += 1
                 yield
+        except GeneratorExit:  # ours: the hop broke
+            raise
         except VaultlineError as error:
             self._source_error = error
-        except Exception as error:  # the source is the caller's code
+        except BaseException as error:  # the source is the caller's code; it may even exit
             self._source_error = InputError(
                 "the frame source failed", got=f"{type(error).__name__}: {error}"
             )
@@ -377,7 +411,8 @@ class Session:
             if isinstance(line, BeatsLine):
                 self.worker_frames = line.frames
             waited_s = time.monotonic() - self._progress_s
-            if self._received < self._sent and waited_s > self._settings.stall_s:
+            late = self._awaiting_result and waited_s > self._settings.stall_s
+            if late and self._received < self._sent:
                 self._note(
                     ResultsStalledError(
                         "no result has come while frames are on their way",

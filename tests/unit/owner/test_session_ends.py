@@ -1,0 +1,201 @@
+"""A session and its own streams; the test holds the far ends of its hops in place of workers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from vaultline.channel.keys import derive_hop_keys
+from vaultline.core.errors import InputError, LocalProtocolError, MachineError
+from vaultline.core.hostline import EndpointsLine, LaunchRequest
+from vaultline.core.plan import PLAN_VERSION, Plan, PlannedDevice, PlannedStage
+from vaultline.core.section import SectionAccess
+from vaultline.core.tensors import TensorSpec
+from vaultline.owner import session as module
+from vaultline.owner.hostlink import HostLostError
+from vaultline.owner.release import StageSecrets
+from vaultline.owner.session import FramesLostError, OwnerFrame, Session, SessionSettings
+from vaultline.transport.streams import HopReceiver, HopSender
+
+FRAME = TensorSpec(name="x", dtype="float32", shape=(1, 2))
+DEVICE = PlannedDevice(name="d", host="h", kind="simulated", cores=1, memory_bytes=1 << 20)
+STAGE = PlannedStage(
+    device=DEVICE,
+    first=0,
+    last=1,
+    threads=1,
+    mode="resident",
+    step_bytes=1,
+    frames_per_pass=1,
+    queue_frames=1,
+    portable=True,
+    inputs=(FRAME,),
+    outputs=(FRAME,),
+    predicted_s=0.0,
+)
+PLAN = Plan(
+    version=PLAN_VERSION,
+    model_name="m",
+    model_digest="00" * 32,
+    input_shapes={},
+    objective="latency",
+    chunk_frames=1,
+    stages=(STAGE,),
+    hop_s=(0.0, 0.0),
+    predicted=dict.fromkeys(("latency_s", "bottleneck_s", "chunk_s"), 0.0),
+)
+ACCESS = SectionAccess(
+    vault_id=bytes(16),
+    model_id=bytes(16),
+    plan_digest=PLAN.digest,
+    stage=0,
+    stage_key=bytes(32),
+    section_digest=bytes(32),
+    section_offset=0,
+    section_bytes=0,
+    program_bytes=0,
+)
+
+
+def new_session() -> Session:
+    secrets = StageSecrets(access=ACCESS, hop_in_secret=b"i" * 32, hop_out_secret=b"o" * 32)
+    return Session(PLAN, (secrets,), (), lambda *_: None, SessionSettings())
+
+
+@dataclass
+class Ends:
+    """A session and the worker's ends of its two hops."""
+
+    session: Session
+    receiver: HopReceiver
+    sender: HopSender
+
+    def pass_on(self, count: int) -> None:
+        """Return frames as their own results."""
+        message = memoryview(bytearray(self.session._in_layout.message_bytes))
+        for _ in range(count):
+            assert self.receiver.receive(message)
+            self.sender.send(message)
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    session = new_session()
+    size = session._in_layout.message_bytes
+    keys = [derive_hop_keys(os.urandom(32), hop=hop, epoch=1) for hop in (0, 1)]
+    (out, into), (back, home) = socket.socketpair(), socket.socketpair()
+    session._sender = HopSender(out, keys[0], message_bytes=size)
+    session._receiver = HopReceiver(lambda: home, keys[1], message_bytes=size)
+    yield Ends(
+        session,
+        HopReceiver(lambda: into, keys[0], message_bytes=size),
+        HopSender(back, keys[1], message_bytes=size),
+    )
+    for sock in (out, into, back, home):
+        sock.close()
+
+
+def frame(index: int) -> OwnerFrame:
+    return OwnerFrame(index, 0.0, [np.full((1, 2), index, np.float32)])
+
+
+def no_host(_: LaunchRequest) -> None:
+    raise MachineError("no host")
+
+
+def test_a_session_is_entered_once_even_if_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or records of two runs would share keys and nonces."""
+    monkeypatch.setattr(module, "HostLink", no_host)
+    session = new_session()
+    with pytest.raises(MachineError), session:
+        pass
+    with pytest.raises(LocalProtocolError, match="once"), session:
+        pass
+
+
+def test_a_session_streams_once(ends: Ends) -> None:
+    ends.sender.end()
+    assert list(ends.session.stream([])) == []
+    with pytest.raises(LocalProtocolError, match="once"):
+        list(ends.session.stream([]))
+
+
+def test_an_end_that_the_owner_has_not_sent_is_a_loss_while_the_source_blocks(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_FED_S", 0.05)
+    released = threading.Event()
+
+    def source() -> Iterator[OwnerFrame]:
+        yield frame(0)
+        released.wait(30)
+
+    results = ends.session.stream(source())
+    worker = threading.Thread(target=lambda: (ends.pass_on(1), ends.sender.end()))
+    worker.start()
+    assert next(results).index == 0
+    with pytest.raises(FramesLostError, match="before the source"):
+        next(results)
+    released.set()
+    worker.join()
+
+
+def test_a_source_that_exits_ends_the_stream(ends: Ends) -> None:
+    def source() -> Iterator[OwnerFrame]:
+        yield frame(0)
+        raise SystemExit(3)
+
+    def work() -> None:
+        ends.pass_on(1)
+        if not ends.receiver.receive(memoryview(bytearray(ends.session._in_layout.message_bytes))):
+            ends.sender.end()
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    results = ends.session.stream(source())
+    assert next(results).index == 0
+    with pytest.raises(InputError, match="source failed"):
+        next(results)
+    worker.join()
+
+
+class Silent:
+    """A host that says nothing until it is asked for the third time, when it goes."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def poll(self, _: float) -> None:
+        self.asked += 1
+        if self.asked == 3:
+            raise HostLostError("gone")
+
+
+@pytest.mark.parametrize(
+    ("awaiting", "failure"), [(True, "ResultsStalledError"), (False, "HostLostError")]
+)
+def test_only_a_result_that_is_awaited_can_be_late(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch, awaiting: bool, failure: str
+) -> None:
+    """A caller that takes its time over a result is not the pipeline's stall."""
+    session = ends.session
+    monkeypatch.setattr(session, "_note", lambda error: setattr(session, "_failure", error))
+    session._host = Silent()  # type: ignore[assignment]
+    session._sent, session._awaiting_result = 1, awaiting
+    session._progress_s -= session._settings.stall_s + 1
+    session._watch_host()
+    assert type(session._failure).__name__ == failure
+
+
+@pytest.mark.parametrize("missing", ["control", "data"])
+def test_a_host_with_fewer_endpoints_than_stages_is_refused(missing: str) -> None:
+    endpoints = {"control": ("unix:/c",), "data": ("unix:/d",)} | {missing: ()}
+    line = EndpointsLine(**endpoints, measurements=(), hardening=(), pids=())
+    with pytest.raises(HostLostError, match="another number"):
+        new_session()._grant_all(line)
