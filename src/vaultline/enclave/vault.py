@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import threading
 from collections.abc import Iterator
 from itertools import accumulate
 
@@ -40,6 +41,8 @@ from vaultline.core.section import SectionAccess
 from vaultline.core.serde import from_msgpack
 
 _WIPE_BYTES = 1 << 20
+#: Held from seek to read. Gramine has no ``preadv``, and ``pread`` would copy every chunk once more.
+_READING = threading.Lock()
 
 
 class VaultSection:
@@ -166,7 +169,9 @@ def _read(fd: int, offset: int, count: int) -> bytearray:
 def _read_into(fd: int, offset: int, out: memoryview) -> None:
     while len(out):
         try:
-            count = os.preadv(fd, [out], offset)
+            with _READING:
+                os.lseek(fd, offset, os.SEEK_SET)
+                count = os.readv(fd, [out])
         except OSError as error:
             raise MachineError("the vault can't be read", got=str(error)) from error
         if count == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -131,6 +132,17 @@ def test_a_long_program_spans_chunks(tmp_path: Path) -> None:
     assert [span.chunk for span in vault.chunks()] == [0, 1, 0]
     with vault.opened() as section:
         assert section.program.graphs == (graph,)
+
+
+def test_a_platform_without_preadv_reads_it_too(
+    vault: SmallVault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> int:
+        raise OSError(errno.ENOSYS, "as in Gramine 1.9")
+
+    monkeypatch.setattr(os, "preadv", missing)
+    with vault.opened() as section:
+        assert read_weights(section) == [weight.tobytes() for weight in vault.stages[0].weights]
 
 
 def test_a_file_that_cannot_be_read_is_the_machines_fault(vault: SmallVault) -> None:
