@@ -117,10 +117,20 @@ def local_isa() -> Isa:
     return isa_of(platform.machine(), flags)
 
 
+def report_bug(lines: HostLines, kind: type[BaseException]) -> int:
+    """Say only the kind of an exception, in whichever thread, and what to exit with.
+
+    No traceback leaves the enclave: messages of libraries could quote what they worked on.
+    """
+    lines.say(FailedLine(code="bug", message=f"{kind.__name__} in the worker"))
+    return 70
+
+
 def main() -> None:
     """Run one worker; exits 0 after the end of the stream, else with the error's code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the owner's to handle
     lines = HostLines()
+    threading.excepthook = lambda hook: os._exit(report_bug(lines, hook.exc_type))
     code = 0
     try:
         Worker(lines.config(), lines).run()
@@ -128,9 +138,7 @@ def main() -> None:
         lines.say(FailedLine(code=error.code, message=error.message))
         code = error.exit_code
     except Exception as error:
-        # No traceback leaves the enclave: messages of libraries could quote what they worked on.
-        lines.say(FailedLine(code="bug", message=f"{type(error).__name__} in the worker"))
-        code = 70
+        code = report_bug(lines, type(error))
     # Threads may be blocked in system calls; there is nothing left to wait for.
     sys.stderr.flush()
     os._exit(code)

@@ -154,7 +154,9 @@ class Executor:
                 if tensor not in slots and (inner or stacked):
                     spec = self._program.tensors[tensor]
                     size_bytes = spec.nbytes * self._frames
-                    slots[tensor] = self._ledger.take("activation", size_bytes, spec.name)
+                    slots[tensor] = self._ledger.take(
+                        "activation", size_bytes, "frames between steps"
+                    )
         return slots
 
     def _take_weights(self) -> list[dict[int, Bytes]]:
@@ -164,7 +166,7 @@ class Executor:
         if not self._streamed:
             resident: dict[int, Bytes] = {}
             for index in sorted({index for need in needs for index in need}):
-                buffer = self._ledger.take("resident", specs[index].nbytes, specs[index].name)
+                buffer = self._ledger.take("resident", specs[index].nbytes, "the weights")
                 self._source.read_weight_into(index, buffer.data)
                 resident[index] = buffer
             return [resident] * len(needs)

@@ -40,6 +40,8 @@ class Ledger:
     def reserve(self, kind: BufferKind, size_bytes: int, what: str) -> None:
         """Account for memory that the engine itself will allocate (its internal tensors).
 
+        The host hears the error's message: ``what`` names nothing of the sealed program.
+
         Raises:
             BudgetExceededError: more than is free.
         """

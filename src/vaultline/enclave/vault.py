@@ -41,7 +41,7 @@ from vaultline.core.section import SectionAccess
 from vaultline.core.serde import from_msgpack
 
 _WIPE_BYTES = 1 << 20
-#: Held from seek to read. Gramine has no ``preadv``, and ``pread`` would copy every chunk once more.
+#: Held from seek to read: Gramine has no ``preadv``, and ``pread`` copies every chunk once more.
 _READING = threading.Lock()
 
 
