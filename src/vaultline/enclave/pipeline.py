@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
+from vaultline.channel.messages import StreamAbortedError
 from vaultline.core.errors import PeerError, VaultlineError
 from vaultline.core.frames import OUTPUT_FRAMES_EXTRA, FrameLayout, StageTimes, record_buffer_bytes
 from vaultline.core.program import StageProgram
@@ -138,13 +139,19 @@ class Pipeline:
                     self._sender.end()
                     return
                 else:
-                    self._sender.abort(f"stage {self._stage}: {item.error.message}")
+                    self._sender.abort(self._reason(item.error))
                     return
         except PeerError as error:
             self._send_error = error
             self._free_outputs.put(_Ended(error))
         finally:
             self._sender.close()
+
+    def _reason(self, error: VaultlineError) -> str:
+        """What the next hop is told: the first failure's words, however many stages ago it was."""
+        if isinstance(error, StreamAbortedError) and error.got:
+            return error.got
+        return f"stage {self._stage}: {error.message}"
 
     def _compute(self) -> None:
         ended: _Ended | None = None
