@@ -122,6 +122,8 @@ class StageProgram(Struct, frozen=True):
     def _check_references(self) -> None:
         """Every index is in range, and every tensor is written before it is read, once."""
         ready = set(self.inputs)
+        if len(ready) < len(self.inputs) or len(set(self.outputs)) < len(self.outputs):
+            raise InputError("stage program has a tensor twice in one hop")
         if not all(0 <= index < len(self.tensors) for index in (*self.inputs, *self.outputs)):
             raise InputError("stage program names a tensor that it does not have")
         for number, step in enumerate(self.steps):

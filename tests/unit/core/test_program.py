@@ -1,0 +1,65 @@
+"""A stage program's references: the enclave indexes with them, so none may be wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from vaultline.core.errors import InputError, RemoteProtocolError
+from vaultline.core.program import StageProgram, Step, Weight
+from vaultline.core.serde import from_msgpack, to_msgpack
+from vaultline.core.tensors import TensorSpec
+from vaultline.testing.vaults import small_stage
+
+TENSORS = tuple(TensorSpec(name=name, dtype="uint8", shape=(1, 4)) for name in "abc")
+STEP = Step(graph=0, feeds=(("i", 0),), weights=(("w", 0),), fetches=(("o", 1),))
+
+
+def program(**changes: Any) -> StageProgram:
+    parts: dict[str, Any] = {
+        "tensors": TENSORS,
+        "outputs": (1,),
+        "weights": (Weight(spec=TENSORS[0]),),
+        "graphs": (b"",),
+        "steps": (STEP,),
+    }
+    return replace(small_stage(()).program, **(parts | changes))
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "an input from behind": {"inputs": (-1,)},
+    "an input that is not there": {"inputs": (3,)},
+    "an input twice": {"inputs": (0, 0)},
+    "an output twice, one of which nobody would write": {"outputs": (1, 1)},
+    "an output from behind": {"outputs": (-2,)},
+    "an output that no step makes": {"outputs": (2,)},
+    "a graph from behind": {"steps": (replace(STEP, graph=-1),)},
+    "a weight from behind": {"steps": (replace(STEP, weights=(("w", -1),)),)},
+    "a weight that is not there": {"steps": (replace(STEP, weights=(("w", 1),)),)},
+    "a feed from behind": {"steps": (replace(STEP, feeds=(("i", -3),)),)},
+    "a feed that no step has made": {"steps": (replace(STEP, feeds=(("i", 2),)),)},
+    "a fetch from behind": {"steps": (replace(STEP, fetches=(("o", -2),)),)},
+    "a fetch into an input": {"steps": (replace(STEP, fetches=(("o", 0),)),)},
+    "a fetch twice": {"steps": (STEP, STEP)},
+    "less than no memory": {"steps": (replace(STEP, scratch_bytes=-1),)},
+}
+
+
+def test_the_program_without_these_mistakes_is_right() -> None:
+    made = program()
+    read = from_msgpack(to_msgpack(made), StageProgram, what="the program", bytes_max=4096)
+    assert read == made
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_wrong_reference_is_refused(mistake: str) -> None:
+    with pytest.raises(InputError):
+        program(**WRONG[mistake]).__post_init__()
+
+
+def test_a_sealed_program_with_a_wrong_reference_is_refused() -> None:
+    data = to_msgpack(program()).replace(b"\xa7outputs\x91\x01", b"\xa7outputs\x91\xff")
+    with pytest.raises(RemoteProtocolError):
+        from_msgpack(data, StageProgram, what="the program", bytes_max=4096)
