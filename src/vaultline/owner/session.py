@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
+from vaultline.attest.refusals import KindRefused
 from vaultline.channel.keys import derive_hop_keys
 from vaultline.channel.messages import StreamAbortedError
 from vaultline.core.errors import InputError, LocalProtocolError, PeerError, VaultlineError
@@ -301,13 +302,26 @@ class Session:
                 stage,
                 self.epoch,
                 self._secrets[stage],
-                self._appraise,
+                self._appraise_planned,
             )
             self._stack.callback(granted.close)
             releases.append(granted)
         for granted in releases:
             granted.wait_loaded()
         self.releases = tuple(releases)
+
+    def _appraise_planned(self, evidence: Evidence, challenge: Challenge) -> object:
+        """A policy may accept several kinds; a stage gets the one that the plan says, so that no
+        simulated enclave stands in for one in hardware."""
+        planned = self._plan.stages[challenge.stage].device.kind
+        if evidence.kind != planned:
+            raise KindRefused(
+                f"stage {challenge.stage} runs in another kind of enclave than planned",
+                got=evidence.kind,
+                expected=planned,
+                remedy="launch the worker on the planned device, or plan for what is there",
+            )
+        return self._appraise(evidence, challenge)
 
     def _feed(self, frames: Iterable[OwnerFrame]) -> None:
         """A source that fails ends the stream properly, so that frames on their way still arrive;

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
+from vaultline.attest.refusals import KindRefused
 from vaultline.channel.keys import derive_hop_keys
 from vaultline.core.errors import InputError, LocalProtocolError, MachineError
 from vaultline.core.hostline import EndpointsLine, LaunchRequest
@@ -21,6 +23,7 @@ from vaultline.owner import session as module
 from vaultline.owner.hostlink import HostLostError
 from vaultline.owner.release import StageSecrets
 from vaultline.owner.session import FramesLostError, OwnerFrame, Session, SessionSettings
+from vaultline.testing.attestation import challenge, evidence
 from vaultline.transport.streams import HopReceiver, HopSender
 
 FRAME = TensorSpec(name="x", dtype="float32", shape=(1, 2))
@@ -63,9 +66,9 @@ ACCESS = SectionAccess(
 )
 
 
-def new_session() -> Session:
+def new_session(plan: Plan = PLAN) -> Session:
     secrets = StageSecrets(access=ACCESS, hop_in_secret=b"i" * 32, hop_out_secret=b"o" * 32)
-    return Session(PLAN, (secrets,), (), lambda *_: None, SessionSettings())
+    return Session(plan, (secrets,), (), lambda *_: None, SessionSettings())
 
 
 @dataclass
@@ -191,6 +194,22 @@ def test_only_a_result_that_is_awaited_can_be_late(
     session._progress_s -= session._settings.stall_s + 1
     session._watch_host()
     assert type(session._failure).__name__ == failure
+
+
+@pytest.mark.parametrize(
+    ("planned", "presented"), [("sgx", "simulated"), ("simulated", "sgx"), ("sgx", "sgx")]
+)
+def test_a_stage_gets_the_kind_of_enclave_that_the_plan_says(planned: str, presented: str) -> None:
+    """Whatever else the policy, which stands for all stages, accepts."""
+    stage = replace(STAGE, device=replace(DEVICE, kind=planned))
+    session = new_session(replace(PLAN, stages=(stage,)))
+    shown = replace(evidence(), kind=presented)
+    if planned == presented:
+        assert session._appraise_planned(shown, challenge(stage=0)) is None
+        return
+    with pytest.raises(KindRefused) as caught:
+        session._appraise_planned(shown, challenge(stage=0))
+    assert (caught.value.got, caught.value.expected) == (presented, planned)
 
 
 @pytest.mark.parametrize("missing", ["control", "data"])
