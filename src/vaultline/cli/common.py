@@ -134,6 +134,11 @@ def show_error(error: VaultlineError, *, as_json: bool) -> None:
         )
     first, *rest = error.diagnostics().splitlines()
     console = messages()
-    console.print(f"[bold red]error:[/] {escape(first)}")
+    console.print(f"[bold red]error:[/] {escape(printable(first))}")
     for line in rest:
-        console.print(escape(line))
+        console.print(escape(printable(line)))
+
+
+def printable(text: str) -> str:
+    """Text that a host or a file may have written, with what would steer a terminal spelt out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

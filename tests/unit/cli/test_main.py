@@ -79,6 +79,16 @@ def test_an_error_says_what_to_do_and_stays_off_standard_output(verb, capsys) ->
     ]
 
 
+def test_what_an_error_quotes_cannot_steer_the_terminal(verb, capsys) -> None:
+    """A host's word for why a worker was lost is shown, and the host is not trusted."""
+    said = "\x1b]0;owned\x07\x1b[2Jall is well\x9b1A, caf\u00e9"
+    verb(_raise(errors.PeerError(said, got="\x1b[H")))
+    assert cli.main(["try"]) == 4
+    shown = capsys.readouterr().err
+    assert r"\x1b[2Jall is well\x9b1A, café" in shown
+    assert all(c.isprintable() or c == "\n" for c in shown)
+
+
 def test_with_json_a_failure_is_one_document(verb, capsys) -> None:
     verb(_raise(errors.RefusedError("no", remedy="ask again")))
     assert cli.main(["try", "--json"]) == 1
