@@ -169,6 +169,14 @@ def test_host_and_workers_end_by_themselves_when_the_owner_is_killed(
     assert sorted(temporary.rglob("*")) == []
 
 
+def test_a_stopped_worker_does_not_outlive_its_killed_host(owner: RunningOwner) -> None:
+    """It cannot hear that its line to the host has ended."""
+    os.kill(owner.members("enclave")[1].pid, signal.SIGSTOP)
+    os.kill(owner.members("host")[0].pid, signal.SIGKILL)
+    assert owner.wait() == 4
+    owner.wait_gone()
+
+
 def test_ctrl_c_while_workers_start_leaves_nothing(
     files: Files, camera: RtspServer, temporary: Path, tmp_path: Path
 ) -> None:

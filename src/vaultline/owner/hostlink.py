@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -91,11 +93,18 @@ class HostLink:
         """Stop the host and its workers; waits until they are gone. Safe to call twice."""
         with contextlib.suppress(OSError):
             self._stdin.close()
+        if self._popen.returncode is not None:
+            return
+        pidfd = os.pidfd_open(self._popen.pid)
         try:
-            self._popen.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._popen.kill()
-            self._popen.wait()
+            select.select([pidfd], [], [], _STOP_S)
+        finally:
+            os.close(pidfd)
+        # Not reaped yet, so the group is still the host's. A worker that is stopped does not hear
+        # that its host was killed, and would stay for ever.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._popen.pid, signal.SIGKILL)
+        self._popen.wait()
 
     def dispose(self) -> None:
         """Close what ``poll`` reads; nobody may be polling any more."""

@@ -25,7 +25,9 @@ from vaultline.core.section import SectionAccess
 from vaultline.transport.control import receive_control, send_control
 from vaultline.transport.sockets import Address, connect, hang_up
 
-_ANSWER_TIMEOUT_S = 10.0
+_CONNECT_TIMEOUT_S = 10.0
+#: An enclave hears out whoever came first, and gives a silent stranger 10 s.
+_ANSWER_TIMEOUT_S = 30.0
 #: Decrypting gigabytes into memory, on a busy machine.
 _LOAD_TIMEOUT_S = 300.0
 
@@ -97,7 +99,7 @@ def release(
         stage=stage,
         plan_digest=epoch.plan_digest,
     )
-    sock = connect(address, timeout_s=_ANSWER_TIMEOUT_S)
+    sock = connect(address, timeout_s=_CONNECT_TIMEOUT_S)
     try:
         before_s = time.perf_counter()
         send_control(sock, ChallengeMessage(challenge=challenge.encode()))
