@@ -104,10 +104,11 @@ class BeatLine(Struct, frozen=True, tag="beat"):
 
 
 class FailedLine(Struct, frozen=True, tag="failed"):
-    """Worker to host, last line: why the worker stops."""
+    """Worker to host, last line: why the worker stops; ``refused`` where a check said no."""
 
     code: str
     message: str
+    refused: bool = False
 
 
 WorkerLine = ReadyLine | BeatLine | FailedLine

@@ -53,12 +53,13 @@ class BeatsLine(Struct, frozen=True, tag="beats"):
 
 
 class WorkerLostLine(Struct, frozen=True, tag="lost"):
-    """Host to owner: a worker died or is stuck; everything is being stopped."""
+    """Host to owner: a worker died, is stuck, or refused; everything is being stopped."""
 
     stage: int
     name: str
     code: str
     message: str
+    refused: bool = False
 
 
 HostLine = EndpointsLine | BeatsLine | WorkerLostLine

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vaultline.channel.keys import derive_hop_keys
 from vaultline.core.control import BeatLine, FailedLine, ReadyLine, WorkerConfig
-from vaultline.core.errors import RemoteProtocolError, VaultlineError
+from vaultline.core.errors import RefusedError, RemoteProtocolError, VaultlineError
 from vaultline.core.isa import isa_of
 from vaultline.core.program import Isa
 from vaultline.enclave.admission import LoadedStage, admit, open_vault
@@ -135,7 +135,8 @@ def main() -> None:
     try:
         Worker(lines.config(), lines).run()
     except VaultlineError as error:
-        lines.say(FailedLine(code=error.code, message=error.message))
+        refused = isinstance(error, RefusedError)
+        lines.say(FailedLine(code=error.code, message=error.message, refused=refused))
         code = error.exit_code
     except Exception as error:
         code = report_bug(lines, type(error))

@@ -144,7 +144,13 @@ class LocalEngine:
         self._reported = True
         name = self._request.workers[lost.stage].name
         self._tell(
-            WorkerLostLine(stage=lost.stage, name=name, code=lost.code, message=lost.message)
+            WorkerLostLine(
+                stage=lost.stage,
+                name=name,
+                code=lost.code,
+                message=lost.message,
+                refused=lost.refused,
+            )
         )
 
     def _tell(self, line: HostLine) -> None:

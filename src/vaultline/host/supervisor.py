@@ -9,6 +9,8 @@ from vaultline.core.hostline import LaunchWorker
 
 #: Silence after which a worker counts as stuck; it beats four times a second.
 SILENCE_S_MAX = 1.5
+#: How long a worker that merely lost its neighbour waits for the neighbour's own end to be told.
+FOLLOWING_S = 0.3
 #: Importing the engine and measuring the code takes about a second on a busy machine; a cold disk
 #: takes longer.
 START_S_MAX = 60.0
@@ -21,6 +23,7 @@ class Lost:
     stage: int
     code: str
     message: str
+    refused: bool = False
 
 
 @dataclass(slots=True)
@@ -32,6 +35,7 @@ class _Watch:
     busy_s: float = 0.0
     frames: int = 0
     failed: FailedLine | None = None
+    failed_s: float = 0.0
     exit_code: int | None = None
 
 
@@ -66,7 +70,7 @@ class Supervisor:
         elif isinstance(line, BeatLine):
             watch.busy_s, watch.frames = line.busy_s, line.frames
         else:
-            watch.failed = line
+            watch.failed, watch.failed_s = line, now_s
 
     def exited(self, stage: int, code: int) -> None:
         """A worker's process is gone; a negative code is the signal that killed it."""
@@ -93,8 +97,13 @@ class Supervisor:
         if watch.failed is not None:
             # A worker that lost its neighbour says so; the neighbour's own end tells more.
             follows = watch.failed.code in ("ConnectionLostError", "StreamAbortedError")
+            if follows and now_s - watch.failed_s < FOLLOWING_S:
+                return None
             return 2 if follows else 1, Lost(
-                stage=stage, code=watch.failed.code, message=watch.failed.message
+                stage=stage,
+                code=watch.failed.code,
+                message=watch.failed.message,
+                refused=watch.failed.refused,
             )
         if watch.exit_code is not None:
             return 1, Lost(

@@ -23,13 +23,20 @@ class WorkerLostError(PeerError):
     """A worker died or got stuck; what had been received by then is in the sink."""
 
 
+class WorkerRefusedError(WorkerLostError):
+    """A worker stopped because a check said no: a vault that was altered, say."""
+
+    exit_code = 1
+
+
 class HostLostError(PeerError):
     """The host process died or stopped talking."""
 
 
 def lost_error(line: WorkerLostLine) -> WorkerLostError:
     """The error that tells the user which worker was lost and why."""
-    return WorkerLostError(
+    kind = WorkerRefusedError if line.refused else WorkerLostError
+    return kind(
         f"stage {line.stage} was lost: {line.message}",
         got=line.code,
         remedy="every result received before this is in the sink; start the run again",

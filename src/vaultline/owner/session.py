@@ -34,6 +34,7 @@ from vaultline.core.plan import Plan
 from vaultline.core.tensors import TensorSpec
 from vaultline.owner.hostlink import HostLink, HostLostError, lost_error
 from vaultline.owner.release import Epoch, Release, StageSecrets, release
+from vaultline.transport.control import RefusedByPeerError
 from vaultline.transport.sockets import (
     Address,
     ConnectionLostError,
@@ -238,6 +239,8 @@ class Session:
         try:
             self._grant_all(self.endpoints)
             sock = connect(Address.parse(self.endpoints.data[0]), timeout_s=_CONNECT_S)
+        except RefusedByPeerError:
+            raise
         except PeerError as error:
             raise self._host_reason() or error from error
         stages, number = len(self._plan.stages), self.epoch.number

@@ -20,6 +20,8 @@ M = TypeVar("M", bound=ControlMessage)
 class RefusedByPeerError(PeerError):
     """The peer said no and why (unauthenticated)."""
 
+    exit_code = 1
+
 
 def send_control(sock: socket.socket, message: ControlMessage) -> None:
     """Send one message.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vaultline.core.control import BeatLine, FailedLine, ReadyLine
 from vaultline.core.hostline import LaunchWorker
-from vaultline.host.supervisor import SILENCE_S_MAX, START_S_MAX, Supervisor
+from vaultline.host.supervisor import FOLLOWING_S, SILENCE_S_MAX, START_S_MAX, Supervisor
 
 
 def worker(name: str) -> LaunchWorker:
@@ -72,6 +72,16 @@ def test_the_killed_worker_is_named_not_the_neighbour_that_noticed() -> None:
     lost = watch.lost(101.0)
     assert lost is not None
     assert (lost.stage, lost.code) == (1, "WorkerKilled")
+
+
+def test_a_lost_neighbour_is_waited_for_before_the_one_that_noticed_is_blamed() -> None:
+    watch = two()
+    watch.heard(0, FailedLine(code="ConnectionLostError", message="the next hop hung up"), 101.0)
+    watch.exited(0, 4)
+    assert watch.lost(101.0) is None
+    lost = watch.lost(101.1 + FOLLOWING_S)
+    assert lost is not None
+    assert (lost.stage, lost.code) == (0, "ConnectionLostError")
 
 
 def test_a_worker_that_says_why_is_quoted() -> None:
