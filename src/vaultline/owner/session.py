@@ -160,7 +160,7 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Stop everything that this session started; safe to call twice."""
+        """Stop everything that was started; safe to call twice."""
         self._finished = True
         self._stack.close()
 
