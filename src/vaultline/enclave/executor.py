@@ -103,7 +103,11 @@ class Executor:
         self._slots = self._take_slots()
         self._slot_values: dict[tuple[int, int, int], ort.OrtValue] = {}
         buffers = self._take_weights()
-        self._sessions = [_session(graph, settings.threads) for graph in program.graphs]
+        # One arena a session: for the few of a resident stage it saves page faults, for the
+        # many small ones of a streamed stage it would hold memory that the next one needs.
+        self._sessions = [
+            _session(graph, settings.threads, arena=not self._streamed) for graph in program.graphs
+        ]
         self._steps = list(map(self._load, program.steps, buffers))
         #: Frames of one pass are all done at the same moment.
         self.ends_stacked = bool(program.steps) and program.steps[-1].stackable
@@ -247,12 +251,12 @@ class Executor:
         return list(zip(parts, slots, strict=True))
 
 
-def _session(graph: bytes, threads: int) -> ort.InferenceSession:
+def _session(graph: bytes, threads: int, *, arena: bool) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.enable_cpu_mem_arena = False
+    options.enable_cpu_mem_arena = arena
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:

@@ -48,6 +48,7 @@ def node_times(model: Model, feeds: Mapping[str, Array], repeats: int) -> tuple[
 def _profile(made: Model, feeds: Mapping[str, Array], repeats: int) -> list[float]:
     with tempfile.TemporaryDirectory(prefix="vaultline-") as folder:
         chosen = engine.options()
+        chosen.enable_cpu_mem_arena = True  # or page faults would be some node's time
         chosen.enable_profiling = True
         chosen.profile_file_prefix = str(Path(folder) / "nodes")
         session = engine.plain_session(made, chosen)
