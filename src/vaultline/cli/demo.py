@@ -100,7 +100,8 @@ def demo(
     (out / "plan.json").write_bytes(write_plan(plan))
     note("compiling and sealing two stages")
     with stoppable():
-        rig = make_rig(model, plan, out, _fresh_trust(out))
+        _clear_earlier(out, plan)
+        rig = make_rig(model, plan, out)
         seen = _Seen([], [])
         summary = _run(rig, digits, out, seen)
     unsplit = _unsplit(digits, plan)
@@ -119,14 +120,13 @@ def _profile_request() -> ProfileRequest:
     )
 
 
-def _fresh_trust(out: Path) -> dict[str, Path] | None:
-    """The root of an earlier demo in the same folder is replaced: its policy names old code."""
+def _clear_earlier(out: Path, plan: Plan) -> None:
+    """Remove an earlier demo's root, whose policy names old code, and its vaults; nothing else."""
     folder = out / "trust"
     for name in ("root.pem", "platform.json", "collateral.json", "policy.yaml"):
         (folder / name).unlink(missing_ok=True)
-    for old in out.glob("*.vault"):
+    for old in out.glob(f"{plan.model_name}-*.vault"):
         old.unlink()
-    return None
 
 
 def _find_digits() -> _Digits:
