@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,6 @@ class NativeModel:
         """One frame: tensors in the order of the model's inputs."""
         outputs: list[Array] = self._session.run(None, dict(zip(self._names, tensors, strict=True)))
         return outputs
-
-    def run_s(self, tensors: Sequence[Array]) -> float:
-        """Seconds of one frame."""
-        before_s = time.perf_counter()
-        self.run(tensors)
-        return time.perf_counter() - before_s
 
 
 def top_index(values: Array) -> int:

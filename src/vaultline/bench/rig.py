@@ -83,9 +83,7 @@ class Rig:
                 platform_file=self.trust["platform"],
                 places=places or {},
             ),
-            lambda evidence, challenge: appraiser.appraise(
-                evidence, challenge, int(datetime.datetime.now(datetime.UTC).timestamp())
-            ),
+            appraiser.appraise_now,
             settings or SessionSettings(),
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import signal
 import statistics
 import time
@@ -130,13 +129,9 @@ def open_session(request: RunRequest) -> Session:
         request.plan,
         stage_secrets(request.plan, request.keys),
         workers,
-        lambda evidence, challenge: appraiser.appraise(evidence, challenge, _now_s()),
+        appraiser.appraise_now,
         request.settings,
     )
-
-
-def _now_s() -> int:
-    return int(datetime.datetime.now(datetime.UTC).timestamp())
 
 
 def check_image_model(plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,3 +89,8 @@ class Appraiser:
         collateral = self.collateral.get(evidence.kind, b"")
         allowed = self.allow_simulated
         return appraise(evidence, challenge, self.policy, collateral, now_s, allowed, known)
+
+    def appraise_now(self, evidence: Evidence, challenge: Challenge) -> Verdict:
+        """`appraise` by this machine's clock: what a session is given."""
+        now = datetime.datetime.now(datetime.UTC)
+        return self.appraise(evidence, challenge, int(now.timestamp()))
