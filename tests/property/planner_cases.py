@@ -117,7 +117,7 @@ def _cluster(rng: Random, devices_max: int) -> Cluster:
         # One entry on one host, or several on hosts that links may tell apart.
         spread = rng.random() < 0.3
         base = {
-            "kind": "simulated",
+            "kind": "accelerator" if trust == "none" else "simulated",
             "trust": trust,
             "memory_bytes": RECORD_BUFFERS + rng.choice([4500, 7000, 11_000, 200_000]),
             "cores": 1,

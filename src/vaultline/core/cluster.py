@@ -198,11 +198,12 @@ def _check_devices(cluster: Cluster) -> None:
                 got=format_bytes(device.memory_bytes),
                 expected=f"at most {format_bytes(host.memory_bytes)}, that of host {host.name}",
             )
-        if device.kind == "accelerator" and device.trust != "none":
+        if (device.kind == "accelerator") != (device.trust == "none"):
             raise InputError(
-                f"device {device.name} is an accelerator, which gives no evidence",
-                got=f"trust: {device.trust}",
-                expected="trust: none",
+                f"device {device.name} has a trust that its kind cannot have",
+                got=f"kind: {device.kind}, trust: {device.trust}",
+                expected="trust: none for accelerators, which give no evidence, and only for them",
+                remedy="write `kind: accelerator` for any worker that nothing vouches for",
             )
 
 

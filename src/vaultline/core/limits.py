@@ -25,6 +25,10 @@ VAULT_TENSORS_MAX = 1 << 16
 PROGRAM_BYTES_MAX = 64 * MIB
 #: Stages of one plan; hops are numbered one more.
 STAGES_MAX = 64
+#: Devices that run one stage in turn: a worker keeps one connection to each of its neighbours.
+REPLICAS_MAX = 16
+#: Workers of one plan: one host process watches them all.
+WORKERS_MAX = 256
 #: The tensors that cross one cut (a whole DenseNet block crosses fewer than 100).
 TENSORS_PER_STAGE_MAX = 4096
 #: One tensor, and the tensors of one frame on one hop together.

@@ -11,19 +11,22 @@ from vaultline.core.limits import (
     FRAME_BYTES_MAX,
     FRAMES_PER_PASS_MAX,
     QUEUE_FRAMES_MAX,
+    REPLICAS_MAX,
     STAGES_MAX,
     TENSOR_BYTES_MAX,
+    WORKERS_MAX,
 )
 from vaultline.core.serde import Struct, canonical_json, from_json
 from vaultline.core.tensors import TensorSpec, layout
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 #: What one more step of a streamed stage is worth in bytes of tensors kept between steps: a step
 #: costs a call, tensors between steps cost memory for every waiting frame. The compiler cuts by
 #: it, and the planner predicts by it what the compiler will do.
 STEP_WORTH_BYTES = 1 << 18
 Objective = Literal["latency", "throughput", "chunk"]
 DeviceKind = Literal["simulated", "sgx", "tdx", "snp", "accelerator"]
+LeakageMetric = Literal["resolution", "similarity", "reconstruction"]
 
 
 class PlannedDevice(Struct, frozen=True):
@@ -35,15 +38,25 @@ class PlannedDevice(Struct, frozen=True):
     cores: int
     memory_bytes: int
 
+    @property
+    def untrusted(self) -> bool:
+        """Whether nothing vouches for it: it sees only what a policy releases."""
+        return self.kind == "accelerator"
+
 
 class PlannedStage(Struct, frozen=True):
-    """One stage: nodes ``[first, last)`` of the model's topological order on one device.
+    """One stage: nodes ``[first, last)`` of the model's topological order on equal devices.
 
-    ``inputs`` and ``outputs`` are the tensors crossing the cuts before and after, in the order in
-    which they travel. ``step_bytes`` bounds the weights of one step when they are streamed.
+    Attributes:
+        devices: replicas of the stage: frame n runs on ``devices[n % len(devices)]``.
+        inputs, outputs: the tensors crossing the cuts before and after, in the order in which
+            they travel.
+        step_bytes: bound on the weights of one step when they are streamed.
+        predicted_s: seconds that a busy replica takes per frame of its own.
+        estimated: the time was not measured on such a device but scaled from another one.
     """
 
-    device: PlannedDevice
+    devices: tuple[PlannedDevice, ...]
     first: int
     last: int
     threads: int
@@ -55,10 +68,12 @@ class PlannedStage(Struct, frozen=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     predicted_s: float
+    estimated: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.first < self.last:
             raise InputError("a stage holds no nodes", got=f"[{self.first}, {self.last})")
+        self._check_devices()
         self._check_numbers()
         for tensors in (self.inputs, self.outputs):
             if layout(tensors)[1] > FRAME_BYTES_MAX:
@@ -67,6 +82,26 @@ class PlannedStage(Struct, frozen=True):
                     got=f"{layout(tensors)[1]} bytes",
                     expected=f"at most {FRAME_BYTES_MAX}",
                 )
+
+    @property
+    def device(self) -> PlannedDevice:
+        """The first replica: the others are of the same kind, with the same memory and cores."""
+        return self.devices[0]
+
+    @property
+    def period_s(self) -> float:
+        """Seconds between the stage's frames when all replicas are busy."""
+        return self.predicted_s / len(self.devices)
+
+    def _check_devices(self) -> None:
+        """Replicas run one sealed program, so they must be able to."""
+        traits = {(each.kind, each.memory_bytes, each.cores) for each in self.devices}
+        if not 1 <= len(self.devices) <= REPLICAS_MAX or len(traits) != 1:
+            raise InputError(
+                f"stage [{self.first}, {self.last}) runs on devices that are not replicas",
+                got=", ".join(each.name for each in self.devices) or "no device",
+                expected=f"1 to {REPLICAS_MAX} devices of one kind, memory and number of cores",
+            )
 
     def _check_numbers(self) -> None:
         """Nothing that the planner would not write: the file is data from outside."""
@@ -90,6 +125,31 @@ class PlannedStage(Struct, frozen=True):
             raise InputError("a stage's predicted time is negative", got=str(self.predicted_s))
 
 
+class ReleasedTensor(Struct, frozen=True):
+    """A tensor that an untrusted device sees, and why it may.
+
+    Attributes:
+        stage: the stage on that device.
+        leakage: measured with ``metric``, the worst of all cuts that the stage can compute from it.
+        limit: the most that the owner's policy allows.
+    """
+
+    stage: int
+    tensor: str
+    metric: LeakageMetric
+    leakage: float
+    limit: float
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.leakage) and isfinite(self.limit) and self.leakage <= self.limit):
+            raise InputError(
+                f"tensor {self.tensor!r} leaks more than may be released to stage {self.stage}",
+                got=f"{self.metric} {self.leakage:g}",
+                expected=f"at most {self.limit:g}",
+                remedy="keep that stage on attested devices, or raise the limit in the policy",
+            )
+
+
 class Plan(Struct, frozen=True):
     """Stages in order. Hop k enters stage k; the last hop goes back to the owner.
 
@@ -98,6 +158,7 @@ class Plan(Struct, frozen=True):
         input_shapes: shapes that the user fixed for dynamic inputs.
         hop_s: predicted time of each hop, owner's first and last included.
         predicted: seconds: ``latency_s``, ``bottleneck_s`` and ``chunk_s`` for ``chunk_frames``.
+        released: every tensor that enters an untrusted stage, and no other.
     """
 
     version: int
@@ -109,6 +170,7 @@ class Plan(Struct, frozen=True):
     stages: tuple[PlannedStage, ...]
     hop_s: tuple[float, ...]
     predicted: dict[str, float]
+    released: tuple[ReleasedTensor, ...] = ()
 
     def __post_init__(self) -> None:
         if self.version != PLAN_VERSION:
@@ -136,6 +198,31 @@ class Plan(Struct, frozen=True):
         for before, after in zip(self.stages, self.stages[1:], strict=False):
             if before.outputs != after.inputs:
                 raise InputError("a stage's inputs are not the outputs of the stage before it")
+        names = [device.name for stage in self.stages for device in stage.devices]
+        if len(names) > WORKERS_MAX or len(set(names)) < len(names):
+            raise InputError(
+                "a device runs one stage, and a plan has a limited number of them",
+                got=f"{len(names)} places on {len(set(names))} devices",
+                expected=f"at most {WORKERS_MAX}, all different",
+            )
+        self._check_released()
+
+    def _check_released(self) -> None:
+        """What untrusted devices see is written down, all of it."""
+        seen = [
+            (number, tensor.name)
+            for number, stage in enumerate(self.stages)
+            if stage.device.untrusted
+            for tensor in stage.inputs
+        ]
+        if sorted(seen) != sorted((each.stage, each.tensor) for each in self.released):
+            raise InputError(
+                "the plan does not list exactly the tensors that its untrusted stages see",
+                got=", ".join(f"{each.tensor} to stage {each.stage}" for each in self.released)
+                or "none",
+                expected=", ".join(f"{name} to stage {stage}" for stage, name in seen) or "none",
+                remedy="make the plan again with `vaultline plan`",
+            )
 
     @property
     def digest(self) -> bytes:

@@ -15,7 +15,7 @@ from vaultline.core.program import Isa
 from vaultline.core.serde import Struct, canonical_json, from_json
 from vaultline.core.tensors import TensorSpec, layout
 
-PROFILE_VERSION = 1
+PROFILE_VERSION = 2
 #: Beyond these a number is no measurement but a mistake, and sums of it would not stay finite.
 TIME_S_MAX = 1e9
 RATE_MIN, RATE_MAX = 1e-6, 1e24
@@ -32,6 +32,34 @@ class RecordedOn(Struct, frozen=True):
     cpu: str
     date: str
     command: str
+
+
+def pass_s(compute_s: tuple[tuple[int, float], ...], frames: int) -> float:
+    """Seconds of a pass of ``frames`` frames, from measured (frames, seconds).
+
+    Between measured frame counts the time is interpolated; beyond the last one it grows in
+    proportion, so a block measured at one frame only gains nothing from larger passes.
+    """
+    for (few, few_s), (many, many_s) in pairwise(compute_s):
+        if few <= frames <= many:
+            return few_s + (many_s - few_s) * (frames - few) / (many - few)
+    last, last_s = compute_s[-1]
+    return last_s * frames / last
+
+
+def _check_times(compute_s: tuple[tuple[int, float], ...], spread_s: float = 0.0) -> None:
+    frames = [entry[0] for entry in compute_s]
+    if not frames or frames[0] != 1 or any(b <= a for a, b in pairwise(frames)):
+        raise InputError(
+            "a block's times must start at one frame a pass and ascend", got=str(frames)
+        )
+    times = (spread_s, *(entry[1] for entry in compute_s))
+    if not all(0 <= seconds <= TIME_S_MAX for seconds in times):
+        raise InputError(
+            "a block has a negative time or one beyond reason",
+            got=str(times),
+            expected=f"seconds from 0 to {TIME_S_MAX:g}",
+        )
 
 
 class BlockProfile(Struct, frozen=True):
@@ -60,11 +88,7 @@ class BlockProfile(Struct, frozen=True):
     ops: dict[str, int] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        frames = [entry[0] for entry in self.compute_s]
-        if not frames or frames[0] != 1 or any(b <= a for a, b in pairwise(frames)):
-            raise InputError(
-                "a block's times must start at one frame a pass and ascend", got=str(frames)
-            )
+        _check_times(self.compute_s, self.spread_s)
         sizes = (
             self.weight_bytes,
             self.activation_bytes,
@@ -72,13 +96,6 @@ class BlockProfile(Struct, frozen=True):
             self.inner_bytes,
             self.largest_weight_bytes,
         )
-        times = (self.spread_s, *(entry[1] for entry in self.compute_s))
-        if not all(0 <= seconds <= TIME_S_MAX for seconds in times):
-            raise InputError(
-                "a block has a negative time or one beyond reason",
-                got=str(times),
-                expected=f"seconds from 0 to {TIME_S_MAX:g}",
-            )
         if min(sizes) < 0 or max(sizes) > TENSOR_BYTES_MAX:
             raise InputError(
                 "a block has a negative size or one beyond reason",
@@ -87,16 +104,8 @@ class BlockProfile(Struct, frozen=True):
             )
 
     def compute_pass_s(self, frames: int) -> float:
-        """Seconds of a pass of ``frames`` frames.
-
-        Between measured frame counts the time is interpolated; beyond the last one it grows in
-        proportion, so a block measured at one frame only gains nothing from larger passes.
-        """
-        for (few, few_s), (many, many_s) in pairwise(self.compute_s):
-            if few <= frames <= many:
-                return few_s + (many_s - few_s) * (frames - few) / (many - few)
-        last, last_s = self.compute_s[-1]
-        return last_s * frames / last
+        """Seconds of a pass of ``frames`` frames: see ``pass_s``."""
+        return pass_s(self.compute_s, frames)
 
 
 class DeviceRates(Struct, frozen=True):
@@ -130,6 +139,25 @@ class LoopbackRate(Struct, frozen=True):
             raise InputError("a loopback needs a rate above zero", got=str(self))
 
 
+class ClassProfile(Struct, frozen=True):
+    """The same blocks, measured on another class of device.
+
+    Attributes:
+        name: the speed class, as the cluster file names it.
+        compute_s: per block, as in ``BlockProfile``.
+    """
+
+    name: str
+    recorded_on: RecordedOn
+    isa: Isa
+    compute_s: tuple[tuple[tuple[int, float], ...], ...]
+    rates: DeviceRates
+
+    def __post_init__(self) -> None:
+        for times in self.compute_s:
+            _check_times(times)
+
+
 class ModelProfile(Struct, frozen=True):
     """Everything the planner knows of a model.
 
@@ -139,8 +167,9 @@ class ModelProfile(Struct, frozen=True):
         blocks: block k holds the nodes between ``positions[k]`` and ``positions[k + 1]``.
         crossing: the tensors that cross each position, in the order in which they travel; the
             model's inputs first and its outputs last.
-        class_scale: for each speed class, how many times longer work takes than on the recording
-            host; classes that are not listed are as fast as it is.
+        classes: measured on other classes of devices.
+        class_scale: for classes that nobody has measured, how many times longer work is estimated
+            to take than on the recording host; a class in neither is as fast as it is.
     """
 
     model_name: str
@@ -153,6 +182,7 @@ class ModelProfile(Struct, frozen=True):
     crossing: tuple[tuple[TensorSpec, ...], ...]
     rates: DeviceRates
     loopback: LoopbackRate
+    classes: tuple[ClassProfile, ...] = ()
     class_scale: dict[str, float] = msgspec.field(default_factory=dict)
     version: int = PROFILE_VERSION
 
@@ -179,6 +209,29 @@ class ModelProfile(Struct, frozen=True):
             )
         if not all(map(_is_rate, self.class_scale.values())):
             raise InputError("a class scale must be above zero", got=str(self.class_scale))
+        self._check_classes()
+
+    def _check_classes(self) -> None:
+        """Each class once, measured or estimated, with a time for every block."""
+        names = [*(each.name for each in self.classes), *self.class_scale]
+        if len(set(names)) < len(names) or "" in names:
+            raise InputError(
+                "a speed class is given twice or has no name",
+                got=", ".join(names),
+                expected="each class once, measured or estimated",
+            )
+        for each in self.classes:
+            if len(each.compute_s) != len(self.blocks):
+                raise InputError(
+                    f"speed class {each.name} was measured on other blocks",
+                    got=str(len(each.compute_s)),
+                    expected=f"{len(self.blocks)} blocks",
+                    remedy="merge profiles of one model, made with one version of vaultline",
+                )
+
+    def class_named(self, name: str) -> ClassProfile | None:
+        """What was measured on a class of devices, if anything was."""
+        return next((each for each in self.classes if each.name == name), None)
 
     @property
     def crossing_bytes(self) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,12 +10,19 @@ import numpy as np
 
 from vaultline.core.cluster import Cluster, Device
 from vaultline.core.errors import InfeasibleError, InputError
-from vaultline.core.plan import PLAN_VERSION, Objective, Plan, PlannedDevice, PlannedStage
+from vaultline.core.plan import (
+    PLAN_VERSION,
+    Objective,
+    Plan,
+    PlannedDevice,
+    PlannedStage,
+    ReleasedTensor,
+)
 from vaultline.core.profile import ModelProfile
 from vaultline.core.units import format_bytes
 from vaultline.cost.time import chunk_s
 from vaultline.planner.infeasible import explain_infeasible
-from vaultline.planner.problem import Problem, build_problem
+from vaultline.planner.problem import Problem, Release, build_problem
 from vaultline.planner.request import Part, PlanRequest, choose_units, units_named
 from vaultline.planner.search import Placed, Solution, search
 
@@ -110,7 +117,29 @@ def write_down(
             "bottleneck_s": float(solution.bottleneck_s),
             "chunk_s": float(chunk),
         },
+        released=tuple(
+            tensor
+            for number, (stage, unit) in enumerate(zip(placed, units, strict=True))
+            if unit.trust == "none"
+            for tensor in _released(problem, request.release, number, stage)
+        ),
     )
+
+
+def _released(
+    problem: Problem, release: Release, number: int, stage: Placed
+) -> Iterator[ReleasedTensor]:
+    """What an untrusted stage sees. It can compute every later tensor of its own, so the worst of
+    its cuts counts: data that are easier to invert further on were no safer before."""
+    leakage = release.leakage[stage.start : stage.end + 1]
+    for tensor in problem.profile.crossing[stage.start]:
+        yield ReleasedTensor(
+            stage=number,
+            tensor=tensor.name,
+            metric=release.metric,
+            leakage=max(leakage, default=0.0),
+            limit=release.limit,
+        )
 
 
 def _stage(problem: Problem, stage: Placed, unit: Device) -> PlannedStage:
@@ -120,12 +149,14 @@ def _stage(problem: Problem, stage: Placed, unit: Device) -> PlannedStage:
     streamed, frames = bool(option.streamed[at]), int(option.frames[at])
     step = int(segments.step_bytes(settings.step_bytes)[at])
     return PlannedStage(
-        device=PlannedDevice(
-            name=unit.name,
-            host=unit.host,
-            kind=unit.kind,
-            cores=unit.cores,
-            memory_bytes=unit.memory_bytes,
+        devices=(
+            PlannedDevice(
+                name=unit.name,
+                host=unit.host,
+                kind=unit.kind,
+                cores=unit.cores,
+                memory_bytes=unit.memory_bytes,
+            ),
         ),
         first=profile.positions[stage.start],
         last=profile.positions[stage.end],

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from vaultline.core.cluster import Cluster, Device
 from vaultline.core.errors import InputError
 from vaultline.core.limits import FRAME_BYTES_MAX, MIB, STAGES_MAX
+from vaultline.core.plan import LeakageMetric
 from vaultline.core.profile import ModelProfile
 from vaultline.cost.memory import resident_bytes, streamed_bytes, working_bytes
 from vaultline.cost.segments import Segments, Table
@@ -55,10 +56,15 @@ class Release:
     Attributes:
         cuts: per candidate cut, whether the tensors that cross it may be seen.
         blocks: per block, whether its weights may be seen.
+        leakage: per candidate cut, measured with ``metric``; what the plan then states.
+        limit: the most that may leak.
     """
 
     cuts: tuple[bool, ...] = ()
     blocks: tuple[bool, ...] = ()
+    leakage: tuple[float, ...] = ()
+    metric: LeakageMetric = "reconstruction"
+    limit: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

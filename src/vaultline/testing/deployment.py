@@ -58,7 +58,7 @@ def cut_plan(
         )
         stages.append(
             PlannedStage(
-                device=device,
+                devices=(device,),
                 first=first,
                 last=last,
                 threads=1,

@@ -373,7 +373,7 @@ CASES: dict[str, tuple[int, tuple[str, ...], Build]] = {
         3, ("number of devices", "2 more", "got", "to fix"), lambda r: r.plan("--stages", "4")),
     "nobody may be trusted": (
         3, ("trust", "got", "expected", "to fix"),
-        lambda r: r.plan(cluster=r.altered("c.yaml", "trust: attested", "trust: none"))),
+        lambda r: r.plan(cluster=r.altered("c.yaml", "kind: simulated, trust: attested", "kind: accelerator, trust: none"))),
     "zero stages": (2, ("stages",), lambda r: r.plan("--stages", "0")),
     "more stages than a plan may have": (
         2, ("stages", "64"), lambda r: r.plan("--stages", "65")),

@@ -70,7 +70,11 @@ BAD = {
     "more cores than the host has": ("cores: 2}", "cores: 20}", "that many cores"),
     "no devices of a kind": ("count: 2", "count: 0", "impossible count"),
     "a kind that does not exist": ("kind: accelerator", "kind: magic", "c.yaml:8"),
-    "an accelerator that claims trust": ("trust: none", "trust: attested", "accelerator"),
+    "an accelerator that claims trust": (
+        "trust: none",
+        "trust: attested",
+        "trust that its kind cannot have",
+    ),
     "no bandwidth": ("30Mbit/s", "0Mbit/s", "bandwidth above zero"),
 }
 

@@ -79,7 +79,7 @@ def test_a_stage_that_will_not_fit_is_refused_with_what_is_missing(
     model, plan = digits
     small = replace(plan.stages[1].device, memory_bytes=1 << 20)
     with pytest.raises(InfeasibleError, match="stage 1 does not fit on device enclave-1") as caught:
-        compile_stages(model, with_stage(plan, 1, device=small))
+        compile_stages(model, with_stage(plan, 1, devices=(small,)))
     assert "too little" in str(caught.value.got)
     assert "resident" in str(caught.value.expected)
 
@@ -121,7 +121,7 @@ def test_devices_that_cannot_be_started_here_are_refused(
     _, plan = digits
     sgx = replace(plan.stages[0].device, kind="sgx")
     with pytest.raises(InputError, match="cannot start"):
-        launch_workers(with_stage(plan, 0, device=sgx), tmp_path, platform_file=None, places={})
+        launch_workers(with_stage(plan, 0, devices=(sgx,)), tmp_path, platform_file=None, places={})
     with pytest.raises(InputError, match="no platform"):
         launch_workers(plan, tmp_path, platform_file=None, places={})
 

@@ -29,7 +29,7 @@ from vaultline.transport.streams import HopReceiver, HopSender
 FRAME = TensorSpec(name="x", dtype="float32", shape=(1, 2))
 DEVICE = PlannedDevice(name="d", host="h", kind="simulated", cores=1, memory_bytes=1 << 20)
 STAGE = PlannedStage(
-    device=DEVICE,
+    devices=(DEVICE,),
     first=0,
     last=1,
     threads=1,
@@ -201,7 +201,7 @@ def test_only_a_result_that_is_awaited_can_be_late(
 )
 def test_a_stage_gets_the_kind_of_enclave_that_the_plan_says(planned: str, presented: str) -> None:
     """Whatever else the policy, which stands for all stages, accepts."""
-    stage = replace(STAGE, device=replace(DEVICE, kind=planned))
+    stage = replace(STAGE, devices=(replace(DEVICE, kind=planned),))
     session = new_session(replace(PLAN, stages=(stage,)))
     shown = replace(evidence(), kind=presented)
     if planned == presented:

@@ -184,7 +184,7 @@ INFEASIBLE = {
     ),
     "more stages than devices": ({"count": 2}, {"stages": 3}, "number of devices"),
     "more stages than blocks": ({"count": 9}, {"stages": 5}, "number of cuts"),
-    "no attested device": ({"trust": "none"}, {}, "trust"),
+    "no attested device": ({"kind": "accelerator", "trust": "none"}, {}, "trust"),
 }
 
 
@@ -262,4 +262,4 @@ def test_a_users_partition_that_does_not_fit_says_what_is_missing() -> None:
         make_plan(layers, cluster(device("a", memory_bytes=10 * MIB)), partition=parts)
     assert caught.value.expected == "5.1 MiB more"
     with pytest.raises(InfeasibleError, match="trust"):
-        make_plan(layers, cluster(device("a", trust="none")), partition=parts)
+        make_plan(layers, cluster(device("a", kind="accelerator", trust="none")), partition=parts)
