@@ -23,6 +23,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from vaultline.bench.namespaces import Network, why_no_namespaces
 from vaultline.bench.rig import Rig, make_rig
 from vaultline.channel.keys import derive_hop_keys
 from vaultline.channel.records import HEADER
@@ -37,7 +38,7 @@ from vaultline.owner.hostlink import HostLink
 from vaultline.owner.session import OwnerFrame, ResultFrame, Session, SessionSettings
 from vaultline.testing.deployment import cut_plan
 from vaultline.testing.middle import Middle, MiddleLink, records
-from vaultline.testing.network import Network, Tap, why_no_namespaces
+from vaultline.testing.network import Tap
 
 WIDTH = 256
 FRAMES = 12

@@ -7,19 +7,19 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
+from vaultline.bench.live import LivePipeline, period_s, stage_work
 from vaultline.bench.native import NativeModel
-from vaultline.bench.noise import Array, frames_of
+from vaultline.bench.noise import Array
 from vaultline.bench.profiling import ProfileRequest, profile_model
-from vaultline.bench.rig import Rig, local_cluster, make_rig, make_trust
+from vaultline.bench.rig import local_cluster, make_rig, make_trust
 from vaultline.bench.tuning import Measured, tune
 from vaultline.core.errors import MachineError
 from vaultline.core.plan import Plan
@@ -29,13 +29,11 @@ from vaultline.graph.model import load_model, save
 from vaultline.graph.rewrite import rewrite
 from vaultline.graph.structure import Model
 from vaultline.graph.zoo import build
-from vaultline.owner.session import OwnerFrame, ResultFrame, Session
+from vaultline.owner.session import ResultFrame
 from vaultline.planner.plan import make_plan
 
 #: Those that the geometric mean is about; the others are reported beside them.
 HEADLINE = ("resnet50", "googlenet", "densenet121", "mobilenetv2", "vgg19", "alexnet")
-#: Frames before and after the timed ones, so that the pipeline is full at both ends.
-_MARGIN_FRAMES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,19 +125,16 @@ def _bench_model(
         cores = sorted(os.sched_getaffinity(0))[:2]
         native = [stack.enter_context(_Native(rewritten, core, specs)) for core in cores]
         untouched = [stack.enter_context(_Native(path, core, specs)) for core in cores]
-        pipeline = stack.enter_context(_Pipeline(rig, specs))
+        pipeline = stack.enter_context(LivePipeline(rig, specs))
         frames = max(12, round(request.seconds / native[0].frame_s()))
-        rounds = [
-            Round(
-                one_native=_rate(native[:1], frames),
-                two_native=_rate(native, frames),
-                two_untouched=_rate(untouched, frames),
-                vaultline=pipeline.rate(2 * frames),
-            )
-            for _ in range(request.rounds)
-        ]
+        rounds = []
+        for _ in range(request.rounds):
+            one, two = _rate(native[:1], frames), _rate(native, frames)
+            plain = _rate(untouched, frames)
+            timed = pipeline.full(2 * frames)
+            rounds.append(Round(one, two, plain, 1.0 / period_s(timed)))
+        parts, stages = _parts(timed, plan)
         error = _error(NativeModel(path), pipeline)
-        parts, stages = pipeline.parts(plan)
     return ModelResult(
         model=name,
         frames=frames,
@@ -158,12 +153,16 @@ def _tuned_plan(
 
     def measure(plan: Plan) -> Measured:
         rig = make_rig(model, plan, folder, trust)
-        with _Pipeline(rig, model.inputs) as pipeline:
+        with LivePipeline(rig, model.inputs) as pipeline:
             frames = max(12, round(request.tuning_s / plan.predicted["bottleneck_s"]))
-            fps = pipeline.rate(frames)
-            _, stages = pipeline.parts(plan)
+            timed = pipeline.full(frames)
         rig.vault.unlink()
-        return Measured(plan=plan, fps=fps, compute_s=tuple(s["compute_ms"] / 1e3 for s in stages))
+        work = [stage_work(timed, number) for number in range(len(plan.stages))]
+        return Measured(
+            plan=plan,
+            fps=1.0 / period_s(timed),
+            compute_s=tuple(each.compute_ms / 1e3 for each in work),
+        )
 
     cluster = local_cluster(2)
     return tune(
@@ -232,86 +231,29 @@ def _rate(natives: Sequence[_Native], frames: int) -> float:
     return sum(frames / seconds for seconds in [native.seconds() for native in natives])
 
 
-class _Pipeline:
-    """A session that is fed on demand, so that it can take turns with the alternatives."""
-
-    def __init__(self, rig: Rig, specs: tuple[TensorSpec, ...]) -> None:
-        self._session: Session = rig.session()
-        self.inputs = frames_of(specs, 4)
-        self._wanted: SimpleQueue[int] = SimpleQueue()
-        self._results: list[ResultFrame] = []
-        self._sent = 0
-
-    def __enter__(self) -> _Pipeline:
-        self._session.__enter__()
-        self._stream = self._session.stream(self._feed())
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._wanted.put(0)
-        if exc[0] is None:
-            for _ in self._stream:
-                pass
-        self._session.__exit__(*exc)
-
-    def _feed(self) -> Iterator[OwnerFrame]:
-        while wanted := self._wanted.get():
-            for _ in range(wanted):
-                tensors = self.inputs[self._sent % len(self.inputs)]
-                yield OwnerFrame(self._sent, 0.0, tensors)
-                self._sent += 1
-
-    def run(self, frames: int) -> list[ResultFrame]:
-        """Send frames and wait for all of their results."""
-        self._wanted.put(frames)
-        return [next(self._stream) for _ in range(frames)]
-
-    def rate(self, frames: int) -> float:
-        """Frames per second while the pipeline is full."""
-        results = self.run(frames + 2 * _MARGIN_FRAMES)
-        timed = results[_MARGIN_FRAMES : _MARGIN_FRAMES + frames + 1]
-        self._results = timed
-        return frames / ((timed[-1].received_ns - timed[0].received_ns) / 1e9)
-
-    def parts(self, plan: Plan) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Where the time of the last round went, in milliseconds per frame."""
-        timed = self._results
-        stages: list[dict[str, Any]] = []
-        for number, stage in enumerate(plan.stages):
-            times = [result.times[number] for result in timed]
-            stages.append(
-                {
-                    "nodes": [stage.first, stage.last],
-                    "compute_ms": _mean_ms([t.compute_ns for t in times]),
-                    "open_ms": _median_ms([t.open_ns for t in times]),
-                    "seal_ms": _median_ms([t.seal_ns for t in times]),
-                    "socket_ms": _median_ms([t.send_ns for t in times]),
-                    "predicted_ms": stage.predicted_s * 1e3,
-                }
-            )
-        period_ms = (timed[-1].received_ns - timed[0].received_ns) / 1e6 / (len(timed) - 1)
-        busy = [stage["compute_ms"] for stage in stages]
-        return {
-            "period_ms": period_ms,
-            "compute_ms": sum(busy),
-            "imbalance_ms": max(busy) - sum(busy) / len(busy),
-            "encryption_ms": sum(stage["open_ms"] + stage["seal_ms"] for stage in stages),
-            "socket_ms": sum(stage["socket_ms"] for stage in stages),
-        }, stages
+def _parts(
+    timed: Sequence[ResultFrame], plan: Plan
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Where the time of a round went, in milliseconds per frame."""
+    stages: list[dict[str, Any]] = [
+        {
+            "nodes": [stage.first, stage.last],
+            **asdict(stage_work(timed, number)),
+            "predicted_ms": stage.predicted_s * 1e3,
+        }
+        for number, stage in enumerate(plan.stages)
+    ]
+    busy = [stage["compute_ms"] for stage in stages]
+    return {
+        "period_ms": period_s(timed) * 1e3,
+        "compute_ms": sum(busy),
+        "imbalance_ms": max(busy) - sum(busy) / len(busy),
+        "encryption_ms": sum(stage["open_ms"] + stage["seal_ms"] for stage in stages),
+        "socket_ms": sum(stage["socket_ms"] for stage in stages),
+    }, stages
 
 
-def _mean_ms(values_ns: Sequence[int]) -> float:
-    """Of times that differ by how many frames were stacked, only the mean adds up; the tenth at
-    either end, where another program had the core, is left out."""
-    cut = len(values_ns) // 10
-    return statistics.fmean(sorted(values_ns)[cut : len(values_ns) - cut]) / 1e6
-
-
-def _median_ms(values_ns: Sequence[int]) -> float:
-    return statistics.median(values_ns) / 1e6
-
-
-def _error(native: NativeModel, pipeline: _Pipeline) -> float:
+def _error(native: NativeModel, pipeline: LivePipeline) -> float:
     """Largest difference from the untouched model, relative to its largest output."""
     worst = 0.0
     for result in pipeline.run(len(pipeline.inputs)):

@@ -1,29 +1,20 @@
-"""Networks for tests: namespaces joined by a switch, a tap on its wire, a man in the middle.
+"""A tap on the switch that joins network namespaces: what the host and its network would see.
 
-Namespaces and the tap need root; the man in the middle is an ordinary proxy inside a host that has
-turned against its owner.
+It needs root, as the namespaces do.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import itertools
 import os
-import shutil
 import socket
 import struct
-import subprocess
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
-T = TypeVar("T")
+from vaultline.bench.namespaces import Network, in_namespace
 
-_CLONE_NEWNET = 0x40000000
 _ETH_P_ALL = 0x0003
 _ETH_P_IP = 0x0800
 _PACKET_OUTGOING = 4
@@ -31,109 +22,6 @@ _SOL_PACKET, _PACKET_STATISTICS, _SO_RCVBUFFORCE = 263, 6, 33
 #: The kernel hands over segments of up to 64 KiB and their headers.
 _PACKET_BYTES_MAX = 1 << 17
 _TAP_BUFFER_BYTES = 256 << 20
-_SUBNET = "10.77.0"
-_counter = itertools.count()
-
-
-def why_no_namespaces() -> str | None:
-    """Why network namespaces can't be made here, or None where they can."""
-    if os.geteuid() != 0:
-        return "network namespaces need root"
-    if shutil.which("ip") is None:
-        return "network namespaces need iproute2"
-    try:
-        with Network(("probe",)):
-            return None
-    except subprocess.CalledProcessError as error:
-        return f"network namespaces can't be made here: {error.stderr.strip()}"
-
-
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
-
-
-class Network:
-    """Places of their own, each with an address on one switch. A context manager.
-
-    Attributes:
-        netns: name of each place's namespace.
-        address: each place's address.
-    """
-
-    def __init__(self, places: Sequence[str]) -> None:
-        prefix = f"vlt{os.getpid():x}-{next(_counter)}"
-        self.switch = f"{prefix}-switch"
-        self.netns = {place: f"{prefix}-{place}" for place in places}
-        self.address = {place: f"{_SUBNET}.{n}" for n, place in enumerate(places, start=1)}
-
-    def __enter__(self) -> Self:
-        try:
-            self._make()
-        except BaseException:
-            self._remove()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._remove()
-
-    def _make(self) -> None:
-        _ip("netns", "add", self.switch)
-        _ip("-n", self.switch, "link", "add", "br0", "type", "bridge")
-        _ip("-n", self.switch, "link", "set", "br0", "up")
-        for number, (place, name) in enumerate(self.netns.items()):
-            _ip("netns", "add", name)
-            port = f"port{number}"
-            veth = ("type", "veth", "peer", "name", "eth0", "netns", name)
-            _ip("-n", self.switch, "link", "add", port, *veth)
-            _ip("-n", self.switch, "link", "set", port, "master", "br0", "up")
-            _ip("-n", name, "link", "set", "lo", "up")
-            _ip("-n", name, "address", "add", f"{self.address[place]}/24", "dev", "eth0")
-            _ip("-n", name, "link", "set", "eth0", "up")
-
-    def _remove(self) -> None:
-        """A namespace takes its end of every wire with it."""
-        for name in (*self.netns.values(), self.switch):
-            with contextlib.suppress(subprocess.CalledProcessError):
-                _ip("netns", "delete", name)
-
-    def call(self, place: str, function: Callable[[], T]) -> T:
-        """Run a function in a place: its sockets, threads and processes belong there."""
-        return in_namespace(self.netns[place], function)
-
-
-def in_namespace(name: str, function: Callable[[], T]) -> T:
-    """Run a function in a thread of its own that has entered a network namespace.
-
-    Namespaces belong to threads; threads and processes that the function starts inherit its own.
-
-    Raises:
-        OSError: no such namespace, or no right to enter it.
-        BaseException: whatever the function raised.
-    """
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            with Path(f"/run/netns/{name}").open() as file:
-                if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET) != 0:
-                    raise OSError(ctypes.get_errno(), f"cannot enter namespace {name}")
-            results.append(function())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name=f"in {name}")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
 
 
 class Tap:
