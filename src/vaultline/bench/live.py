@@ -55,6 +55,12 @@ class LivePipeline:
                 pass
         self._session.__exit__(*exc)
 
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """Processes of the workers on this machine, in the order of the stages."""
+        endpoints = self._session.endpoints
+        return () if endpoints is None else endpoints.pids
+
     def _feed(self) -> Iterator[OwnerFrame]:
         while wanted := self._wanted.get():
             for _ in range(wanted):

@@ -128,6 +128,30 @@ class DeviceRates(Struct, frozen=True):
             raise InputError("a rate must be above zero and a cost not negative", got=str(self))
 
 
+class HopRates(Struct, frozen=True):
+    """What a frame's way costs a core, besides computing, where workers and owner share one host.
+
+    Attributes:
+        call_s: of a stage, for each frame: threads woken, buffers handed over.
+        open_bytes_per_s: a stage's input taken from the socket and opened.
+        seal_bytes_per_s: its output sealed and put into the socket.
+        owner_call_s: of the owner, for each frame.
+        owner_bytes_per_s: a frame laid out, sealed and sent.
+    """
+
+    call_s: float
+    open_bytes_per_s: float
+    seal_bytes_per_s: float
+    owner_call_s: float
+    owner_bytes_per_s: float
+
+    def __post_init__(self) -> None:
+        rates = (self.open_bytes_per_s, self.seal_bytes_per_s, self.owner_bytes_per_s)
+        costs = (self.call_s, self.owner_call_s)
+        if not all(map(_is_rate, rates)) or not all(0 <= cost <= TIME_S_MAX for cost in costs):
+            raise InputError("a rate must be above zero and a cost not negative", got=str(self))
+
+
 class LoopbackRate(Struct, frozen=True):
     """The link between two processes of one host."""
 

@@ -1,0 +1,139 @@
+"""What a frame's way costs a processor: receiving, opening, handing over, sealing, sending.
+
+Three stages that compute next to nothing run in real workers over real sockets. Processor time is
+counted, since that is what a frame takes from whatever else its core could do; time asleep is not.
+The first stage passes a large tensor on, the second makes a small one of it, the third passes that
+on: the fixed cost and the costs per byte follow from their differences. So does the owner's part.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from vaultline.bench.live import LivePipeline
+from vaultline.bench.rig import make_rig
+from vaultline.core.errors import MachineError
+from vaultline.core.plan import PLAN_VERSION, Plan, PlannedDevice, PlannedStage
+from vaultline.core.profile import HopRates
+from vaultline.graph.cuts import cuts
+from vaultline.graph.model import load_model
+from vaultline.graph.probe import save_hop_probe
+from vaultline.graph.structure import Model
+
+#: About a photo of 224 x 224 pixels, as it enters a network: 602 kB.
+_ELEMENTS = 3 * 224 * 224
+_FRAMES = 200
+_ROUNDS = 5
+#: Differences of small numbers can come out below zero on a busy machine.
+_LEAST_S_PER_BYTE = 1e-15
+
+
+def hop_rates(frames: int = _FRAMES, rounds: int = _ROUNDS) -> HopRates:
+    """Measure what frames cost the workers and the owner on this machine.
+
+    Raises:
+        MachineError: the kernel doesn't count the processor time of threads.
+        VaultlineError: workers can't be started here.
+    """
+    with tempfile.TemporaryDirectory(prefix="vaultline-hops-") as folder:
+        path = Path(folder) / "probe.onnx"
+        save_hop_probe(path, _ELEMENTS)
+        model = load_model(path)
+        rig = make_rig(model, _probe_plan(model), Path(folder))
+        with LivePipeline(rig, model.inputs) as pipeline:
+            pipeline.run(frames)
+            measured = [_round(pipeline, frames) for _ in range(rounds)]
+    large_to_large, large_to_small, small, owner = (
+        statistics.median(times) for times in zip(*measured, strict=True)
+    )
+    nbytes = sum(spec.nbytes for spec in model.inputs)
+    open_s = (large_to_small - small) / nbytes
+    seal_s = (large_to_large - large_to_small) / nbytes
+    # The owner seals as a stage does; the rest of its work is copying the frame, and fixed.
+    return HopRates(
+        call_s=max(small, 0.0),
+        open_bytes_per_s=1.0 / max(open_s, _LEAST_S_PER_BYTE),
+        seal_bytes_per_s=1.0 / max(seal_s, _LEAST_S_PER_BYTE),
+        owner_call_s=small,
+        owner_bytes_per_s=nbytes / max(owner - small, nbytes * _LEAST_S_PER_BYTE),
+    )
+
+
+def _probe_plan(model: Model) -> Plan:
+    """One node a stage; as unhurried with passes and queues as the planner's own plans."""
+    all_cuts = cuts(model)
+    stages = [
+        PlannedStage(
+            devices=(
+                PlannedDevice(
+                    name=f"probe-{first}",
+                    host="local",
+                    kind="simulated",
+                    cores=1,
+                    memory_bytes=1 << 30,
+                ),
+            ),
+            first=first,
+            last=last,
+            threads=1,
+            mode="resident",
+            step_bytes=1 << 20,
+            frames_per_pass=1,
+            queue_frames=2,
+            portable=False,
+            inputs=all_cuts[first].tensors,
+            outputs=all_cuts[last].tensors,
+            predicted_s=0.0,
+        )
+        for first, last in pairwise(range(model.node_count + 1))
+    ]
+    return Plan(
+        version=PLAN_VERSION,
+        model_name=model.name,
+        model_digest=model.digest,
+        input_shapes={},
+        objective="chunk",
+        chunk_frames=1,
+        stages=tuple(stages),
+        hop_s=(0.0,) * (len(stages) + 1),
+        predicted={"latency_s": 0.0, "bottleneck_s": 0.0, "chunk_s": 0.0},
+    )
+
+
+def _round(pipeline: LivePipeline, frames: int) -> tuple[float, ...]:
+    """Processor seconds per frame of each worker, without its computing, and of the owner."""
+    processes = [*pipeline.worker_pids, os.getpid()]
+    before = [cpu_s(pid) for pid in processes]
+    # One at a time, so that every thread is woken for every frame, as where stages compute.
+    results = [pipeline.run(1)[0] for _ in range(frames)]
+    used = [cpu_s(pid) - start_s for pid, start_s in zip(processes, before, strict=True)]
+    computing = [
+        sum(result.times[stage].compute_ns for result in results) / 1e9
+        for stage in range(len(used) - 1)
+    ]
+    return tuple(
+        (seconds - inside) / frames for seconds, inside in zip(used, [*computing, 0.0], strict=True)
+    )
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time of a process so far: all of its living threads.
+
+    Raises:
+        MachineError: the kernel doesn't say.
+    """
+    try:
+        tasks: Sequence[Path] = list(Path(f"/proc/{pid}/task").iterdir())
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+    except (OSError, ValueError, IndexError) as error:
+        raise MachineError(
+            "the processor time of a worker can't be read",
+            got=str(error),
+            expected=f"/proc/{pid}/task/*/schedstat",
+            remedy="use a kernel with CONFIG_SCHED_INFO, as Debian's has",
+        ) from error
