@@ -77,3 +77,25 @@ def format_bytes(size_bytes: int) -> str:
 def format_ms(duration_s: float) -> str:
     """Seconds as milliseconds with two decimals."""
     return f"{duration_s * 1e3:.2f} ms"
+
+
+def format_rate(bytes_per_s: float) -> str:
+    """Bytes per second as a cluster file has it, in bits: ``30Mbit/s``; three digits."""
+    bits = bytes_per_s * 8
+    for unit, size in (("Gbit/s", 1e9), ("Mbit/s", 1e6), ("kbit/s", 1e3)):
+        if bits >= size:
+            return f"{_digits(bits / size)}{unit}"
+    return f"{_digits(bits)}bit/s"
+
+
+def format_seconds(duration_s: float) -> str:
+    """Seconds as a cluster file has them: ``5ms``, ``30us``; three digits."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if duration_s >= size:
+            return f"{_digits(duration_s / size)}{unit}"
+    return f"{_digits(duration_s / 1e-9)}ns"
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, more only where a whole number has them."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vaultline.core.units import format_rate, format_seconds, parse_bytes_per_s, parse_seconds
+
+
+def test_rates_and_times_are_written_as_a_person_would() -> None:
+    assert format_rate(30e6 / 8) == "30Mbit/s"
+    assert format_rate(1.25e9) == "10Gbit/s"
+    assert format_rate(12.5) == "100bit/s"
+    assert format_rate(1e12) == "8000Gbit/s"
+    assert format_seconds(0.005) == "5ms"
+    assert format_seconds(31.2e-6) == "31.2us"
+    assert format_seconds(0.0) == "0ns"
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.floats(1e-6, 1e24))
+def test_what_is_written_reads_back_to_three_digits(value: float) -> None:
+    assert parse_bytes_per_s(format_rate(value)) == pytest.approx(value, rel=6e-3)
+    assert parse_seconds(format_seconds(value)) == pytest.approx(value, rel=6e-3)
