@@ -28,7 +28,7 @@ def run_check(
             "only simulated enclaves and plain workers can be run here to check a plan",
             got=", ".join(foreign),
             expected="kind: simulated or accelerator",
-            remedy="plan for simulated devices of the same memory, or run the plan where it belongs",
+            remedy="plan for simulated devices of that memory, or run it where it belongs",
         )
     loaded = load_model(model, input_shapes=dict(input_shapes))
     check_model(loaded, plan)
