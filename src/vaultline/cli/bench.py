@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from vaultline.bench.channel import ChannelRequest, bench_channel
 from vaultline.bench.pipeline import HEADLINE, ModelResult, PipelineRequest, bench_pipeline, figures
-from vaultline.bench.profiling import cpu_name
-from vaultline.cli.common import JsonFlag, print_json, progress, results, table
+from vaultline.cli.bench_common import QuickFlag, ZooOption, default_zoo, machine, told
+from vaultline.cli.common import JsonFlag, print_json, results, table
 from vaultline.graph.zoo import ZOO
 
-QuickFlag = Annotated[bool, typer.Option("--quick", help="Finish within a minute.")]
-ZooOption = Annotated[
-    Path | None,
-    typer.Option("--models-dir", help="Where the models are made; ~/.cache/vaultline/zoo."),
-]
 #: Small enough to profile, seal and measure three of them in a minute.
 _QUICK_MODELS = ("squeezenet", "mobilenetv2", "resnet50")
 
@@ -57,13 +48,13 @@ def pipeline(
         tuning_turns=2 if quick else 4,
         tuning_s=0.7 if quick else 1.5,
     )
-    with _told() as tell:
+    with told() as tell:
         found = bench_pipeline(request, tell)
     if as_json:
         print_json(
             {
                 "figures": figures(found),
-                "machine": _machine(),
+                "machine": machine(),
                 "models": [asdict(result) for result in found],
             }
         )
@@ -84,10 +75,10 @@ def channel(
         bytes_per_round=(1 << 28) if quick else (1 << 30),
         sessions=3 if quick else 5,
     )
-    with _told() as tell:
+    with told() as tell:
         found = bench_channel(request, tell)
     if as_json:
-        print_json({"figures": found.figures, "machine": _machine(), "grants_ms": found.grant_ms})
+        print_json({"figures": found.figures, "machine": machine(), "grants_ms": found.grant_ms})
         return
     rows = [
         (f"{size >> 10} KiB", f"{rate:.2f}", f"{found.gbps['tcp'][size]:.2f}")
@@ -96,26 +87,6 @@ def channel(
     console = results()
     console.print(table("sealed, sent, opened: GB/s", ("record", "unix", "tcp"), rows))
     console.print(f"challenge to grant: {found.figures['grant_ms']:.2f} ms (median)")
-
-
-def default_zoo() -> Path:
-    """Where models for benchmarks are kept between runs."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    home = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
-    return home / "vaultline" / "zoo"
-
-
-@contextmanager
-def _told() -> Iterator[Callable[[str, int, int], None]]:
-    with progress(unit="steps/s") as bar:
-        task = bar.add_task("measuring", total=None)
-        yield lambda what, done, total: bar.update(
-            task, description=f"measuring {what}", completed=done, total=total
-        )
-
-
-def _machine() -> dict[str, Any]:
-    return {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0))}
 
 
 def _show_pipeline(found: list[ModelResult]) -> None:
