@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from vaultline.channel.keys import Direction, derive_hop_keys
+from vaultline.channel.keys import Direction, HopKeys, derive_hop_keys
 from vaultline.channel.messages import (
     FragmentError,
     MessageReader,
@@ -20,6 +20,7 @@ from vaultline.channel.records import (
     RecordAfterEndError,
     RecordHeaderError,
     RecordMisdirectedError,
+    RecordMiswiredError,
     RecordSequenceError,
     RecordTamperedError,
 )
@@ -30,8 +31,16 @@ MESSAGE_BYTES, FRAGMENT_BYTES = 1000, 400
 RECORDS_PER_MESSAGE = 3
 
 
-def keys(hop: int = 1, epoch: int = 7, direction: Direction = Direction.FORWARD):
-    return derive_hop_keys(SECRET, hop=hop, epoch=epoch, direction=direction)
+def keys(
+    hop: int = 1,
+    epoch: int = 7,
+    source: int = 2,
+    target: int = 5,
+    direction: Direction = Direction.FORWARD,
+) -> HopKeys:
+    return derive_hop_keys(
+        SECRET, hop=hop, epoch=epoch, source=source, target=target, direction=direction
+    )
 
 
 def writer(**names: int) -> MessageWriter:
@@ -112,7 +121,16 @@ ATTACKS: dict[str, tuple[list[bytes], type[RemoteProtocolError]]] = {
     "the flag of a fragment is flipped": ([flipped(GOOD[0], 3)], FragmentError),
     "the kind is changed to the end": ([flipped(GOOD[0], 1, 3)], FragmentError),
     "the version is unknown": ([flipped(GOOD[0], 0, 2)], RecordHeaderError),
-    "the reserved word is used": ([flipped(GOOD[0], 31)], RecordHeaderError),
+    "the source in the header is another": ([flipped(GOOD[0], 29)], RecordMiswiredError),
+    "the target in the header is another": ([flipped(GOOD[0], 31)], RecordMiswiredError),
+    "a record of another source claims to be of this one": (
+        [flipped(records(sender=writer(source=3))[0], 29)],
+        RecordTamperedError,
+    ),
+    "a record for another target claims to be for this one": (
+        [flipped(records(sender=writer(target=4))[0], 31)],
+        RecordTamperedError,
+    ),
     "a record is reflected from the other direction": (
         records(
             sender=MessageWriter(
@@ -123,7 +141,16 @@ ATTACKS: dict[str, tuple[list[bytes], type[RemoteProtocolError]]] = {
         ),
         RecordTamperedError,
     ),
-    "a record comes from another hop": (records(sender=writer(hop=2)), RecordMisdirectedError),
+    "a record comes from another hop": (records(sender=writer(hop=2)), RecordMiswiredError),
+    "a record comes from another replica": (
+        records(sender=writer(source=3)),
+        RecordMiswiredError,
+    ),
+    "a record goes to another replica": (records(sender=writer(target=4)), RecordMiswiredError),
+    "the same pair the other way round": (
+        records(sender=writer(source=5, target=2)),
+        RecordMiswiredError,
+    ),
     "a record comes from another epoch": (records(sender=writer(epoch=8)), RecordMisdirectedError),
     "a record follows the end": ([*GOOD, renumbered(GOOD[0], 7)], RecordAfterEndError),
     "a length is beyond the limit": (

@@ -58,12 +58,14 @@ class Grant(SectionAccess, frozen=True, kw_only=True):
     Attributes:
         deployment: 16 bytes.
         hop_in_secret, hop_out_secret: 32 bytes each, from which the hops' record keys derive.
+        replica: which of its stage's replicas this enclave is: they share one section.
     """
 
     epoch: int
     deployment: bytes
     hop_in_secret: bytes
     hop_out_secret: bytes
+    replica: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,7 +20,7 @@ from vaultline.channel.keys import HopKeys
 from vaultline.core.errors import LocalProtocolError, RemoteProtocolError
 
 VERSION = 1
-HEADER = struct.Struct("!BBHIQQII")
+HEADER = struct.Struct("!BBHIQQIHH")
 HEADER_BYTES: Final = HEADER.size
 TAG_BYTES: Final = 16
 OVERHEAD_BYTES: Final = HEADER_BYTES + TAG_BYTES
@@ -44,7 +44,11 @@ class RecordHeaderError(RemoteProtocolError):
 
 
 class RecordMisdirectedError(RemoteProtocolError):
-    """The record belongs to another hop or epoch."""
+    """The record belongs to another hop, pair of replicas or epoch."""
+
+
+class RecordMiswiredError(RecordMisdirectedError):
+    """A connection of this run in the wrong place: another hop's, or another replica's."""
 
 
 class RecordSequenceError(RemoteProtocolError):
@@ -101,8 +105,8 @@ class RecordSealer:
         if len(out) < length + OVERHEAD_BYTES:
             raise LocalProtocolError(f"a buffer of {len(out)} bytes can't hold {length} sealed")
         flags, keys = FLAG_MORE if more else 0, self._keys
-        fields = (VERSION, kind, flags, keys.hop, keys.epoch, self._sequence, length, 0)
-        header = HEADER.pack(*fields)
+        fields = (VERSION, kind, flags, keys.hop, keys.epoch, self._sequence, length)
+        header = HEADER.pack(*fields, keys.source, keys.target)
         out[:HEADER_BYTES] = header
         target = out[HEADER_BYTES : length + OVERHEAD_BYTES]
         self._cipher.encrypt_into(_nonce(self._keys.iv, self._sequence), plaintext, header, target)
@@ -133,13 +137,16 @@ class RecordOpener:
             RemoteProtocolError: one of its subclasses here; the hop is closed from then on.
         """
         self._require_open()
-        version, kind, flags, hop, epoch, sequence, length, zero = HEADER.unpack(raw)
+        version, kind, flags, hop, epoch, sequence, length, *pair = HEADER.unpack(raw)
         if version != VERSION or kind not in RecordKind._value2member_map_ or flags > FLAG_MORE:
             raise self._fail(RecordHeaderError)
-        if zero != 0 or length > self._length_max:
+        if length > self._length_max:
             raise self._fail(RecordHeaderError, f"{length} bytes", f"at most {self._length_max}")
-        if (hop, epoch) != (self._keys.hop, self._keys.epoch):
-            raise self._fail(RecordMisdirectedError, f"hop {hop}, epoch {epoch}", str(self._keys))
+        keys, place = self._keys, f"hop {hop}, pair {pair}, epoch {epoch}"
+        if epoch != keys.epoch:
+            raise self._fail(RecordMisdirectedError, place, str(keys))
+        if (hop, *pair) != (keys.hop, keys.source, keys.target):
+            raise self._fail(RecordMiswiredError, place, str(keys))
         if sequence != self._sequence:
             raise self._fail(RecordSequenceError, str(sequence), str(self._sequence))
         return RecordHeader(

@@ -58,7 +58,7 @@ class WorkerConfig(Struct, frozen=True):
         platform: ``process`` hardens itself; ``gramine`` relies on the platform where it must.
         provider: who makes evidence, chosen explicitly: never a fallback.
         platform_file: the simulated platform's secrets (``simulated`` only).
-        control, data: addresses to listen on.
+        control, data: addresses to listen on; frames come to one for each replica before.
     """
 
     name: str
@@ -67,15 +67,15 @@ class WorkerConfig(Struct, frozen=True):
     platform_file: str | None
     vault: str
     control: str
-    data: str
+    data: tuple[str, ...]
     runtime_dir: str
     heartbeat_s: float = 0.25
 
 
 class WireLine(Struct, frozen=True, tag="wire"):
-    """Host to worker: where the next hop listens."""
+    """Host to worker: where the next hop listens for this worker, an address per replica there."""
 
-    next: str
+    next: tuple[str, ...]
 
 
 class HardeningStep(Struct, frozen=True):
@@ -91,7 +91,7 @@ class ReadyLine(Struct, frozen=True, tag="ready"):
     """Worker to host: listening."""
 
     control: str
-    data: str
+    data: tuple[str, ...]
     measurement: str
     hardening: tuple[HardeningStep, ...]
 

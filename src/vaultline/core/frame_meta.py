@@ -50,12 +50,19 @@ def tensor_bytes(layout: FrameLayout, message: memoryview, position: int) -> mem
 
 
 def hop_buffers_bytes(
-    *, queue_frames: int, frames_per_pass: int, input_bytes: int, output_bytes: int
+    *,
+    queue_frames: int,
+    frames_per_pass: int,
+    input_bytes: int,
+    output_bytes: int,
+    connections: tuple[int, int] = (1, 1),
 ) -> int:
-    """What a stage takes for its message buffers, both hops, each with its record buffer.
+    """What a stage takes for its message buffers, both hops, each connection's record buffer too.
 
-    ``input_bytes`` and ``output_bytes`` are message sizes (``FrameLayout.message_bytes``).
+    ``input_bytes`` and ``output_bytes`` are message sizes (``FrameLayout.message_bytes``),
+    ``connections`` those to replicas before and after (``StageSettings.connections``).
     """
     frames_out = frames_per_pass + OUTPUT_FRAMES_EXTRA
-    records = record_buffer_bytes(input_bytes) + record_buffer_bytes(output_bytes)
+    before, after = connections
+    records = before * record_buffer_bytes(input_bytes) + after * record_buffer_bytes(output_bytes)
     return queue_frames * input_bytes + frames_out * output_bytes + records

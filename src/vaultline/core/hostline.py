@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 from vaultline.core.control import HardeningStep
+from vaultline.core.errors import InputError
 from vaultline.core.serde import Struct
 
 
-class LaunchWorker(Struct, frozen=True):
+class LaunchWorker(Struct, frozen=True, kw_only=True):
     """Owner to host: one worker to start.
 
     Attributes:
+        stage, replica: what it runs, so that the host connects the right ones; an enclave
+            believes its vault and its grant instead.
         cores: of this machine, that the worker may use; empty for any.
         bind: address that it listens on, for TCP.
         netns: network namespace that it runs in, to stand for another machine.
@@ -19,6 +22,8 @@ class LaunchWorker(Struct, frozen=True):
     """
 
     name: str
+    stage: int
+    replica: int = 0
     cores: tuple[int, ...]
     vault: str
     provider: Literal["simulated", "gramine"]
@@ -29,18 +34,40 @@ class LaunchWorker(Struct, frozen=True):
 
 
 class LaunchRequest(Struct, frozen=True, tag="launch"):
-    """Owner to host, first line: start these workers in this order and wire them up."""
+    """Owner to host, first line: start these workers in this order and wire them up.
+
+    Attributes:
+        workers: by stage, then by replica.
+        results: where the owner listens, an address per replica of the last stage.
+    """
 
     workers: tuple[LaunchWorker, ...]
     transport: Literal["unix", "tcp"]
-    result: str
+    results: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        counts = self.replicas
+        order = [(stage, k) for stage, count in enumerate(counts) for k in range(count)]
+        given = [(worker.stage, worker.replica) for worker in self.workers]
+        if not order or given != order or len(self.results) != counts[-1]:
+            raise InputError(
+                "not the workers of a pipeline",
+                got=f"stages and replicas {given}, {len(self.results)} places for results",
+                expected="workers by stage and replica, a place for each one's of the last stage",
+            )
+
+    @property
+    def replicas(self) -> tuple[int, ...]:
+        """How many each stage has."""
+        stages = [worker.stage for worker in self.workers]
+        return tuple(stages.count(stage) for stage in range(len(set(stages))))
 
 
 class EndpointsLine(Struct, frozen=True, tag="endpoints"):
-    """Host to owner: everything listens here; workers are wired to one another."""
+    """Host to owner: everything listens here; workers, in their order, are wired to one another."""
 
     control: tuple[str, ...]
-    data: tuple[str, ...]
+    data: tuple[tuple[str, ...], ...]
     measurements: tuple[str, ...]
     hardening: tuple[tuple[HardeningStep, ...], ...]
     pids: tuple[int, ...]
@@ -52,10 +79,15 @@ class BeatsLine(Struct, frozen=True, tag="beats"):
     frames: tuple[int, ...]
 
 
-class WorkerLostLine(Struct, frozen=True, tag="lost"):
-    """Host to owner: a worker died, is stuck, or refused; everything is being stopped."""
+class WorkerLostLine(Struct, frozen=True, kw_only=True, tag="lost"):
+    """Host to owner: a worker died, is stuck, or refused; everything is being stopped.
+
+    Attributes:
+        replica: None where the stage has only one.
+    """
 
     stage: int
+    replica: int | None = None
     name: str
     code: str
     message: str

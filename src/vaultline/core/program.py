@@ -12,9 +12,11 @@ from vaultline.core.errors import InputError
 from vaultline.core.limits import (
     FRAMES_PER_PASS_MAX,
     QUEUE_FRAMES_MAX,
+    REPLICAS_MAX,
     STAGES_MAX,
     TENSORS_PER_STAGE_MAX,
 )
+from vaultline.core.replicas import neighbours
 from vaultline.core.serde import Struct
 from vaultline.core.tensors import TensorSpec
 
@@ -60,6 +62,8 @@ class StageSettings(Struct, frozen=True):
         mode: ``resident`` keeps every weight in memory, ``streamed`` decrypts them on every pass.
         frames_per_pass: the most waiting frames that one pass takes.
         queue_frames: buffers of the input queue; when all are full the sender blocks.
+        sources, replicas, targets: replicas of the stage before, of this one and of the one
+            after; the owner counts as one. Which replica an enclave is, its grant says.
     """
 
     stage: int
@@ -69,6 +73,9 @@ class StageSettings(Struct, frozen=True):
     mode: Literal["resident", "streamed"]
     frames_per_pass: int
     queue_frames: int
+    sources: int = 1
+    replicas: int = 1
+    targets: int = 1
 
     def __post_init__(self) -> None:
         checks = (
@@ -78,10 +85,19 @@ class StageSettings(Struct, frozen=True):
             (self.budget_bytes > 0, "budget_bytes"),
             (1 <= self.frames_per_pass <= FRAMES_PER_PASS_MAX, "frames_per_pass"),
             (1 <= self.queue_frames <= QUEUE_FRAMES_MAX, "queue_frames"),
+            (1 <= self.sources <= REPLICAS_MAX, "sources"),
+            (1 <= self.replicas <= REPLICAS_MAX, "replicas"),
+            (1 <= self.targets <= REPLICAS_MAX, "targets"),
         )
         for holds, name in checks:
             if not holds:
                 raise InputError(f"stage settings: {name} is out of range", got=str(self))
+
+    @property
+    def connections(self) -> tuple[int, int]:
+        """How many a replica has to the stages before and after."""
+        before = neighbours(0, self.replicas, self.sources)
+        return len(before), len(neighbours(0, self.replicas, self.targets))
 
 
 class StageProgram(Struct, frozen=True):

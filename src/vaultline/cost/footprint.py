@@ -33,6 +33,7 @@ def footprint(program: StageProgram) -> dict[str, int]:
             frames_per_pass=settings.frames_per_pass,
             input_bytes=_message_bytes(program, program.inputs),
             output_bytes=_message_bytes(program, program.outputs),
+            connections=settings.connections,
         ),
     }
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import signal
-import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from vaultline.channel.keys import derive_hop_keys
+from vaultline.attest.grant import GrantRefused
 from vaultline.core.control import BeatLine, FailedLine, ReadyLine, WorkerConfig
 from vaultline.core.errors import RefusedError, RemoteProtocolError, VaultlineError
 from vaultline.core.isa import isa_of
@@ -23,7 +23,7 @@ from vaultline.enclave.lines import HostLines
 from vaultline.enclave.measurement import measure
 from vaultline.enclave.pipeline import Pipeline, Progress
 from vaultline.transport.sockets import Address, Listener, connect
-from vaultline.transport.streams import HopReceiver, HopSender
+from vaultline.transport.streams import FanIn, FanOut, Hop
 
 #: The next hop listens before the host tells us of it.
 _CONNECT_TIMEOUT_S = 10.0
@@ -45,7 +45,7 @@ class Worker:
         provider = open_provider(config.provider, read_platform(config.platform_file))
         vault_fd = open_vault(config.vault)
         control = Listener(Address.parse(config.control))
-        data = Listener(Address.parse(config.data))
+        data = [Listener(Address.parse(text)) for text in config.data]
         tcp = control.address.kind == "tcp"
         # Before any thread starts: what runs already would keep its rights.
         hardening = harden(
@@ -59,33 +59,27 @@ class Worker:
         self._lines.say(
             ReadyLine(
                 control=str(control.address),
-                data=str(data.address),
+                data=tuple(str(listener.address) for listener in data),
                 measurement=measurement.hex(),
                 hardening=tuple(hardening),
             )
         )
         stage = admit(control, provider, measurement, vault_fd, isa)
         control.close()
-        target = Address.parse(wires.get().next)
-        sock = connect(target, timeout_s=_CONNECT_TIMEOUT_S)
-        self._work(stage, data, sock)
-
-    def _work(self, stage: LoadedStage, data: Listener, sock: socket.socket) -> None:
-        grant, buffers, number = stage.grant, stage.buffers, stage.program.settings.stage
-        receiver = HopReceiver(
-            data.accept,
-            derive_hop_keys(grant.hop_in_secret, hop=number, epoch=grant.epoch),
-            message_bytes=buffers.input_layout.message_bytes,
-        )
-        sender = HopSender(
-            sock,
-            derive_hop_keys(grant.hop_out_secret, hop=number + 1, epoch=grant.epoch),
-            message_bytes=buffers.output_layout.message_bytes,
-        )
         try:
-            Pipeline(stage.program, stage.executor, buffers, receiver, sender, self._progress).run()
+            self._work(stage, data, wires.get().next)
         finally:
-            data.close()
+            for listener in data:
+                listener.close()
+
+    def _work(self, stage: LoadedStage, data: Sequence[Listener], following: Sequence[str]) -> None:
+        replica, (before, after) = stage.grant.replica, hops(stage)
+        receiver = FanIn(before, replica, [listener.accept for listener in data])
+        targets = [Address.parse(text) for text in following]
+        socks = [connect(target, timeout_s=_CONNECT_TIMEOUT_S) for target in targets]
+        sender = FanOut(after, replica, socks)
+        parts = (stage.program, stage.executor, stage.buffers, receiver, sender)
+        Pipeline(*parts, self._progress, replica).run()
 
     def beat(self) -> None:
         """Tell the host, for ever, that the process lives and how long the current pass takes."""
@@ -94,6 +88,34 @@ class Worker:
             busy_s = 0.0 if since_s is None else time.monotonic() - since_s
             self._lines.say(BeatLine(busy_s=busy_s, frames=self._progress.frames))
             time.sleep(self._config.heartbeat_s)
+
+
+def hops(stage: LoadedStage) -> tuple[Hop, Hop]:
+    """The hops before and after a stage, all of them from its grant and its vault.
+
+    Raises:
+        GrantRefused: for a replica that the sealed stage does not have.
+    """
+    settings, grant, buffers = stage.program.settings, stage.grant, stage.buffers
+    counts = (settings.sources, settings.replicas, settings.targets)
+    if not 0 <= grant.replica < settings.replicas:
+        raise GrantRefused("the grant is for a replica that the stage does not have")
+    ends = (
+        (grant.hop_in_secret, buffers.input_layout),
+        (grant.hop_out_secret, buffers.output_layout),
+    )
+    before, after = (
+        Hop(
+            number=settings.stage + k,
+            epoch=grant.epoch,
+            secret=secret,
+            message_bytes=layout.message_bytes,
+            sources=counts[k],
+            targets=counts[k + 1],
+        )
+        for k, (secret, layout) in enumerate(ends)
+    )
+    return before, after
 
 
 def read_platform(path: str | None) -> bytes | None:

@@ -13,7 +13,7 @@ from vaultline.core.frames import OUTPUT_FRAMES_EXTRA, FrameLayout, StageTimes, 
 from vaultline.core.program import StageProgram
 from vaultline.enclave.executor import Executor, FrameBuffer
 from vaultline.enclave.ledger import Ledger
-from vaultline.transport.streams import HopClock, HopReceiver, HopSender
+from vaultline.transport.streams import FanIn, FanOut, HopClock
 
 
 @dataclass(slots=True)
@@ -56,7 +56,10 @@ class StageBuffers:
             FrameBuffer(after, ledger.take("io", after.message_bytes, "the output queue"))
             for _ in range(frames_out)
         ]
-        records_bytes = sum(record_buffer_bytes(hop.message_bytes) for hop in (before, after))
+        records_bytes = sum(
+            count * record_buffer_bytes(hop.message_bytes)
+            for count, hop in zip(settings.connections, (before, after), strict=True)
+        )
         ledger.reserve("io", records_bytes, "the record buffers")
 
 
@@ -64,7 +67,7 @@ class Pipeline:
     """Drives one stage from the first frame to the end of the stream.
 
     A failure on either hop or in the engine ends the stage: what was computed before it is still
-    sent, then the next hop learns the reason in an authenticated abort.
+    sent, then every replica after learns the reason in an authenticated abort.
     """
 
     def __init__(
@@ -72,11 +75,14 @@ class Pipeline:
         program: StageProgram,
         executor: Executor,
         buffers: StageBuffers,
-        receiver: HopReceiver,
-        sender: HopSender,
+        receiver: FanIn,
+        sender: FanOut,
         progress: Progress,
+        replica: int = 0,
     ) -> None:
         self._stage = program.settings.stage
+        several = program.settings.replicas > 1
+        self._name = f"stage {self._stage}" + f" (replica {replica})" * several
         self._frames_per_pass = program.settings.frames_per_pass
         self._executor = executor
         self._layout = buffers.output_layout
@@ -144,6 +150,7 @@ class Pipeline:
         except PeerError as error:
             self._send_error = error
             self._free_outputs.put(_Ended(error))
+            self._sender.abort(self._reason(error))  # replicas other than the one that is gone
         finally:
             self._sender.close()
 
@@ -151,7 +158,7 @@ class Pipeline:
         """What the next hop is told: the first failure's words, however many stages ago it was."""
         if isinstance(error, StreamAbortedError) and error.got:
             return error.got
-        return f"stage {self._stage}: {error.message}"
+        return f"{self._name}: {error.message}"
 
     def _compute(self) -> None:
         ended: _Ended | None = None

@@ -18,8 +18,9 @@ from vaultline.core.hostline import (
     WorkerLostLine,
 )
 from vaultline.core.serde import canonical_json, from_json
-from vaultline.host.launcher import USES, Process, launch, stop
+from vaultline.host.launcher import Process, launch, sockets, stop
 from vaultline.host.supervisor import Lost, Supervisor
+from vaultline.host.wiring import next_addresses
 
 _LINE_BYTES_MAX = 64 << 10
 _TICK_S = 0.1
@@ -44,11 +45,11 @@ class LocalEngine:
         """Until every worker has ended (0), one was lost (4), or the owner has gone (0)."""
         runtime_dir = self._runtime_dir()
         try:
-            for stage, worker in enumerate(self._request.workers):
+            for number, worker in enumerate(self._request.workers):
                 process = launch(self._request, worker, runtime_dir)
                 self._processes.append(process)
-                self._partial[stage] = b""
-                self._selector.register(process.stdout_fd, selectors.EVENT_READ, stage)
+                self._partial[number] = b""
+                self._selector.register(process.stdout_fd, selectors.EVENT_READ, number)
             self._selector.register(self._owner_in, selectors.EVENT_READ, None)
             return self._watch()
         finally:
@@ -58,7 +59,7 @@ class LocalEngine:
     def _runtime_dir(self) -> Path:
         """Unix sockets of a run lie in the folder of the owner's own: whichever of the two
         processes is killed, the other one removes them."""
-        kind, _, path = self._request.result.partition(":")
+        kind, _, path = self._request.results[0].partition(":")
         return Path(path).parent if kind == "unix" else Path()
 
     def _sweep(self, runtime_dir: Path) -> None:
@@ -66,10 +67,12 @@ class LocalEngine:
         if self._request.transport != "unix":
             return
         paths = [
-            runtime_dir / f"{worker.name}.{use}" for worker in self._request.workers for use in USES
+            runtime_dir / name
+            for worker in self._request.workers
+            for name in sockets(self._request, worker)
         ]
         if self._owner_gone or (self._reported and self._owner_goes()):
-            paths.append(Path(self._request.result.removeprefix("unix:")))
+            paths += [Path(text.removeprefix("unix:")) for text in self._request.results]
         with contextlib.suppress(OSError):
             for path in paths:
                 path.unlink(missing_ok=True)
@@ -103,32 +106,33 @@ class LocalEngine:
         self._tell(BeatsLine(frames=self._supervisor.frames))
         return 0
 
-    def _read(self, fd: int, stage: int | None) -> None:
+    def _read(self, fd: int, number: int | None) -> None:
         data = os.read(fd, 1 << 16)
-        if stage is None:
+        if number is None:
             # The owner has nothing to say after its request: it closes the line to stop.
             self._owner_gone = not data
             return
         if not data:
             self._selector.unregister(fd)
-            self._supervisor.exited(stage, self._processes[stage].popen.wait())
+            self._supervisor.exited(number, self._processes[number].popen.wait())
             return
-        *lines, self._partial[stage] = (self._partial[stage] + data).split(b"\n")
-        if len(self._partial[stage]) > _LINE_BYTES_MAX:
-            self._partial[stage] = b""
+        *lines, self._partial[number] = (self._partial[number] + data).split(b"\n")
+        if len(self._partial[number]) > _LINE_BYTES_MAX:
+            self._partial[number] = b""
         for line in lines:
             # What a worker prints beside the protocol (a library's warning) is not for us.
             with contextlib.suppress(InputError):
                 heard: WorkerLine = from_json(line, WorkerLine, what="a worker's line")  # type: ignore[arg-type]
-                self._supervisor.heard(stage, heard, time.monotonic())
+                self._supervisor.heard(number, heard, time.monotonic())
 
     def _wire(self) -> None:
         ready = self._supervisor.ready
         if self._wired or ready is None:
             return
-        following = [line.data for line in ready[1:]] + [self._request.result]
-        for process, address in zip(self._processes, following, strict=True):
-            process.wire(address)
+        for process, addresses in zip(
+            self._processes, next_addresses(self._request, ready), strict=True
+        ):
+            process.wire(addresses)
         self._wired = True
         self._tell(
             EndpointsLine(
@@ -142,11 +146,13 @@ class LocalEngine:
 
     def _report(self, lost: Lost) -> None:
         self._reported = True
-        name = self._request.workers[lost.stage].name
+        worker = self._request.workers[lost.worker]
+        several = self._request.replicas[worker.stage] > 1
         self._tell(
             WorkerLostLine(
-                stage=lost.stage,
-                name=name,
+                stage=worker.stage,
+                replica=worker.replica if several else None,
+                name=worker.name,
                 code=lost.code,
                 message=lost.message,
                 refused=lost.refused,

@@ -14,6 +14,7 @@ from vaultline.core.control import WireLine, WorkerConfig
 from vaultline.core.errors import MachineError
 from vaultline.core.hostline import LaunchRequest, LaunchWorker
 from vaultline.core.serde import canonical_json
+from vaultline.host.wiring import data_addresses
 
 #: The worker needs nothing from the environment but how to find its code; engine telemetry and
 #: thread pools that would outgrow its cores are off.
@@ -23,8 +24,6 @@ _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
-#: What a worker listens for; a Unix socket is named after the worker and its use.
-USES = ("control", "data")
 _PASSED_ON = ("PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "PATH")
 
 
@@ -41,15 +40,21 @@ class Process:
             raise MachineError("a worker without standard output")
         return self.popen.stdout.fileno()
 
-    def wire(self, address: str) -> None:
+    def wire(self, addresses: tuple[str, ...]) -> None:
         """Tell the worker where its next hop listens."""
-        self._write(WireLine(next=address))
+        self._write(WireLine(next=addresses))
 
     def _write(self, line: WireLine | WorkerConfig) -> None:
         if self.popen.stdin is not None:
             with contextlib.suppress(OSError):  # a dead worker is the supervisor's to notice
                 self.popen.stdin.write(canonical_json(line) + b"\n")
                 self.popen.stdin.flush()
+
+
+def sockets(request: LaunchRequest, worker: LaunchWorker) -> list[str]:
+    """Names of the Unix sockets that a worker listens on: its control, then its data."""
+    count = data_addresses(request, worker)
+    return [f"{worker.name}.control", *(f"{worker.name}.data{n}" for n in range(count))]
 
 
 def launch(request: LaunchRequest, worker: LaunchWorker, runtime_dir: Path) -> Process:
@@ -59,10 +64,8 @@ def launch(request: LaunchRequest, worker: LaunchWorker, runtime_dir: Path) -> P
         MachineError: no process can be started.
     """
     addresses = [
-        f"unix:{runtime_dir}/{worker.name}.{use}"
-        if request.transport == "unix"
-        else f"tcp:{worker.bind}:0"
-        for use in USES
+        f"unix:{runtime_dir}/{name}" if request.transport == "unix" else f"tcp:{worker.bind}:0"
+        for name in sockets(request, worker)
     ]
     config = WorkerConfig(
         name=worker.name,
@@ -71,7 +74,7 @@ def launch(request: LaunchRequest, worker: LaunchWorker, runtime_dir: Path) -> P
         platform_file=worker.platform_file,
         vault=worker.vault,
         control=addresses[0],
-        data=addresses[1],
+        data=tuple(addresses[1:]),
         runtime_dir=str(runtime_dir),
     )
     environment = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}

@@ -18,9 +18,9 @@ START_S_MAX = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
-    """A worker that will not come back, and why."""
+    """A worker that will not come back, by its place in the launch request, and why."""
 
-    stage: int
+    worker: int
     code: str
     message: str
     refused: bool = False
@@ -61,9 +61,9 @@ class Supervisor:
         """Frames done by each worker, as it says."""
         return tuple(watch.frames for watch in self._watches)
 
-    def heard(self, stage: int, line: WorkerLine, now_s: float) -> None:
+    def heard(self, number: int, line: WorkerLine, now_s: float) -> None:
         """A worker said something."""
-        watch = self._watches[stage]
+        watch = self._watches[number]
         watch.heard_s = now_s
         if isinstance(line, ReadyLine):
             watch.ready = line
@@ -72,25 +72,25 @@ class Supervisor:
         else:
             watch.failed, watch.failed_s = line, now_s
 
-    def exited(self, stage: int, code: int) -> None:
+    def exited(self, number: int, code: int) -> None:
         """A worker's process is gone; a negative code is the signal that killed it."""
-        self._watches[stage].exit_code = code
+        self._watches[number].exit_code = code
 
     def lost(self, now_s: float) -> Lost | None:
         """The first worker that is dead or stuck at ``now_s``; the most telling one first."""
         by_weight = sorted(
-            (lost for stage in range(len(self._watches)) if (lost := self._judge(stage, now_s))),
+            (lost for number in range(len(self._watches)) if (lost := self._judge(number, now_s))),
             key=lambda weighed: weighed[0],
         )
         return by_weight[0][1] if by_weight else None
 
-    def _judge(self, stage: int, now_s: float) -> tuple[int, Lost] | None:
-        watch = self._watches[stage]
+    def _judge(self, number: int, now_s: float) -> tuple[int, Lost] | None:
+        watch = self._watches[number]
         if watch.exit_code == 0 and watch.failed is None:
             return None
         if watch.exit_code is not None and watch.exit_code < 0:
             return 0, Lost(
-                stage=stage,
+                worker=number,
                 code="WorkerKilled",
                 message=f"worker {watch.worker.name} was killed by signal {-watch.exit_code}",
             )
@@ -100,31 +100,31 @@ class Supervisor:
             if follows and now_s - watch.failed_s < FOLLOWING_S:
                 return None
             return 2 if follows else 1, Lost(
-                stage=stage,
+                worker=number,
                 code=watch.failed.code,
                 message=watch.failed.message,
                 refused=watch.failed.refused,
             )
         if watch.exit_code is not None:
             return 1, Lost(
-                stage=stage,
+                worker=number,
                 code="WorkerDied",
                 message=f"worker {watch.worker.name} exited with code {watch.exit_code}",
             )
-        return self._judge_running(stage, watch, now_s)
+        return self._judge_running(number, watch, now_s)
 
-    def _judge_running(self, stage: int, watch: _Watch, now_s: float) -> tuple[int, Lost] | None:
+    def _judge_running(self, number: int, watch: _Watch, now_s: float) -> tuple[int, Lost] | None:
         name = watch.worker.name
         if watch.ready is None and now_s - watch.started_s > START_S_MAX:
             text = f"worker {name} did not start within {START_S_MAX:.0f} s"
-            return 1, Lost(stage=stage, code="WorkerStuck", message=text)
+            return 1, Lost(worker=number, code="WorkerStuck", message=text)
         if watch.heard_s is not None and now_s - watch.heard_s > SILENCE_S_MAX:
             text = f"worker {name} has been silent for {now_s - watch.heard_s:.1f} s"
-            return 1, Lost(stage=stage, code="WorkerStuck", message=text)
+            return 1, Lost(worker=number, code="WorkerStuck", message=text)
         if watch.busy_s > watch.worker.busy_s_max:
             text = (
                 f"worker {name} has worked on one pass for {watch.busy_s:.1f} s, "
                 f"more than {watch.worker.busy_s_max:.1f} s"
             )
-            return 1, Lost(stage=stage, code="WorkerStuck", message=text)
+            return 1, Lost(worker=number, code="WorkerStuck", message=text)
         return None

@@ -60,6 +60,7 @@ def parse_place(text: str) -> tuple[str, Place]:
 def stage_settings(plan: Plan, stage: int) -> StageSettings:
     """The settings that are sealed with a stage's program."""
     planned = plan.stages[stage]
+    counts = [1, *(len(each.devices) for each in plan.stages), 1]  # the owner at both ends
     return StageSettings(
         stage=stage,
         stages=len(plan.stages),
@@ -68,6 +69,9 @@ def stage_settings(plan: Plan, stage: int) -> StageSettings:
         mode=planned.mode,
         frames_per_pass=planned.frames_per_pass,
         queue_frames=planned.queue_frames,
+        sources=counts[stage],
+        replicas=counts[stage + 1],
+        targets=counts[stage + 2],
     )
 
 
@@ -187,15 +191,19 @@ def stage_secrets(plan: Plan, keys: SealedKeys) -> tuple[StageSecrets, ...]:
 def launch_workers(
     plan: Plan, vault: Path, *, platform_file: Path | None, places: Mapping[str, Place]
 ) -> tuple[LaunchWorker, ...]:
-    """What to ask the host for: one worker per stage, each on cores of its own.
+    """What to ask the host for: one worker per device, by stage, each on cores of its own.
 
     Raises:
         InputError: a device of a kind that the local engine can't start.
     """
-    cores = _share_cores([stage.device.cores for stage in plan.stages])
+    places_of = [
+        (stage, replica, planned, device)
+        for stage, planned in enumerate(plan.stages)
+        for replica, device in enumerate(planned.devices)
+    ]
+    cores = _share_cores([device.cores for *_, device in places_of])
     workers = []
-    for stage, planned in enumerate(plan.stages):
-        device = planned.device
+    for (stage, replica, planned, device), share in zip(places_of, cores, strict=True):
         if device.kind != "simulated":
             raise InputError(
                 f"the local engine cannot start device {device.name}",
@@ -212,8 +220,10 @@ def launch_workers(
         pass_s = planned.predicted_s * planned.frames_per_pass
         workers.append(
             LaunchWorker(
-                name=f"stage{stage}",
-                cores=cores[stage],
+                name=f"stage{stage}" + f"-{replica}" * (len(planned.devices) > 1),
+                stage=stage,
+                replica=replica,
+                cores=share,
                 vault=str(vault.absolute()),
                 provider="simulated",
                 platform_file=str(platform_file.absolute()),

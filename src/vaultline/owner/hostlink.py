@@ -36,8 +36,9 @@ class HostLostError(PeerError):
 def lost_error(line: WorkerLostLine) -> WorkerLostError:
     """The error that tells the user which worker was lost and why."""
     kind = WorkerRefusedError if line.refused else WorkerLostError
+    which = "" if line.replica is None else f"replica {line.replica} of "
     return kind(
-        f"stage {line.stage} was lost: {line.message}",
+        f"{which}stage {line.stage} was lost: {line.message}",
         got=line.code,
         remedy="every result received before this is in the sink; start the run again",
     )

@@ -85,8 +85,13 @@ def release(
     epoch: Epoch,
     secrets: StageSecrets,
     appraise: Callable[[Evidence, Challenge], object],
+    *,
+    replica: int = 0,
 ) -> Release:
     """Grant a stage's keys to the enclave at ``address`` if its evidence is accepted.
+
+    Each ``replica`` of a stage is granted once in an epoch: two enclaves that were the same one
+    would seal different frames under the same keys and nonces.
 
     Raises:
         RefusedError: the evidence is not accepted; nothing was released.
@@ -112,6 +117,7 @@ def release(
             deployment=epoch.deployment,
             hop_in_secret=secrets.hop_in_secret,
             hop_out_secret=secrets.hop_out_secret,
+            replica=replica,
         )
         sealed = seal_grant(grant, evidence.public_key, transcript_hash(challenge, evidence))
         send_control(sock, GrantMessage(sealed=sealed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import tempfile
 import threading
 import time
@@ -18,7 +19,6 @@ import numpy.typing as npt
 from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
 from vaultline.attest.refusals import KindRefused
-from vaultline.channel.keys import derive_hop_keys
 from vaultline.channel.messages import StreamAbortedError
 from vaultline.core.errors import InputError, LocalProtocolError, PeerError, VaultlineError
 from vaultline.core.frame_meta import FrameMeta, read_meta, read_times, tensor_bytes, write_meta
@@ -41,8 +41,9 @@ from vaultline.transport.sockets import (
     Listener,
     TransportTimeoutError,
     connect,
+    hang_up,
 )
-from vaultline.transport.streams import HopReceiver, HopSender
+from vaultline.transport.streams import FanIn, FanOut, Hop
 
 #: Starting workers: imports, measurement, listening.
 _LAUNCH_S = 90.0
@@ -224,13 +225,16 @@ class Session:
 
     def _open(self) -> None:
         own_dir = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vaultline-owner-"))
-        self._listener = Listener(self._result_address(Path(own_dir)))
-        self._stack.callback(self._listener.close)
+        self._listeners = []
+        for replica in range(len(self._plan.stages[-1].devices)):
+            listener = Listener(self._result_address(Path(own_dir), replica))
+            self._stack.callback(listener.close)
+            self._listeners.append(listener)
         self._host = HostLink(
             LaunchRequest(
                 workers=self._workers,
                 transport=self._settings.transport,
-                result=str(self._listener.address),
+                results=tuple(str(listener.address) for listener in self._listeners),
             )
         )
         self._stack.callback(self._host.dispose)
@@ -238,25 +242,44 @@ class Session:
         self.endpoints = self._wait_endpoints()
         try:
             self._grant_all(self.endpoints)
-            sock = connect(Address.parse(self.endpoints.data[0]), timeout_s=_CONNECT_S)
+            socks = self._connect_first(self.endpoints)
         except RefusedByPeerError:
             raise
         except PeerError as error:
             raise self._host_reason() or error from error
-        stages, number = len(self._plan.stages), self.epoch.number
-        self._sender = HopSender(
-            sock,
-            derive_hop_keys(self._secrets[0].hop_in_secret, hop=0, epoch=number),
-            message_bytes=self._in_layout.message_bytes,
-        )
-        self._stack.callback(self._sender.close)
-        self._receiver = HopReceiver(
-            self._listener.accept,
-            derive_hop_keys(self._secrets[-1].hop_out_secret, hop=stages, epoch=number),
-            message_bytes=self._out_layout.message_bytes,
-        )
+        before, after = self._hops()
+        self._sender = FanOut(before, 0, socks)
+        self._receiver = FanIn(after, 0, [listener.accept for listener in self._listeners])
         self._stack.callback(self._receiver.close)
         self._start_watching()
+
+    def _connect_first(self, endpoints: EndpointsLine) -> list[socket.socket]:
+        """To every replica of the first stage."""
+        socks = []
+        for addresses in endpoints.data[: len(self._plan.stages[0].devices)]:
+            sock = connect(Address.parse(addresses[0]), timeout_s=_CONNECT_S)
+            self._stack.callback(hang_up, sock)
+            socks.append(sock)
+        return socks
+
+    def _hops(self) -> tuple[Hop, Hop]:
+        """The owner's own: it is the one source of the first and the one target of the last."""
+        first, last = self._plan.stages[0], self._plan.stages[-1]
+        before = Hop(
+            number=0,
+            epoch=self.epoch.number,
+            secret=self._secrets[0].hop_in_secret,
+            message_bytes=self._in_layout.message_bytes,
+            targets=len(first.devices),
+        )
+        after = Hop(
+            number=len(self._plan.stages),
+            epoch=self.epoch.number,
+            secret=self._secrets[-1].hop_out_secret,
+            message_bytes=self._out_layout.message_bytes,
+            sources=len(last.devices),
+        )
+        return before, after
 
     def _start_watching(self) -> None:
         """The host is stopped before the watcher is joined: the end of its line wakes it."""
@@ -279,9 +302,9 @@ class Session:
             return error
         return None
 
-    def _result_address(self, own_dir: Path) -> Address:
+    def _result_address(self, own_dir: Path, replica: int) -> Address:
         if self._settings.transport == "unix":
-            return Address("unix", str(own_dir / "result"))
+            return Address("unix", str(own_dir / f"result{replica}"))
         return Address("tcp", self._settings.result_bind, 0)
 
     def _wait_endpoints(self) -> EndpointsLine:
@@ -296,16 +319,21 @@ class Session:
 
     def _grant_all(self, endpoints: EndpointsLine) -> None:
         """All are granted before the first is waited for: loading overlaps."""
-        if {len(endpoints.control), len(endpoints.data)} != {len(self._plan.stages)}:
+        stages = enumerate(self._plan.stages)
+        places = [(stage, k) for stage, planned in stages for k in range(len(planned.devices))]
+        if {len(endpoints.control), len(endpoints.data)} != {len(places)}:
             raise HostLostError("the host started another number of workers than asked for")
+        if not all(endpoints.data):
+            raise HostLostError("the host started a worker that takes no frames")
         releases = []
-        for stage, address in enumerate(endpoints.control):
+        for (stage, replica), address in zip(places, endpoints.control, strict=True):
             granted = release(
                 Address.parse(address),
                 stage,
                 self.epoch,
                 self._secrets[stage],
                 self._appraise_planned,
+                replica=replica,
             )
             self._stack.callback(granted.close)
             releases.append(granted)
@@ -402,7 +430,8 @@ class Session:
         if self._failure is None:
             self._failure = error
         self._failed.set()
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         self._sender.close()
         self._receiver.close()
 

@@ -34,6 +34,7 @@ def cut_plan(
     *,
     hosts: Sequence[str] = (),
     modes: Sequence[str] = (),
+    replicas: Sequence[int] = (),
     frames_per_pass: int = 2,
     portable: bool = False,
     memory_bytes: int = 256 * _MIB,
@@ -45,20 +46,25 @@ def cut_plan(
             candidates of the search.
         hosts: of each stage; one host for all if empty.
         modes: of each stage; all resident if empty.
+        replicas: of each stage, all on its host; one each if empty.
     """
     all_cuts = cuts(model)
     stages = []
     for number, (first, last) in enumerate(pairwise((0, *positions, model.node_count))):
-        device = PlannedDevice(
-            name=f"enclave-{number}",
-            host=hosts[number] if hosts else "local",
-            kind="simulated",
-            cores=1,
-            memory_bytes=memory_bytes,
+        count = replicas[number] if replicas else 1
+        devices = tuple(
+            PlannedDevice(
+                name=f"enclave-{number}" + f"-{replica}" * (count > 1),
+                host=hosts[number] if hosts else "local",
+                kind="simulated",
+                cores=1,
+                memory_bytes=memory_bytes,
+            )
+            for replica in range(count)
         )
         stages.append(
             PlannedStage(
-                devices=(device,),
+                devices=devices,
                 first=first,
                 last=last,
                 threads=1,

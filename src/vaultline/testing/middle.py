@@ -141,33 +141,57 @@ def _pieces(sock: socket.socket) -> Iterator[bytes]:
 class Middle:
     """What the host does to a run, and all that it has seen of it.
 
+    Args:
+        attacks: what happens on the wires of a hop, by the hop's number.
+        prologue: what is said first to the first stage's first replica.
+        rewire: changes where workers are said to listen, after wires were put there.
+
     Attributes:
-        hops: the wire of each hop; hop 0 comes from the owner, the last one goes back to it.
-        controls: the wire of each stage's control connection.
+        hops: the wires of each connection by hop, target and source; hop 0 comes from the owner,
+            the last one goes back to it. Without replicas one for each hop.
+        controls: the wire of each worker's control connection.
     """
 
-    def __init__(self, attacks: Mapping[int, Attack] | None = None, prologue: bytes = b"") -> None:
+    def __init__(
+        self,
+        attacks: Mapping[int, Attack] | None = None,
+        prologue: bytes = b"",
+        rewire: Callable[[list[ReadyLine]], list[ReadyLine]] = list,
+    ) -> None:
         self.attacks = attacks or {}
         self.prologue = prologue
+        self.rewire = rewire
         self.hops: list[Wire] = []
         self.controls: list[Wire] = []
 
+    def results(self, request: LaunchRequest) -> tuple[str, ...]:
+        """Put a wire before every address of the owner."""
+        attack = self.attacks.get(len(request.replicas))
+        self.hops = [Wire(_near(text), text, attack) for text in request.results]
+        return tuple(wire.address for wire in self.hops)
+
     def wires(self, request: LaunchRequest, ready: tuple[ReadyLine, ...]) -> tuple[ReadyLine, ...]:
         """Put a wire before every address of the workers."""
-        lines = []
-        for line in ready:
-            self.controls.append(Wire(_near(line.control, request), line.control))
-            number = len(self.controls) - 1
-            prologue = self.prologue if number == 0 else b""
-            attack = self.attacks.get(number)
-            # The owner's own wire, the last hop, was put there first.
-            self.hops.insert(number, Wire(_near(line.data, request), line.data, attack, prologue))
-            lines.append(
-                msgspec.structs.replace(
-                    line, control=self.controls[number].address, data=self.hops[number].address
+        lines: list[ReadyLine] = []
+        hops: list[Wire] = []
+        for worker, line in zip(request.workers, ready, strict=True):
+            self.controls.append(Wire(_near(line.control), line.control))
+            wires = [
+                Wire(
+                    _near(text),
+                    text,
+                    self.attacks.get(worker.stage),
+                    b"" if hops else self.prologue,
                 )
+                for text in line.data
+            ]
+            hops += wires
+            data = tuple(wire.address for wire in wires)
+            lines.append(
+                msgspec.structs.replace(line, control=self.controls[-1].address, data=data)
             )
-        return tuple(lines)
+        self.hops = hops + self.hops
+        return tuple(self.rewire(lines))
 
     def close(self) -> None:
         """Cut every wire."""
@@ -175,7 +199,7 @@ class Middle:
             wire.close()
 
 
-def _near(address: str, request: LaunchRequest) -> Address:
+def _near(address: str) -> Address:
     """A free address of the same kind, beside the one given."""
     parsed = Address.parse(address)
     if parsed.kind == "tcp":
@@ -204,14 +228,8 @@ class MiddleLink(HostLink):
     """The owner's line to such a host. Stands in for ``vaultline.owner.session.HostLink``."""
 
     def __init__(self, request: LaunchRequest, middle: Middle) -> None:
-        last = Wire(
-            _near(request.result, request),
-            request.result,
-            middle.attacks.get(len(request.workers)),
-        )
-        middle.hops.append(last)
         self._middle = middle
-        request = msgspec.structs.replace(request, result=last.address)
+        request = msgspec.structs.replace(request, results=middle.results(request))
         owner_in, host_out = os.pipe()
         host_in, owner_out = os.pipe()
         self._stdin, self._stdout = os.fdopen(owner_out, "wb"), os.fdopen(owner_in, "rb")

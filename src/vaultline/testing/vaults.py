@@ -28,8 +28,17 @@ class SmallStage:
     weights: tuple[NDArray[np.uint8], ...] = field(repr=False)
 
 
-def small_stage(weight_bytes: Sequence[int], *, stage: int = 0, stages: int = 1) -> SmallStage:
-    """A stage with weights of these sizes, filled from a generator seeded with the stage."""
+def small_stage(
+    weight_bytes: Sequence[int],
+    *,
+    stage: int = 0,
+    stages: int = 1,
+    replicas: tuple[int, int, int] = (1, 1, 1),
+) -> SmallStage:
+    """A stage with weights of these sizes, filled from a generator seeded with the stage.
+
+    ``replicas`` are those of the stage before, of this one and of the one after.
+    """
     random = np.random.default_rng(stage)
     settings = StageSettings(
         stage=stage,
@@ -39,6 +48,9 @@ def small_stage(weight_bytes: Sequence[int], *, stage: int = 0, stages: int = 1)
         mode="streamed",
         frames_per_pass=1,
         queue_frames=2,
+        sources=replicas[0],
+        replicas=replicas[1],
+        targets=replicas[2],
     )
     program = StageProgram(
         version=1,

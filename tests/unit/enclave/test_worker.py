@@ -35,7 +35,7 @@ CONFIG = WorkerConfig(
     platform_file=None,
     vault="v",
     control="unix:/c",
-    data="unix:/d",
+    data=("unix:/d",),
     runtime_dir="/",
 )
 

@@ -9,7 +9,13 @@ from vaultline.host.supervisor import FOLLOWING_S, SILENCE_S_MAX, START_S_MAX, S
 
 def worker(name: str) -> LaunchWorker:
     return LaunchWorker(
-        name=name, cores=(), vault="v", provider="simulated", platform_file=None, busy_s_max=2.0
+        name=name,
+        stage=0,
+        cores=(),
+        vault="v",
+        provider="simulated",
+        platform_file=None,
+        busy_s_max=2.0,
     )
 
 
@@ -17,7 +23,7 @@ def two(now_s: float = 100.0) -> Supervisor:
     return Supervisor((worker("a"), worker("b")), now_s)
 
 
-READY = ReadyLine(control="unix:/c", data="unix:/d", measurement="00", hardening=())
+READY = ReadyLine(control="unix:/c", data=("unix:/d",), measurement="00", hardening=())
 
 
 def beat(busy_s: float = 0.0, frames: int = 0) -> BeatLine:
@@ -46,7 +52,7 @@ def test_silence_is_noticed_within_two_seconds() -> None:
     watch.heard(1, beat(), 102.0)
     lost = watch.lost(103.0)
     assert lost is not None
-    assert (lost.stage, lost.code) == (0, "WorkerStuck")
+    assert (lost.worker, lost.code) == (0, "WorkerStuck")
 
 
 def test_a_pass_that_takes_too_long_is_stuck_though_it_beats() -> None:
@@ -54,7 +60,7 @@ def test_a_pass_that_takes_too_long_is_stuck_though_it_beats() -> None:
     watch.heard(1, beat(busy_s=2.1), 101.0)
     lost = watch.lost(101.0)
     assert lost is not None
-    assert (lost.stage, lost.code) == (1, "WorkerStuck")
+    assert (lost.worker, lost.code) == (1, "WorkerStuck")
 
 
 def test_a_worker_that_never_starts_is_given_up() -> None:
@@ -71,7 +77,7 @@ def test_the_killed_worker_is_named_not_the_neighbour_that_noticed() -> None:
     watch.exited(1, -9)
     lost = watch.lost(101.0)
     assert lost is not None
-    assert (lost.stage, lost.code) == (1, "WorkerKilled")
+    assert (lost.worker, lost.code) == (1, "WorkerKilled")
 
 
 def test_a_lost_neighbour_is_waited_for_before_the_one_that_noticed_is_blamed() -> None:
@@ -81,7 +87,7 @@ def test_a_lost_neighbour_is_waited_for_before_the_one_that_noticed_is_blamed() 
     assert watch.lost(101.0) is None
     lost = watch.lost(101.1 + FOLLOWING_S)
     assert lost is not None
-    assert (lost.stage, lost.code) == (0, "ConnectionLostError")
+    assert (lost.worker, lost.code) == (0, "ConnectionLostError")
 
 
 def test_a_worker_that_says_why_is_quoted() -> None:
@@ -90,7 +96,7 @@ def test_a_worker_that_says_why_is_quoted() -> None:
     watch.exited(1, 1)
     lost = watch.lost(101.0)
     assert lost is not None
-    assert (lost.stage, lost.code, lost.message) == (1, "VaultTamperedError", "tampered")
+    assert (lost.worker, lost.code, lost.message) == (1, "VaultTamperedError", "tampered")
 
 
 def test_a_run_is_finished_when_all_have_exited_cleanly() -> None:

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from vaultline.attest.refusals import KindRefused
 from vaultline.channel.keys import derive_hop_keys
 from vaultline.core.errors import InputError, LocalProtocolError, MachineError
-from vaultline.core.hostline import EndpointsLine, LaunchRequest
+from vaultline.core.hostline import EndpointsLine, LaunchRequest, LaunchWorker
 from vaultline.core.plan import PLAN_VERSION, Plan, PlannedDevice, PlannedStage
 from vaultline.core.section import SectionAccess
 from vaultline.core.tensors import TensorSpec
@@ -66,9 +66,20 @@ ACCESS = SectionAccess(
 )
 
 
+WORKER = LaunchWorker(
+    name="stage0",
+    stage=0,
+    cores=(),
+    vault="v",
+    provider="simulated",
+    platform_file=None,
+    busy_s_max=1.0,
+)
+
+
 def new_session(plan: Plan = PLAN) -> Session:
     secrets = StageSecrets(access=ACCESS, hop_in_secret=b"i" * 32, hop_out_secret=b"o" * 32)
-    return Session(plan, (secrets,), (), lambda *_: None, SessionSettings())
+    return Session(plan, (secrets,), (WORKER,), lambda *_: None, SessionSettings())
 
 
 @dataclass
@@ -214,7 +225,13 @@ def test_a_stage_gets_the_kind_of_enclave_that_the_plan_says(planned: str, prese
 
 @pytest.mark.parametrize("missing", ["control", "data"])
 def test_a_host_with_fewer_endpoints_than_stages_is_refused(missing: str) -> None:
-    endpoints = {"control": ("unix:/c",), "data": ("unix:/d",)} | {missing: ()}
+    endpoints = {"control": ("unix:/c",), "data": (("unix:/d",),)} | {missing: ()}
     line = EndpointsLine(**endpoints, measurements=(), hardening=(), pids=())
     with pytest.raises(HostLostError, match="another number"):
+        new_session()._grant_all(line)
+
+
+def test_a_worker_without_a_place_for_frames_is_refused_before_any_grant() -> None:
+    line = EndpointsLine(control=("unix:/c",), data=((),), measurements=(), hardening=(), pids=())
+    with pytest.raises(HostLostError, match="takes no frames"):
         new_session()._grant_all(line)
