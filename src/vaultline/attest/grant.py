@@ -19,11 +19,13 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519Pr
 from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
 from vaultline.core.errors import InputError, RemoteProtocolError
+from vaultline.core.limits import CONTROL_MESSAGE_BYTES_MAX
 from vaultline.core.section import SectionAccess
-from vaultline.core.serde import from_msgpack
+from vaultline.core.serde import Struct, from_msgpack
 
-#: A grant takes about 300 bytes and its encapsulated keys 1,120.
-SEALED_GRANT_BYTES_MAX = 4096
+#: A grant takes about 300 bytes, its encapsulated keys 1,120; what it releases names each tensor of a
+#: hop (up to 4,096, whose names can be long), and it must travel in one control message.
+SEALED_GRANT_BYTES_MAX = CONTROL_MESSAGE_BYTES_MAX // 2
 _LABEL = b"vaultline grant transcript v1\0"
 SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 
@@ -52,18 +54,35 @@ class GrantForAnotherEpoch(GrantRefused):
     """Its epoch is not the challenge's."""
 
 
+class HopRelease(Struct, frozen=True, kw_only=True):
+    """What the owner's policy lets an untrusted next stage see; never made from a plan's claims.
+
+    Attributes:
+        tensors: names of all that may travel.
+        leakage: measured, of all of them together: the worst of every cut that the stages behind
+            the hop can compute from them.
+        limit: the most that the policy allows.
+    """
+
+    tensors: tuple[str, ...]
+    leakage: float
+    limit: float
+
+
 class Grant(SectionAccess, frozen=True, kw_only=True):
     """What one enclave may know: what opens its own section, and the secrets of its two hops.
 
     Attributes:
         deployment: 16 bytes.
         hop_in_secret, hop_out_secret: 32 bytes each, from which the hops' record keys derive.
+        release: what may go to an untrusted next stage; without it nothing may.
     """
 
     epoch: int
     deployment: bytes
     hop_in_secret: bytes
     hop_out_secret: bytes
+    release: HopRelease | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

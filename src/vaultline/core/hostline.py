@@ -21,7 +21,7 @@ class LaunchWorker(Struct, frozen=True):
     name: str
     cores: tuple[int, ...]
     vault: str
-    provider: Literal["simulated", "gramine"]
+    provider: Literal["simulated", "gramine", "pinned"]
     platform_file: str | None
     busy_s_max: float
     bind: str = "127.0.0.1"

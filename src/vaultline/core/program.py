@@ -60,6 +60,7 @@ class StageSettings(Struct, frozen=True):
         mode: ``resident`` keeps every weight in memory, ``streamed`` decrypts them on every pass.
         frames_per_pass: the most waiting frames that one pass takes.
         queue_frames: buffers of the input queue; when all are full the sender blocks.
+        next_untrusted: nothing vouches for the next stage: it gets only what the grant releases.
     """
 
     stage: int
@@ -69,6 +70,7 @@ class StageSettings(Struct, frozen=True):
     mode: Literal["resident", "streamed"]
     frames_per_pass: int
     queue_frames: int
+    next_untrusted: bool = False
 
     def __post_init__(self) -> None:
         checks = (
