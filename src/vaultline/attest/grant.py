@@ -9,7 +9,9 @@ takes a stranger's grant cannot open the vault's section, whose key only the mod
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import inf
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
@@ -18,13 +20,13 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519Pr
 
 from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
-from vaultline.core.errors import InputError, RemoteProtocolError
+from vaultline.core.errors import InputError, RefusedError, RemoteProtocolError
 from vaultline.core.limits import CONTROL_MESSAGE_BYTES_MAX
 from vaultline.core.section import SectionAccess
 from vaultline.core.serde import Struct, from_msgpack
 
-#: A grant takes about 300 bytes, its encapsulated keys 1,120; what it releases names each tensor of a
-#: hop (up to 4,096, whose names can be long), and it must travel in one control message.
+#: A grant takes about 300 bytes, its encapsulated keys 1,120; what it releases names each tensor
+#: of a hop (up to 4,096, whose names can be long), and it must travel in one control message.
 SEALED_GRANT_BYTES_MAX = CONTROL_MESSAGE_BYTES_MAX // 2
 _LABEL = b"vaultline grant transcript v1\0"
 SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
@@ -52,6 +54,10 @@ class GrantForAnotherStage(GrantRefused):
 
 class GrantForAnotherEpoch(GrantRefused):
     """Its epoch is not the challenge's."""
+
+
+class TensorNotReleased(RefusedError):
+    """An untrusted stage would see what the owner's policy does not release."""
 
 
 class HopRelease(Struct, frozen=True, kw_only=True):
@@ -89,6 +95,25 @@ class Grant(SectionAccess, frozen=True, kw_only=True):
         parts = (self.deployment, self.hop_in_secret, self.hop_out_secret)
         if tuple(map(len, parts)) != (16, 32, 32):
             raise InputError("a deployment has 16 bytes, a hop's secret 32")
+
+
+def check_released(release: HopRelease | None, tensors: Iterable[str]) -> None:
+    """Refuse to let an untrusted stage see tensors that a policy does not release.
+
+    The host hears what an enclave says: no tensor is named.
+
+    Raises:
+        TensorNotReleased: nothing is, or not all of them, or they leak more than the limit.
+    """
+    reason = ""
+    if release is None:
+        reason = "no policy releases anything to it"
+    elif not set(tensors).issubset(release.tensors):
+        reason = "it would see tensors that were not released"
+    elif not release.leakage <= release.limit < inf:  # nor if either is not a number
+        reason = "what it would see leaks more than the policy's limit"
+    if reason:
+        raise TensorNotReleased(f"the next stage is untrusted: {reason}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,9 @@ import os
 import socket
 import time
 from dataclasses import dataclass
-from math import inf
 
 from vaultline.attest.challenge import Challenge
-from vaultline.attest.grant import Grant, open_grant, transcript_hash
+from vaultline.attest.grant import Grant, check_released, open_grant, transcript_hash
 from vaultline.core.control import (
     ChallengeMessage,
     EvidenceMessage,
@@ -19,7 +18,7 @@ from vaultline.core.control import (
     LoadedMessage,
     RefusedMessage,
 )
-from vaultline.core.errors import RefusedError, RemoteProtocolError, VaultlineError
+from vaultline.core.errors import RemoteProtocolError, VaultlineError
 from vaultline.core.program import StageProgram
 from vaultline.enclave.evidence import Provider, answer, fresh_key
 from vaultline.enclave.executor import Executor, check_engine
@@ -31,10 +30,6 @@ from vaultline.transport.sockets import Listener, hang_up
 
 #: An owner that has connected speaks at once; a stranger that doesn't must not block it for long.
 _OWNER_TIMEOUT_S = 10.0
-
-
-class TensorNotReleased(RefusedError):  # noqa: N818 - named after what happened
-    """The next stage is untrusted, and the owner's policy does not release what it would see."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,34 +84,14 @@ def _load(grant: Grant, vault_fd: int, isa: str) -> tuple[LoadedStage, float, di
     before_s = time.monotonic()
     section = VaultSection(vault_fd, grant)
     program = section.program
-    check_release(program, grant)
+    if program.settings.next_untrusted:  # held against the owner's policy, not against the plan
+        check_released(grant.release, [spec.name for spec in program.specs(program.outputs)])
     check_engine(program, isa)
     ledger = Ledger(program.settings.budget_bytes)
     buffers = StageBuffers(program, ledger)
     executor = Executor(program, section, ledger)
     stage = LoadedStage(grant=grant, program=program, executor=executor, buffers=buffers)
     return stage, time.monotonic() - before_s, ledger.held
-
-
-def check_release(program: StageProgram, grant: Grant) -> None:
-    """Hold what leaves for an untrusted stage against the owner's policy, not against the plan.
-
-    The host hears the message: it names no tensor.
-
-    Raises:
-        TensorNotReleased: not all that leaves is released, or it leaks more than the limit.
-    """
-    if not program.settings.next_untrusted:
-        return
-    released, reason = grant.release, ""
-    if released is None:
-        reason = "no policy releases anything to it"
-    elif not {spec.name for spec in program.specs(program.outputs)} <= set(released.tensors):
-        reason = "it would get tensors that were not released"
-    elif not released.leakage <= released.limit < inf:  # what is not a number is refused
-        reason = "what it would get leaks more than the policy's limit"
-    if reason:
-        raise TensorNotReleased(f"the next stage is untrusted: {reason}")
 
 
 def _refuse(sock: socket.socket, error: VaultlineError) -> None:
