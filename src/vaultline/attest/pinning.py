@@ -40,10 +40,9 @@ def check_pinned(quote: bytes, entries: Sequence[tuple[int, Accepted]]) -> tuple
             expected=", ".join(sorted(set().union(*(each.pinned_keys for _, each in entries)))),
             remedy="if it is yours, add the key to `public_keys` of the policy's accelerator",
         )
+    signature = quote[-SIGNATURE_BYTES:]
     try:
-        Ed25519PublicKey.from_public_bytes(key).verify(
-            quote[-SIGNATURE_BYTES:], PINNED_LABEL + data
-        )
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, PINNED_LABEL + data)
     except (InvalidSignature, ValueError) as error:
         raise QuoteInvalid(
             "an accelerator's evidence is not signed by the key that it names",

@@ -125,9 +125,7 @@ class Accepted(Struct, frozen=True, kw_only=True):
                 expected=" or ".join(sorted(allowed)),
             )
         if self.kind == "accelerator" and self.roots:
-            raise InputError(
-                "an accelerator has no root: nothing vouches for it", remedy="remove it"
-            )
+            raise InputError("an accelerator has no root: nothing vouches for it", got="roots")
         if self.kind != "accelerator" and not (self.roots and self.tcb_statuses):
             raise InputError("an empty list of roots or tcb_statuses accepts nothing")
         if self.kind == "simulated" and {"intel", INTEL_ROOT}.intersection(self.root_ids):
