@@ -10,7 +10,8 @@ before dcap-qvl has verified it under a root that the policy names:
 4. not debuggable; platform of the claimed kind; TCB status, advisories, platform flags; measurement
 5. the report data commits to this challenge and this key
 
-Simulated and real enclaves take the same path.
+Simulated and real enclaves take the same path. An accelerator shows no quote but a signature by a
+key that the policy pins: `pinning` checks that in place of 2 to 4, and it vouches for nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
 from vaultline.attest.mismatch import Known, check_report_data
+from vaultline.attest.pinning import check_pinned
 from vaultline.attest.policy import DEVELOPMENT_FMSPC, Accepted, Policy, root_key_id
 from vaultline.attest.refusals import (
     CollateralExpired,
@@ -53,13 +55,15 @@ _DEBUG_SGX, _TD_UNDER_DEBUG = 0x02, 0xFF
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
-    """Why an enclave was accepted, for results and logs.
+    """Why an enclave or an accelerator was accepted, for results and logs.
+
+    Of an accelerator only kind, entry and root are known; the other texts are empty.
 
     Attributes:
         simulated: true where the evidence protects from mistakes and not from the host.
         entry: index of the policy's entry that was satisfied.
         measurement: MRENCLAVE or MRTD (hex).
-        root: key id of the root (hex).
+        root: key id of the root (hex); an accelerator's own public key.
         collateral_until_s: Unix time at which the collateral ends.
     """
 
@@ -133,6 +137,8 @@ def appraise(
         InputError: the collateral is not readable.
     """
     entries = _accept_kind(evidence, policy, allow_simulated)
+    if evidence.kind == "accelerator":
+        return _appraise_pinned(evidence, challenge, entries, known or Known())
     check_length(evidence.quote)
     entries, root = _accept_root(entries, _collateral_root(collateral))
     claims = _verify(evidence.quote, collateral, root, now_s)
@@ -160,12 +166,29 @@ def appraise(
     )
 
 
+def _appraise_pinned(
+    evidence: Evidence, challenge: Challenge, entries: _Entries, known: Known
+) -> Verdict:
+    entry, key, found = check_pinned(evidence.quote, entries)
+    check_report_data(found, challenge, evidence.public_key, known)
+    return Verdict(
+        kind=evidence.kind,
+        simulated=False,
+        entry=entry,
+        measurement="",
+        root=key,
+        tcb_status="",
+        advisories=(),
+        collateral_until_s=0,
+    )
+
+
 def _accept_kind(evidence: Evidence, policy: Policy, allow_simulated: bool) -> _Entries:
     kind = evidence.kind
     entries = [(i, entry) for i, entry in enumerate(policy.accept) if entry.kind == kind]
     if not entries:
         raise KindRefused(
-            f"the policy accepts no enclave of kind `{kind}`",
+            f"the policy accepts nothing of kind `{kind}`",
             got=kind,
             expected=", ".join(sorted({entry.kind for entry in policy.accept})),
             remedy="add an entry for this kind, or run the stage on another device",

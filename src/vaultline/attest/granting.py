@@ -7,8 +7,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from cryptography.hazmat.primitives.hpke import MLKEM768X25519PublicKey
 
 from vaultline.attest.evidence import MLKEM_KEY_BYTES, PUBLIC_KEY_BYTES
-from vaultline.attest.grant import SUITE, Grant
-from vaultline.core.errors import RemoteProtocolError
+from vaultline.attest.grant import SEALED_GRANT_BYTES_MAX, SUITE, Grant
+from vaultline.core.errors import InputError, RemoteProtocolError
 from vaultline.core.serde import to_msgpack
 
 
@@ -17,6 +17,7 @@ def seal_grant(grant: Grant, public_key: bytes, transcript: bytes) -> bytes:
 
     Raises:
         RemoteProtocolError: the key, which came from a peer, is not one.
+        InputError: the grant is too large to be taken.
     """
     if len(public_key) != PUBLIC_KEY_BYTES:
         raise RemoteProtocolError("an enclave's public key has the wrong length")
@@ -25,6 +26,14 @@ def seal_grant(grant: Grant, public_key: bytes, transcript: bytes) -> bytes:
             MLKEM768PublicKey.from_public_bytes(public_key[:MLKEM_KEY_BYTES]),
             X25519PublicKey.from_public_bytes(public_key[MLKEM_KEY_BYTES:]),
         )
-        return SUITE.encrypt(to_msgpack(grant), hybrid, info=transcript)
+        sealed = SUITE.encrypt(to_msgpack(grant), hybrid, info=transcript)
     except ValueError as error:  # not a key, or a point of low order
         raise RemoteProtocolError("an enclave's public key is not one", got=str(error)) from error
+    if len(sealed) > SEALED_GRANT_BYTES_MAX:
+        raise InputError(
+            "the tensors to be released have too long names for a grant",
+            got=f"{len(sealed)} bytes",
+            expected=f"at most {SEALED_GRANT_BYTES_MAX}",
+            remedy="cut the model where fewer tensors cross",
+        )
+    return sealed

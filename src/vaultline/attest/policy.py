@@ -28,7 +28,8 @@ TcbStatus = Literal[
     "OutOfDateConfigurationNeeded",
 ]
 PlatformFlag = Literal["dynamic-platform", "cached-keys", "smt"]
-AcceptedKind = Literal["simulated", "sgx", "tdx"]
+AcceptedKind = Literal["simulated", "sgx", "tdx", "accelerator"]
+_REFERENCES = ("measurements", "signers", "trust_domains", "public_keys")
 
 
 def root_key_id(root: x509.Certificate) -> str:
@@ -78,24 +79,26 @@ class TrustDomain(Struct, frozen=True, kw_only=True):
 
 
 class Accepted(Struct, frozen=True, kw_only=True):
-    """One kind of enclave that the owner accepts.
+    """One kind of enclave, or of untrusted worker, that the owner accepts.
 
     Attributes:
         kind: what vouches for it. ``simulated`` also needs the owner's explicit consent.
-        roots: key ids (hex) of accepted root certificates, or ``intel``.
+        roots: key ids (hex) of accepted root certificates, or ``intel``; none for ``accelerator``.
         measurements: MRENCLAVE values (hex); for ``simulated``, digests of the worker's code.
         signers: alternatives to measurements, for ``sgx``.
         trust_domains: for ``tdx``.
+        public_keys: for ``accelerator``, a worker that nothing vouches for: Ed25519 keys (hex).
         tcb_statuses: accepted states of the platform's firmware and quoting enclave.
         accepted_advisories: security advisories that may apply to the platform; any other refuses.
         refused_platforms: properties of a platform that refuse it.
     """
 
     kind: AcceptedKind
-    roots: tuple[str, ...]
+    roots: tuple[str, ...] = ()
     measurements: tuple[str, ...] = ()
     signers: tuple[Signer, ...] = ()
     trust_domains: tuple[TrustDomain, ...] = ()
+    public_keys: tuple[str, ...] = ()
     tcb_statuses: tuple[TcbStatus, ...] = ("UpToDate",)
     accepted_advisories: tuple[str, ...] = ()
     refused_platforms: tuple[PlatformFlag, ...] = ()
@@ -106,19 +109,24 @@ class Accepted(Struct, frozen=True, kw_only=True):
                 _check_hex(root, 48, "a root's key id (or `intel`)")
         for measurement in self.measurements:
             _check_hex(measurement, 32, "a measurement")
+        for key in self.public_keys:
+            _check_hex(key, 32, "an accelerator's public key")
         allowed = {
             "simulated": {"measurements"},
             "sgx": {"measurements", "signers"},
             "tdx": {"trust_domains"},
+            "accelerator": {"public_keys"},
         }[self.kind]
-        given = {n for n in ("measurements", "signers", "trust_domains") if getattr(self, n)}
+        given = {name for name in _REFERENCES if getattr(self, name)}
         if not given or given - allowed:
             raise InputError(
-                f"an accepted `{self.kind}` enclave needs other reference values",
+                f"an accepted device of kind `{self.kind}` needs other reference values",
                 got=", ".join(sorted(given)) or "none",
                 expected=" or ".join(sorted(allowed)),
             )
-        if not self.roots or not self.tcb_statuses:
+        if self.kind == "accelerator" and self.roots:
+            raise InputError("an accelerator has no root: nothing vouches for it", got="roots")
+        if self.kind != "accelerator" and not (self.roots and self.tcb_statuses):
             raise InputError("an empty list of roots or tcb_statuses accepts nothing")
         if self.kind == "simulated" and {"intel", INTEL_ROOT}.intersection(self.root_ids):
             raise InputError(
@@ -126,6 +134,11 @@ class Accepted(Struct, frozen=True, kw_only=True):
                 expected="the key id of a development root",
                 remedy="use the policy that `vaultline devroot` drafts",
             )
+
+    @property
+    def pinned_keys(self) -> frozenset[str]:
+        """The accepted public keys, in lower case."""
+        return frozenset(key.lower() for key in self.public_keys)
 
     @property
     def root_ids(self) -> frozenset[str]:
@@ -169,5 +182,5 @@ def _check_hex(text: str, size_bytes: int, what: str) -> None:
         right = False
     if not right:
         raise InputError(
-            f"{what} is not a digest", got=repr(text), expected=f"{2 * size_bytes} hex digits"
+            f"{what} is not right", got=repr(text), expected=f"{2 * size_bytes} hex digits"
         )

@@ -38,6 +38,10 @@ class DebugRefused(EvidenceRefused):
     """The enclave is debuggable: the host can read its memory."""
 
 
+class PinnedKeyRefused(EvidenceRefused):
+    """An accelerator signs with a key that the policy does not name."""
+
+
 class TcbRefused(EvidenceRefused):
     """The platform's firmware is in a state that the policy does not accept."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vaultline.core.cluster import Cluster, Device, Host
 from vaultline.core.plan import Plan
 from vaultline.enclave.measurement import measure
 from vaultline.graph.structure import Model
+from vaultline.owner.accelerator import ACCELERATOR_FILE, create_accelerator
 from vaultline.owner.appraisal import Appraiser, load_collateral, load_policy
 from vaultline.owner.deploy import Place, compile_stages, launch_workers, stage_secrets
 from vaultline.owner.devroot import (
@@ -18,6 +19,7 @@ from vaultline.owner.devroot import (
     create_devroot,
     draft_policy,
 )
+from vaultline.owner.disclosure import Disclosure
 from vaultline.owner.keyfile import SealedKeys, new_keys
 from vaultline.owner.seal import seal_vault
 from vaultline.owner.session import Session, SessionSettings
@@ -28,12 +30,15 @@ _BACKDATED = datetime.timedelta(minutes=5)
 
 
 def make_trust(folder: Path) -> dict[str, Path]:
-    """Write a development root's files, and a policy for the code that is installed here."""
+    """Write a development root's files, an accelerator's key, and a policy that accepts both: the
+    code that is installed here, and that key."""
     create_devroot(folder, now=datetime.datetime.now(datetime.UTC) - _BACKDATED)
+    accelerator = create_accelerator(folder)
     policy = folder / POLICY_FILE
-    policy.write_text(draft_policy(folder, [measure()]))
+    policy.write_text(draft_policy(folder, [measure()], [accelerator.public_key]))
     return {
         "policy": policy,
+        "accelerator": folder / ACCELERATOR_FILE,
         "platform": folder / PLATFORM_FILE,
         "collateral": folder / COLLATERAL_FILE,
     }
@@ -56,19 +61,29 @@ def local_cluster(devices: int, *, memory_bytes: int = 64 << 30, cores: int = 1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rig:
-    """A sealed plan with everything to run it under a development root."""
+    """A sealed plan with everything to run it under a development root.
+
+    Attributes:
+        disclosure: what untrusted stages may see.
+    """
 
     plan: Plan
     vault: Path
     keys: SealedKeys
     trust: dict[str, Path]
+    disclosure: Disclosure = field(default_factory=Disclosure)
 
     def session(
         self,
         settings: SessionSettings | None = None,
         places: dict[str, Place] | None = None,
     ) -> Session:
-        """A session that has not been opened."""
+        """A session that has not been opened.
+
+        Raises:
+            RefusedError: untrusted stages would see or get more than is allowed.
+        """
+        self.disclosure.check(self.plan)
         appraiser = Appraiser(
             policy=load_policy(self.trust["policy"]),
             collateral=load_collateral({"simulated": self.trust["collateral"]}),
@@ -76,19 +91,26 @@ class Rig:
         )
         return Session(
             self.plan,
-            stage_secrets(self.plan, self.keys),
+            self.disclosure.attach(self.plan, stage_secrets(self.plan, self.keys)),
             launch_workers(
                 self.plan,
                 self.vault,
                 platform_file=self.trust["platform"],
                 places=places or {},
+                accelerator_key=self.trust.get("accelerator"),
             ),
             appraiser.appraise_now,
             settings or SessionSettings(),
         )
 
 
-def make_rig(model: Model, plan: Plan, folder: Path, trust: dict[str, Path] | None = None) -> Rig:
+def make_rig(
+    model: Model,
+    plan: Plan,
+    folder: Path,
+    trust: dict[str, Path] | None = None,
+    disclosure: Disclosure | None = None,
+) -> Rig:
     """Compile and seal a plan's stages into ``folder``."""
     stages = compile_stages(model, plan)
     keys = new_keys()
@@ -105,4 +127,5 @@ def make_rig(model: Model, plan: Plan, folder: Path, trust: dict[str, Path] | No
         vault=vault,
         keys=keys.with_sealing(sealing),
         trust=trust or make_trust(folder / "trust"),
+        disclosure=disclosure or Disclosure(),
     )

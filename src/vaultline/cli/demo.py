@@ -12,7 +12,7 @@ import typer
 import vaultline
 from vaultline.bench.native import NativeModel, top_index
 from vaultline.bench.profiling import ProfileRequest, profile_model
-from vaultline.bench.rig import Rig, local_cluster, make_rig
+from vaultline.bench.rig import POLICY_FILE, Rig, local_cluster, make_rig
 from vaultline.channel.records import OVERHEAD_BYTES
 from vaultline.cli.common import JsonFlag, note, print_json, results, table
 from vaultline.cli.files import read_file
@@ -26,6 +26,8 @@ from vaultline.core.profile import ModelProfile, write_profile
 from vaultline.core.serde import Struct, from_json
 from vaultline.core.units import format_bytes
 from vaultline.graph.model import load_model
+from vaultline.owner.accelerator import ACCELERATOR_FILE
+from vaultline.owner.devroot import DEVROOT_FILES
 from vaultline.owner.session import ResultFrame
 from vaultline.planner.plan import make_plan
 from vaultline.video.preprocess import Preprocessor, load_preprocessing
@@ -123,7 +125,7 @@ def _profile_request() -> ProfileRequest:
 def _clear_earlier(out: Path, plan: Plan) -> None:
     """Remove an earlier demo's root, whose policy names old code, and its vaults; nothing else."""
     folder = out / "trust"
-    for name in ("root.pem", "platform.json", "collateral.json", "policy.yaml"):
+    for name in (*DEVROOT_FILES, ACCELERATOR_FILE, POLICY_FILE):
         (folder / name).unlink(missing_ok=True)
     for old in out.glob(f"{plan.model_name}-*.vault"):
         old.unlink()

@@ -1,4 +1,4 @@
-"""``vaultline policy dev``: a development root and a policy that accepts this installation."""
+"""``vaultline policy``: a development root with its policy, and keys of untrusted accelerators."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from vaultline.bench.rig import make_trust
 from vaultline.cli.common import JsonFlag, print_json, results
+from vaultline.owner.accelerator import ACCELERATOR_FILE, accelerator_entry, create_accelerator
 
 
 def register(app: typer.Typer) -> None:
@@ -19,14 +20,16 @@ def register(app: typer.Typer) -> None:
         epilog="Example: vaultline policy dev --out trust",
     )
     group.command("dev", epilog="Example: vaultline policy dev --out trust")(dev)
+    epilog = "Example: vaultline policy accelerator --out trust"
+    group.command("accelerator", epilog=epilog)(accelerator)
     app.add_typer(group, name="policy")
 
 
 def dev(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the four files; new or empty.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the five files; new or empty.")],
     as_json: JsonFlag = False,
 ) -> None:
-    """Make a development root, a simulated platform under it, and a policy for this installation.
+    """Make a development root, a simulated platform, an accelerator's key, and a policy for these.
 
     SIMULATED: whoever holds platform.json can forge evidence. Good for development, and for
     nothing that must stay secret.
@@ -38,3 +41,22 @@ def dev(
     console = results()
     console.print(f"wrote {', '.join(path.name for path in files.values())} to {out}")
     console.print("SIMULATED: whoever holds platform.json can forge evidence", style="yellow")
+
+
+def accelerator(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the key; made if missing.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Make the identity key of an untrusted accelerator, and the policy entry that pins it.
+
+    UNTRUSTED: nothing vouches for that worker. It gets only tensors and weights that a privacy
+    policy lets it have, and its results are marked unverified.
+    """
+    key = create_accelerator(out)
+    path, entry = out / ACCELERATOR_FILE, accelerator_entry([key.public_key])
+    if as_json:
+        print_json({"key": str(path), "public_key": key.public_key.hex(), "entry": entry})
+        return
+    console = results()
+    console.print(f"wrote {path}; add to `accept:` of the policy:")
+    console.print(entry, end="", highlight=False, markup=False)

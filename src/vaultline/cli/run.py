@@ -21,9 +21,10 @@ from vaultline.cli.running import (
     stage_times,
     stoppable,
 )
-from vaultline.cli.seal import KekOption
+from vaultline.cli.seal import KekOption, PrivacyOption
 from vaultline.core.plan import Plan
 from vaultline.owner.deploy import parse_place
+from vaultline.owner.disclosure import load_disclosure
 from vaultline.owner.keyfile import load_kek, read_keyfile
 from vaultline.owner.session import ResultFrame, SessionSettings
 from vaultline.video.preprocess import Preprocessor, default_preprocessing, load_preprocessing
@@ -59,6 +60,14 @@ def run(
     allow_simulated: Annotated[
         bool, typer.Option("--allow-simulated", help="Accept simulated enclaves: no protection.")
     ] = False,
+    privacy: PrivacyOption = None,
+    leakage: Annotated[
+        Path | None, typer.Option(help="Leakage report; without it no tensor is released.")
+    ] = None,
+    accelerator_key: Annotated[
+        Path | None,
+        typer.Option(help="Accelerator's key; accelerator.json beside the policy if unset."),
+    ] = None,
     preprocess: Annotated[
         Path | None, typer.Option(help="How frames become the model's input (YAML).")
     ] = None,
@@ -86,7 +95,11 @@ def run(
     check_image_model(planned)
     keys = read_keyfile(key, load_kek(kek))
     trust = Trust(
-        policy=policy, collateral=collateral, platform=platform, allow_simulated=allow_simulated
+        policy=policy,
+        collateral=collateral,
+        platform=platform,
+        allow_simulated=allow_simulated,
+        accelerator_key=accelerator_key,
     )
     request = RunRequest(
         plan=planned,
@@ -94,6 +107,7 @@ def run(
         keys=keys,
         trust=trust,
         places=dict(parse_place(text) for text in place or []),
+        disclosure=load_disclosure(privacy, leakage),
         settings=SessionSettings(transport=transport, result_bind=result_bind, stall_s=stall),
     )
     names = None if labels is None else read_text(labels, "the labels").splitlines()
@@ -151,4 +165,11 @@ def show_summary(summary: RunSummary, sink: Path) -> None:
     )
     console.print(table(title, columns, rows))
     console.print(f"enclaves: {summary.attested}")
+    if summary.unverified:
+        stages = ", ".join(map(str, summary.unverified))
+        devices = ", ".join(summary.untrusted_devices)
+        console.print(
+            f"UNVERIFIED: stage {stages} ran on {devices}: nothing vouches for these results",
+            style="yellow",
+        )
     console.print(f"results: {sink}")

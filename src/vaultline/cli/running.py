@@ -13,8 +13,10 @@ from typing import Any, Literal
 
 from vaultline.core.errors import InputError
 from vaultline.core.plan import Plan
+from vaultline.owner.accelerator import ACCELERATOR_FILE, check_accelerator_key
 from vaultline.owner.appraisal import Appraiser, load_collateral, load_policy
 from vaultline.owner.deploy import Place, check_platform, launch_workers, stage_secrets
+from vaultline.owner.disclosure import Disclosure, untrusted_stages
 from vaultline.owner.keyfile import SealedKeys
 from vaultline.owner.seal import check_vault
 from vaultline.owner.session import OwnerFrame, ResultFrame, Session, SessionSettings
@@ -37,6 +39,7 @@ class Trust:
     collateral: Path | None
     platform: Path | None
     allow_simulated: bool
+    accelerator_key: Path | None = None
 
     def appraiser(self, plan: Plan) -> Appraiser:
         """Reads the policy and the collateral; by default that beside the policy."""
@@ -51,19 +54,27 @@ class Trust:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
-    """One run of a sealed plan."""
+    """One run of a sealed plan; ``disclosure`` says what untrusted stages may see."""
 
     plan: Plan
     vault: Path
     keys: SealedKeys
     trust: Trust
     places: Mapping[str, Place] = field(default_factory=dict)
+    disclosure: Disclosure = field(default_factory=Disclosure)
     settings: SessionSettings = field(default_factory=SessionSettings)
 
 
 @dataclass(slots=True, kw_only=True)
 class RunSummary:
-    """What a run did. Times are medians over frames, in seconds."""
+    """What a run did. Times are medians over frames, in seconds.
+
+    Attributes:
+        enclave: kinds of the enclaves, such as ``simulated``; untrusted devices are none.
+        attested: how the enclaves were proven, and which stages were not.
+        unverified: stages on untrusted devices, whose results nothing vouches for.
+        untrusted_devices: those devices.
+    """
 
     frames_in: int = 0
     frames_out: int = 0
@@ -76,6 +87,8 @@ class RunSummary:
     plan_digest: str = ""
     enclave: str = ""
     attested: str = ""
+    unverified: list[int] = field(default_factory=list)
+    untrusted_devices: list[str] = field(default_factory=list)
     hardening: list[list[str]] = field(default_factory=list)
 
 
@@ -101,7 +114,8 @@ def open_session(request: RunRequest) -> Session:
     """Check everything that can be checked without starting a process.
 
     Raises:
-        RefusedError: the vault is not the one that was sealed last for this plan.
+        RefusedError: the vault is not the one that was sealed last for this plan, or the plan
+            shows untrusted devices more than is allowed.
         InputError: a file is missing or wrong.
     """
     hosts = {stage.device.host for stage in request.plan.stages}
@@ -113,21 +127,28 @@ def open_session(request: RunRequest) -> Session:
                 expected="one of " + ", ".join(sorted(hosts)),
                 remedy="correct --place, or plan for that host",
             )
+    request.disclosure.check(request.plan)
     sealing = request.keys.sealing_for(request.plan.digest)
     check_vault(request.vault, sealing)
     appraiser = request.trust.appraiser(request.plan)
     platform = request.trust.platform or request.trust.policy.parent / "platform.json"
     if any(stage.device.kind == "simulated" for stage in request.plan.stages):
         check_platform(platform)
+    accelerator_key = request.trust.accelerator_key or (
+        request.trust.policy.parent / ACCELERATOR_FILE
+    )
+    if untrusted_stages(request.plan):
+        check_accelerator_key(accelerator_key)
     workers = launch_workers(
         request.plan,
         request.vault,
         platform_file=platform,
         places=request.places,
+        accelerator_key=accelerator_key,
     )
     return Session(
         request.plan,
-        stage_secrets(request.plan, request.keys),
+        request.disclosure.attach(request.plan, stage_secrets(request.plan, request.keys)),
         workers,
         appraiser.appraise_now,
         request.settings,
@@ -161,9 +182,7 @@ def run_video(
     Raises:
         VaultlineError: what ended the run; the sink holds every result received before.
     """
-    summary = RunSummary(plan_digest=request.plan.digest.hex())
-    summary.enclave = ",".join(sorted({s.device.kind for s in request.plan.stages}))
-    summary.attested = "; ".join(_ATTESTED.get(kind, kind) for kind in summary.enclave.split(","))
+    summary = _start_summary(request.plan)
 
     def frames() -> Iterator[OwnerFrame]:
         for frame in source:
@@ -196,6 +215,24 @@ def run_video(
     return summary
 
 
+def _start_summary(plan: Plan) -> RunSummary:
+    """What is known before the first frame; an untrusted stage is never said to be attested."""
+    unverified = list(untrusted_stages(plan))
+    kinds = sorted({stage.device.kind for stage in plan.stages if not stage.device.untrusted})
+    attested = "; ".join(_ATTESTED.get(kind, kind) for kind in kinds) or "NOTHING"
+    if unverified:
+        attested += f"; NOT stage {', '.join(map(str, unverified))}: untrusted, UNVERIFIED"
+    return RunSummary(
+        plan_digest=plan.digest.hex(),
+        enclave=",".join(kinds),
+        attested=attested,
+        unverified=unverified,
+        untrusted_devices=[
+            device.name for number in unverified for device in plan.stages[number].devices
+        ],
+    )
+
+
 def stage_times(result: ResultFrame) -> tuple[StageTimes, ...]:
     """Seconds of each stage from the nanoseconds that the enclaves wrote."""
     return tuple(
@@ -221,6 +258,7 @@ def _line(
         plan_digest=summary.plan_digest,
         enclave=summary.enclave,
         attested=summary.attested,
+        unverified=tuple(summary.unverified),
         latency_s=latency_s,
     )
 

@@ -12,12 +12,19 @@ from vaultline.cli.files import check_target, load_plan
 from vaultline.core.units import format_bytes
 from vaultline.graph.model import load_model
 from vaultline.owner.deploy import compile_stages
+from vaultline.owner.disclosure import check_disclosed, load_disclosure
 from vaultline.owner.keyfile import load_kek, new_keys, read_keyfile, write_keyfile
 from vaultline.owner.seal import seal_vault
 
 KekOption = Annotated[
     Path | None,
     typer.Option("--kek", help="Key-encryption key (JWK); by default ~/.config/vaultline/kek.jwk."),
+]
+
+
+PrivacyOption = Annotated[
+    Path | None,
+    typer.Option(help="What untrusted devices may see (YAML); nothing if unset."),
 ]
 
 
@@ -35,6 +42,7 @@ def seal(
         Path, typer.Option("--key", help="Key file; made if it does not exist, mode 0600.")
     ] = Path("owner.key"),
     kek: KekOption = None,
+    privacy: PrivacyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Compile a model's stages for their devices and seal them into a vault any host may store."""
@@ -44,6 +52,7 @@ def seal(
     wrapping = load_kek(kek, create=True)
     keys = read_keyfile(key, wrapping) if key.exists() else new_keys()
     planned = load_plan(plan)
+    check_disclosed(planned, load_disclosure(privacy, None).policy)
     loaded = load_model(model, input_shapes=planned.input_shapes)
     with progress(unit="MiB/s") as bar:
         compiling = bar.add_task("compiling stages", total=len(planned.stages))

@@ -57,13 +57,14 @@ class WorkerConfig(Struct, frozen=True):
     Attributes:
         platform: ``process`` hardens itself; ``gramine`` relies on the platform where it must.
         provider: who makes evidence, chosen explicitly: never a fallback.
-        platform_file: the simulated platform's secrets (``simulated`` only).
+        platform_file: the provider's own secrets: the simulated platform, or the accelerator's key
+            (``simulated`` and ``pinned`` only).
         control, data: addresses to listen on; frames come to one for each replica before.
     """
 
     name: str
     platform: Literal["process", "gramine"]
-    provider: Literal["simulated", "gramine"]
+    provider: Literal["simulated", "gramine", "pinned"]
     platform_file: str | None
     vault: str
     control: str

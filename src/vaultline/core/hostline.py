@@ -26,7 +26,7 @@ class LaunchWorker(Struct, frozen=True, kw_only=True):
     replica: int = 0
     cores: tuple[int, ...]
     vault: str
-    provider: Literal["simulated", "gramine"]
+    provider: Literal["simulated", "gramine", "pinned"]
     platform_file: str | None
     busy_s_max: float
     bind: str = "127.0.0.1"

@@ -64,6 +64,7 @@ class StageSettings(Struct, frozen=True):
         queue_frames: buffers of the input queue; when all are full the sender blocks.
         sources, replicas, targets: replicas of the stage before, of this one and of the one
             after; the owner counts as one. Which replica an enclave is, its grant says.
+        next_untrusted: nothing vouches for the next stage: it gets only what the grant releases.
     """
 
     stage: int
@@ -76,6 +77,7 @@ class StageSettings(Struct, frozen=True):
     sources: int = 1
     replicas: int = 1
     targets: int = 1
+    next_untrusted: bool = False
 
     def __post_init__(self) -> None:
         checks = (

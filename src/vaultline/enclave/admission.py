@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 
 from vaultline.attest.challenge import Challenge
-from vaultline.attest.grant import Grant, open_grant, transcript_hash
+from vaultline.attest.grant import Grant, check_released, open_grant, transcript_hash
 from vaultline.core.control import (
     ChallengeMessage,
     EvidenceMessage,
@@ -84,6 +84,8 @@ def _load(grant: Grant, vault_fd: int, isa: str) -> tuple[LoadedStage, float, di
     before_s = time.monotonic()
     section = VaultSection(vault_fd, grant)
     program = section.program
+    if program.settings.next_untrusted:  # held against the owner's policy, not against the plan
+        check_released(grant.release, [spec.name for spec in program.specs(program.outputs)])
     check_engine(program, isa)
     ledger = Ledger(program.settings.budget_bytes)
     buffers = StageBuffers(program, ledger)

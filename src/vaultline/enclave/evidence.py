@@ -12,11 +12,12 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from vaultline.attest.challenge import Challenge, report_data
 from vaultline.attest.evidence import Evidence, Kind
 from vaultline.attest.grant import GrantKey, public_key_bytes
+from vaultline.attest.pinned import AcceleratorKey
 from vaultline.attest.sgx_quote import Platform, build_quote, report_body
 from vaultline.core.errors import InputError, MachineError
 from vaultline.core.serde import from_json
 
-ProviderName = Literal["simulated", "gramine"]
+ProviderName = Literal["simulated", "gramine", "pinned"]
 GRAMINE_ATTESTATION = Path("/dev/attestation")
 
 
@@ -35,6 +36,19 @@ class SimulatedProvider:
         """A quote over report data and this measurement."""
         body = report_body(measurement=measurement, report_data=data)
         return build_quote(self._platform, body)
+
+
+class PinnedProvider:
+    """Signatures by the key that an owner pinned: who this is, and not what it does."""
+
+    kind: Kind = "accelerator"
+
+    def __init__(self, key: bytes) -> None:
+        self._key = from_json(key, AcceleratorKey, what="the accelerator's key")
+
+    def quote(self, data: bytes, measurement: bytes) -> bytes:
+        """The key's signature over report data; nobody would believe a measurement."""
+        return self._key.quote(data)
 
 
 class GramineProvider:
@@ -69,21 +83,23 @@ class GramineProvider:
 
 
 #: A source of quotes over 64 bytes of report data.
-Provider = SimulatedProvider | GramineProvider
+Provider = SimulatedProvider | PinnedProvider | GramineProvider
 
 
 def open_provider(name: ProviderName, platform: bytes | None = None) -> Provider:
     """The provider of this name.
 
     Raises:
-        InputError: no such provider, or a simulated one without its platform file.
+        InputError: no such provider, or one without its file.
     """
     if name == "gramine":
         return GramineProvider()
     if name == "simulated" and platform is not None:
         return SimulatedProvider(platform)
-    got, expected = f"{name}, platform: {platform is not None}", "gramine, or simulated with one"
-    raise InputError("no such provider of evidence, or no platform", got=got, expected=expected)
+    if name == "pinned" and platform is not None:
+        return PinnedProvider(platform)
+    got, expected = f"{name}, file: {platform is not None}", "gramine, simulated or pinned with one"
+    raise InputError("no such provider of evidence, or no file", got=got, expected=expected)
 
 
 def fresh_key() -> GrantKey:

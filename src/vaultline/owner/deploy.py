@@ -7,12 +7,13 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from vaultline.attest.sgx_quote import Platform
 from vaultline.channel.keys import SECRET_BYTES
 from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.hostline import LaunchWorker
-from vaultline.core.plan import Plan
+from vaultline.core.plan import Plan, PlannedDevice
 from vaultline.core.program import StageProgram, StageSettings
 from vaultline.core.serde import from_json
 from vaultline.core.tensors import TensorSpec
@@ -59,7 +60,7 @@ def parse_place(text: str) -> tuple[str, Place]:
 
 def stage_settings(plan: Plan, stage: int) -> StageSettings:
     """The settings that are sealed with a stage's program."""
-    planned = plan.stages[stage]
+    planned, following = plan.stages[stage], plan.stages[stage + 1 : stage + 2]
     counts = [1, *(len(each.devices) for each in plan.stages), 1]  # the owner at both ends
     return StageSettings(
         stage=stage,
@@ -72,6 +73,7 @@ def stage_settings(plan: Plan, stage: int) -> StageSettings:
         sources=counts[stage],
         replicas=counts[stage + 1],
         targets=counts[stage + 2],
+        next_untrusted=any(each.device.untrusted for each in following),
     )
 
 
@@ -189,7 +191,12 @@ def stage_secrets(plan: Plan, keys: SealedKeys) -> tuple[StageSecrets, ...]:
 
 
 def launch_workers(
-    plan: Plan, vault: Path, *, platform_file: Path | None, places: Mapping[str, Place]
+    plan: Plan,
+    vault: Path,
+    *,
+    platform_file: Path | None,
+    places: Mapping[str, Place],
+    accelerator_key: Path | None = None,
 ) -> tuple[LaunchWorker, ...]:
     """What to ask the host for: one worker per device, by stage, each on cores of its own.
 
@@ -204,18 +211,7 @@ def launch_workers(
     cores = _share_cores([device.cores for *_, device in places_of])
     workers = []
     for (stage, replica, planned, device), share in zip(places_of, cores, strict=True):
-        if device.kind != "simulated":
-            raise InputError(
-                f"the local engine cannot start device {device.name}",
-                got=f"kind: {device.kind}",
-                expected="kind: simulated",
-                remedy="plan for simulated devices, or start that worker where its hardware is",
-            )
-        if platform_file is None:
-            raise InputError(
-                f"simulated device {device.name} has no platform",
-                remedy="name one with --platform; `vaultline policy dev` makes one",
-            )
+        provider, file = _provider(device, platform_file, accelerator_key)
         place = places.get(device.host, Place())
         pass_s = planned.predicted_s * planned.frames_per_pass
         workers.append(
@@ -225,14 +221,40 @@ def launch_workers(
                 replica=replica,
                 cores=share,
                 vault=str(vault.absolute()),
-                provider="simulated",
-                platform_file=str(platform_file.absolute()),
+                provider=provider,
+                platform_file=str(file.absolute()),
                 busy_s_max=max(_STUCK_S_MIN, _STUCK_FACTOR * pass_s),
                 bind=place.bind,
                 netns=place.netns,
             )
         )
     return tuple(workers)
+
+
+def _provider(
+    device: PlannedDevice, platform_file: Path | None, accelerator_key: Path | None
+) -> tuple[Literal["simulated", "pinned"], Path]:
+    """Who makes a device's evidence, and that provider's file."""
+    if device.kind == "simulated":
+        if platform_file is not None:
+            return "simulated", platform_file
+        raise InputError(
+            f"simulated device {device.name} has no platform",
+            remedy="name one with --platform; `vaultline policy dev` makes one",
+        )
+    if device.kind == "accelerator":
+        if accelerator_key is not None:
+            return "pinned", accelerator_key
+        raise InputError(
+            f"accelerator {device.name} has no key",
+            remedy="name one with --accelerator-key; `vaultline policy accelerator` makes one",
+        )
+    raise InputError(
+        f"the local engine cannot start device {device.name}",
+        got=f"kind: {device.kind}",
+        expected="kind: simulated or accelerator",
+        remedy="plan for simulated devices, or start that worker where its hardware is",
+    )
 
 
 def _share_cores(wanted: Sequence[int]) -> list[tuple[int, ...]]:

@@ -26,8 +26,10 @@ from vaultline.attest.policy import DEVELOPMENT_FMSPC, root_key_id
 from vaultline.attest.sgx_quote import Platform, raw_public_key, raw_signature, report_body
 from vaultline.core.errors import InputError
 from vaultline.core.serde import canonical_json
+from vaultline.owner.accelerator import accelerator_entry
 
 ROOT_FILE, PLATFORM_FILE, COLLATERAL_FILE = "root.pem", "platform.json", "collateral.json"
+DEVROOT_FILES = (ROOT_FILE, PLATFORM_FILE, COLLATERAL_FILE)
 #: Development roots are for development: they end by themselves.
 VALIDITY = datetime.timedelta(days=365)
 _SGX_EXTENSION = "1.2.840.113741.1.13.1"
@@ -69,7 +71,7 @@ def create_devroot(out_dir: Path, *, now: datetime.datetime) -> DevRoot:
             expected="a folder that is new or empty",
             remedy="name another folder",
         ) from error
-    for name in (ROOT_FILE, PLATFORM_FILE, COLLATERAL_FILE):
+    for name in DEVROOT_FILES:
         if (out_dir / name).exists():
             raise InputError(
                 "there is a development root already, or a part of one",
@@ -125,8 +127,11 @@ def make_devroot(now: datetime.datetime, *, tcb_status: str = "UpToDate") -> Dev
     )
 
 
-def draft_policy(devroot_dir: Path, measurements: Sequence[bytes]) -> str:
-    """A policy (YAML) that accepts simulated enclaves of these measurements under this root."""
+def draft_policy(
+    devroot_dir: Path, measurements: Sequence[bytes], accelerators: Sequence[bytes] = ()
+) -> str:
+    """A policy (YAML) that accepts simulated enclaves of these measurements under this root, and
+    untrusted accelerators with these public keys."""
     root = x509.load_pem_x509_certificate((devroot_dir / ROOT_FILE).read_bytes())
     lines = [
         "# Accepts SIMULATED enclaves: whoever holds the development root's platform.json can",
@@ -139,7 +144,8 @@ def draft_policy(devroot_dir: Path, measurements: Sequence[bytes]) -> str:
         *(f'      - "{measurement.hex()}"' for measurement in measurements),
         "    tcb_statuses: [UpToDate]",
     ]
-    return "\n".join(lines) + "\n"
+    text = "\n".join(lines) + "\n"
+    return text + accelerator_entry(accelerators) if accelerators else text
 
 
 def _platform(pck_key: ec.EllipticCurvePrivateKey, chain: str) -> Platform:

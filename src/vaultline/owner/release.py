@@ -12,7 +12,7 @@ from msgspec.structs import asdict
 
 from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
-from vaultline.attest.grant import Grant, transcript_hash
+from vaultline.attest.grant import Grant, HopRelease, transcript_hash
 from vaultline.attest.granting import seal_grant
 from vaultline.core.control import (
     ChallengeMessage,
@@ -34,11 +34,15 @@ _LOAD_TIMEOUT_S = 300.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSecrets:
-    """What one stage's grant carries, apart from the names of the exchange."""
+    """What one stage's grant carries, apart from the names of the exchange.
+
+    ``release``: what the owner's policy lets an untrusted next stage see (`owner.disclosure`).
+    """
 
     access: SectionAccess
     hop_in_secret: bytes = field(repr=False)
     hop_out_secret: bytes = field(repr=False)
+    release: HopRelease | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +122,7 @@ def release(
             hop_in_secret=secrets.hop_in_secret,
             hop_out_secret=secrets.hop_out_secret,
             replica=replica,
+            release=secrets.release,
         )
         sealed = seal_grant(grant, evidence.public_key, transcript_hash(challenge, evidence))
         send_control(sock, GrantMessage(sealed=sealed))

@@ -37,6 +37,7 @@ class Result(Struct, frozen=True):
         plan_digest: SHA-256 of the plan, hex.
         enclave: kinds of the stages' enclaves, such as ``simulated``.
         attested: how the enclaves were proven, in the words of the policy's verdict.
+        unverified: stages that ran on untrusted devices: nothing vouches for this result.
         latency_s: from the frame's sealing to the result's opening.
     """
 
@@ -49,6 +50,7 @@ class Result(Struct, frozen=True):
     enclave: str
     attested: str
     latency_s: float
+    unverified: tuple[int, ...] = ()
 
 
 class JsonLinesSink:

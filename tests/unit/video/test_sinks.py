@@ -47,6 +47,7 @@ def test_a_line_says_everything_of_its_frame(tmp_path: Path) -> None:
         "plan_digest": "ab" * 32,
         "enclave": "simulated",
         "attested": "quote under a development root",
+        "unverified": [],
         "latency_s": 0.012,
     }
     assert scores["dtype"] == "float32"
