@@ -11,8 +11,9 @@ from vaultline.core.errors import InfeasibleError
 from vaultline.core.limits import FRAME_BYTES_MAX
 from vaultline.core.units import format_bytes
 from vaultline.cost.segments import Table
+from vaultline.planner.bands import Way
 from vaultline.planner.problem import Problem
-from vaultline.planner.programme import Programme, Way, by_start_and_end
+from vaultline.planner.programme import Programme, by_start_and_end
 from vaultline.planner.search import least_bottleneck
 
 

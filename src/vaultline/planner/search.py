@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from vaultline.core.plan import Objective
 from vaultline.planner.options import Space
+from vaultline.planner.bands import Way
 from vaultline.planner.problem import Problem
-from vaultline.planner.programme import Path, Programme, Way, by_start_and_end
+from vaultline.planner.programme import Path, Programme, by_start_and_end
 
 Vector: TypeAlias = NDArray[np.float64]
 
