@@ -216,7 +216,14 @@ class Remaining(_Limited):
             }
 
     def bound(self, left: Counts, kind: int) -> Vector:
+        """See the class."""
         return self.values[left][kind]
+
+    @property
+    def least_s(self) -> float:
+        """The least latency of a whole path under the limit."""
+        whole = self.values[self.programme.counts]
+        return min(float(self.entry[kind] + values[0]) for kind, values in whole.items())
 
     def _from(self, left: Counts, kind: int, window: tuple[int, int]) -> Vector:
         best = np.full(self.cuts, inf)

@@ -15,6 +15,7 @@ searched.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -25,7 +26,7 @@ from vaultline.core.plan import Objective
 from vaultline.planner.options import Space
 from vaultline.planner.bands import Way
 from vaultline.planner.problem import Problem
-from vaultline.planner.programme import Path, Programme, by_start_and_end
+from vaultline.planner.programme import Path, Programme, Remaining, by_start_and_end
 
 Vector: TypeAlias = NDArray[np.float64]
 
@@ -134,24 +135,42 @@ def least_bottleneck(programme: Programme) -> Path | None:
     found = programme.least()
     if found is None:
         return None
-    low_s = 0.0
-    candidates: Vector | None = None
-    while True:
-        # First halve the time, then, close to the end, the candidates.
-        if candidates is None and found.bottleneck_s - low_s <= found.bottleneck_s / 64:
-            candidates = programme.candidates(low_s, found.bottleneck_s)
-        if candidates is None:
-            limit_s = (low_s + found.bottleneck_s) / 2
-        else:
-            open_ = candidates[(candidates > low_s) & (candidates < found.bottleneck_s)]
-            if not len(open_):
-                return found
-            limit_s = float(open_[(len(open_) - 1) // 2])
+    low_s = _impossible(programme, found.bottleneck_s)
+    # First in growing steps from what is impossible, since the least is often near; then halving
+    # the time, and, close to the end, the candidates.
+    step_s = max(low_s, found.bottleneck_s / 64) / 64
+    while (limit_s := low_s + step_s) < found.bottleneck_s:
         better = programme.least(limit_s)
+        if better is not None:
+            found = better
+            break
+        low_s, step_s = limit_s, 2 * step_s
+    while found.bottleneck_s - low_s > found.bottleneck_s / 64:
+        limit_s = (low_s + found.bottleneck_s) / 2
+        better = programme.least(limit_s)
+        low_s, found = (limit_s, found) if better is None else (low_s, better)
+    candidates = programme.candidates(low_s, found.bottleneck_s)
+    while len(candidates):
+        middle = (len(candidates) - 1) // 2
+        better = programme.least(float(candidates[middle]))
         if better is None:
-            low_s = limit_s
+            candidates = candidates[middle + 1 :]
         else:
             found = better
+            candidates = candidates[candidates < found.bottleneck_s]
+    return found
+
+
+def _impossible(programme: Programme, high_s: float) -> float:
+    """A bottleneck that no path has, close to the least that bounds on stages allow."""
+    low_s = 0.0
+    while high_s - low_s > high_s / 256:
+        middle_s = (low_s + high_s) / 2
+        if programme.may_exist(middle_s):
+            high_s = middle_s
+        else:
+            low_s = middle_s
+    return low_s
 
 
 def shortest_chunk(programme: Programme, frames: int) -> Path | None:
@@ -159,30 +178,78 @@ def shortest_chunk(programme: Programme, frames: int) -> Path | None:
     quickest = programme.least()
     if quickest is None or frames <= 1:
         return quickest
-    widest = least_bottleneck(programme)
-    if widest is None:
-        raise AssertionError("a partition exists, but none of least bottleneck")
-    best = min(widest, quickest, key=lambda found: found.chunk_s(frames))
-    low_s, high_s = widest.bottleneck_s, quickest.bottleneck_s
-    limit_s = min(high_s, (best.chunk_s(frames) - quickest.latency_s) / (frames - 1))
-    candidates = programme.candidates(low_s, limit_s)
-    # Ranges of candidates still open, lowest on top, with the least latency within each.
-    ranges = [(0, len(candidates), quickest.latency_s)]
-    while ranges:
-        first, end, latency_s = ranges.pop()
-        limit_s = (best.chunk_s(frames) - latency_s) / (frames - 1)
-        end = min(end, int(np.searchsorted(candidates, limit_s)))
-        if first >= end:
-            continue
-        middle = (first + end - 1) // 2
-        below_s = best.chunk_s(frames) - (frames - 1) * float(candidates[first])
-        found = programme.least(float(candidates[middle]), below_s)
-        ranges.append((middle + 1, end, latency_s))
-        if found is not None:
-            best = min(best, found, key=lambda each: each.chunk_s(frames))
-            reached = int(np.searchsorted(candidates, found.bottleneck_s))
-            ranges.append((first, reached, found.latency_s))
-    return best
+    return _ChunkSearch(programme, frames, quickest).run()
+
+
+class _ChunkSearch:
+    """Ranges of candidates for the bottleneck, each with the least latency that it may have.
+
+    The range with the least bound is halved first; when its bound is no better than the best path
+    found, that path is the best of all.
+    """
+
+    def __init__(self, programme: Programme, frames: int, quickest: Path) -> None:
+        self.programme = programme
+        self.weight = frames - 1
+        self.frames = frames
+        self.quickest = quickest
+        self.best = quickest
+
+    def run(self) -> Path:
+        low_s = _impossible(self.programme, self.quickest.bottleneck_s)
+        self._probe_upwards(low_s)
+        high_s = self._limit(self.quickest.latency_s)
+        remaining = Remaining(self.programme, high_s)
+        candidates = self.programme.candidates(low_s, high_s)
+        if not len(candidates):
+            return self.best
+        open_: list[tuple[float, int, int, float]] = []
+
+        def add(first: int, end: int, latency_s: float) -> None:
+            end = min(end, int(np.searchsorted(candidates, self._limit(latency_s))))
+            if first < end:
+                bound_s = latency_s + self.weight * float(candidates[first])
+                heappush(open_, (bound_s, first, end, latency_s))
+
+        add(0, len(candidates), max(self.quickest.latency_s, remaining.least_s))
+        while open_:
+            bound_s, first, end, latency_s = heappop(open_)
+            if bound_s >= self.value:
+                break
+            end = min(end, int(np.searchsorted(candidates, self._limit(latency_s))))
+            if first >= end:
+                continue
+            middle = (first + end - 1) // 2
+            below_s = self.value - self.weight * float(candidates[first])
+            found = self.programme.least(float(candidates[middle]), below_s, remaining)
+            if found is not None:
+                self._offer(found)
+                reached = int(np.searchsorted(candidates, found.bottleneck_s))
+                add(first, reached, found.latency_s)
+            add(middle + 1, end, latency_s)
+        return self.best
+
+    @property
+    def value(self) -> float:
+        """Of the best path so far."""
+        return self.best.chunk_s(self.frames)
+
+    def _limit(self, latency_s: float) -> float:
+        """The bottleneck with which a path of this latency would be as good as the best."""
+        return (self.value - latency_s) / self.weight
+
+    def _offer(self, found: Path) -> None:
+        self.best = min(self.best, found, key=lambda path: path.chunk_s(self.frames))
+
+    def _probe_upwards(self, low_s: float) -> None:
+        """A few paths, to have a good one soon."""
+        high_s = self.quickest.bottleneck_s
+        step_s = max(low_s, high_s / 64) / 64
+        while low_s + step_s < min(high_s, self._limit(self.quickest.latency_s)):
+            found = self.programme.least(low_s + step_s)
+            if found is not None:
+                self._offer(found)
+            step_s *= 2
 
 
 def times_of(problem: Problem, stage: Placed) -> tuple[float, float]:
