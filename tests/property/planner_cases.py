@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
 from math import inf
 from random import Random
+from typing import TypeAlias
+
+from msgspec.structs import replace
 
 from vaultline.core.cluster import Cluster, Device, Host, Link
 from vaultline.core.frame_meta import hop_buffers_bytes
-from vaultline.core.frames import FrameLayout
+from vaultline.core.frames import FrameLayout, record_buffer_bytes
 from vaultline.core.limits import RECORD_SLACK_BYTES
 from vaultline.core.profile import (
     BlockProfile,
+    ClassProfile,
     DeviceRates,
     LoopbackRate,
     ModelProfile,
     RecordedOn,
+    pass_s,
 )
-from vaultline.core.tensors import TensorSpec
+from vaultline.core.tensors import TensorSpec, layout
 from vaultline.planner import Release, Settings
 
 GIB = 1 << 30
+#: Latency and bottleneck.
+Costs: TypeAlias = tuple[float, float]
 #: What a stage needs even if nothing crosses.
 RECORD_BUFFERS = 2 * RECORD_SLACK_BYTES
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     profile: ModelProfile
     cluster: Cluster
@@ -39,33 +48,13 @@ def recorded() -> RecordedOn:
     return RecordedOn(host="test", cpu="test", date="2026-01-01", command="random")
 
 
-def make_profile(
-    blocks: list[BlockProfile],
-    crossing_bytes: list[int],
-    rates: DeviceRates,
-    class_scale: dict[str, float],
-) -> ModelProfile:
-    return ModelProfile(
-        model_name="random",
-        model_digest="00" * 32,
-        engine_version="1",
-        isa="portable",
-        recorded_on=recorded(),
-        positions=tuple(range(0, 3 * len(blocks) + 1, 3)),
-        blocks=tuple(blocks),
-        crossing=tuple(
-            (TensorSpec(name=f"t{cut}", dtype="uint8", shape=(nbytes,)),)
-            for cut, nbytes in enumerate(crossing_bytes)
-        ),
-        rates=rates,
-        loopback=LoopbackRate(bytes_per_s=1e5, latency_s=0.001),
-        class_scale=class_scale,
-    )
+def random_case(seed: int, *, blocks_max: int = 13, devices_max: int = 5) -> Case:
+    """A problem in which times, links, memory, trust and replicas all matter, and often bind.
 
-
-def random_case(seed: int, *, blocks_max: int = 11, devices_max: int = 5) -> Case:
-    """A problem in which times, links, memory and trust all matter, and often bind."""
+    Up to 12 inner cuts and 5 devices.
+    """
     rng = Random(seed)
+    cluster = _cluster(rng, devices_max)
     count = rng.randint(1, blocks_max)
     # Small whole numbers make ties; a few extremes make constraints bind.
     blocks = [
@@ -78,22 +67,87 @@ def random_case(seed: int, *, blocks_max: int = 11, devices_max: int = 5) -> Cas
         )
         for _ in range(count)
     ]
-    crossing = [rng.choice([10, 50, 200, 1000]) for _ in range(count + 1)]
-    rates = DeviceRates(
-        seal_bytes_per_s=1e4, open_bytes_per_s=2e4, decrypt_bytes_per_s=5e4, call_s=0.002
-    )
-    cluster = _cluster(rng, devices_max)
     release = Release(
         cuts=tuple(rng.random() < 0.8 for _ in range(count + 1)),
         blocks=tuple(rng.random() < 0.8 for _ in range(count)),
     )
+    classes, scale = _classes(rng, blocks)
     return Case(
-        profile=make_profile(blocks, crossing, rates, {"slow": 3.0, "fast": 0.5}),
+        profile=ModelProfile(
+            model_name="random",
+            model_digest="00" * 32,
+            engine_version="1",
+            isa="portable",
+            recorded_on=recorded(),
+            positions=tuple(range(0, 3 * count + 1, 3)),
+            blocks=tuple(blocks),
+            crossing=_crossing(rng, count),
+            rates=_rates(rng),
+            loopback=LoopbackRate(bytes_per_s=1e5, latency_s=0.001),
+            classes=classes,
+            class_scale=scale,
+        ),
         cluster=cluster,
-        settings=Settings(frames_per_pass_max=rng.randint(1, 4), step_bytes=500),
+        settings=Settings(
+            frames_per_pass_max=rng.randint(1, 4),
+            step_bytes=500,
+            replicas_max=rng.choice([1, 2, 3, 16, 16]),
+        ),
         release=release if rng.random() < 0.7 else Release(),
         stages=rng.choice([None, None, None, 1, 2, 3]),
     )
+
+
+def _crossing(rng: Random, blocks: int) -> tuple[tuple[TensorSpec, ...], ...]:
+    """What crosses each cut of a random graph: each block's output, and those of earlier ones
+    that somebody later still reads."""
+    made = [
+        TensorSpec(name=f"t{cut}", dtype="uint8", shape=(rng.choice([10, 50, 200, 1000]),))
+        for cut in range(blocks + 1)
+    ]
+    read_until = [cut + (rng.randint(1, 4) if rng.random() < 0.2 else 0) for cut in range(blocks)]
+    return (
+        (made[0],),
+        *(
+            (made[cut], *(made[old] for old in range(cut) if read_until[old] >= cut))
+            for cut in range(1, blocks)
+        ),
+        (made[-1],),
+    )
+
+
+def _rates(rng: Random) -> DeviceRates:
+    return DeviceRates(
+        seal_bytes_per_s=1e4,
+        open_bytes_per_s=2e4,
+        decrypt_bytes_per_s=rng.choice([5e4, 5e4, 1e5]),
+        call_s=0.002,
+    )
+
+
+def _classes(
+    rng: Random, blocks: list[BlockProfile]
+) -> tuple[tuple[ClassProfile, ...], dict[str, float]]:
+    """Each speed class either measured (not in proportion to the recording host) or estimated."""
+    measured, scale = [], {}
+    for name, factor in (("slow", 3.0), ("fast", 0.5)):
+        if rng.random() < 0.5:
+            scale[name] = factor
+            continue
+        times = []
+        for block in blocks:
+            own = factor * rng.choice([0.5, 1.0, 1.0, 2.0])
+            times.append(tuple((frames, own * seconds) for frames, seconds in block.compute_s))
+        measured.append(
+            ClassProfile(
+                name=name,
+                recorded_on=recorded(),
+                isa="portable",
+                compute_s=tuple(times),
+                rates=_rates(rng),
+            )
+        )
+    return tuple(measured), scale
 
 
 def _passes(rng: Random) -> tuple[tuple[int, float], ...]:
@@ -119,7 +173,7 @@ def _cluster(rng: Random, devices_max: int) -> Cluster:
         base = {
             "kind": "accelerator" if trust == "none" else "simulated",
             "trust": trust,
-            "memory_bytes": RECORD_BUFFERS + rng.choice([4500, 7000, 11_000, 200_000]),
+            "memory_bytes": RECORD_BUFFERS + rng.choice([8_000, 16_000, 80_000, 400_000, 400_000]),
             "cores": 1,
             "speed_class": rng.choice(["", "slow", "fast"]),
         }
@@ -161,7 +215,7 @@ def _link(rng: Random, source: str, target: str) -> Link:
 
 
 def ways(
-    case: Case, device: Device, start: int, end: int, *, alone: bool
+    case: Case, device: Device, start: int, end: int, *, alone: bool, neighbours: int
 ) -> list[tuple[float, float]]:
     """(latency, period) of every way of running blocks [start, end) on a device."""
     profile, settings = case.profile, case.settings
@@ -171,9 +225,10 @@ def ways(
         shown = case.release.blocks or (False,) * len(profile.blocks)
         if not all(cuts[start : end + 1]) or not all(shown[start:end]):
             return []
-    scale = profile.class_scale[device.speed_class] if device.speed_class else 1.0
-    arrives = profile.crossing[start][0].nbytes
-    leaves = profile.crossing[end][0].nbytes
+    measured = [each for each in profile.classes if each.name == device.speed_class]
+    rates = measured[0].rates if measured else profile.rates
+    scale = profile.class_scale.get(device.speed_class, 1.0)
+    arrives, leaves = crossing(profile, start), crossing(profile, end)
     weights = sum(block.weight_bytes for block in blocks)
     scratch = max(
         block.scratch_bytes
@@ -186,16 +241,21 @@ def ways(
     messages = [
         FrameLayout(profile.crossing[cut], stages_max).message_bytes for cut in (start, end)
     ]
+    # Beyond the first neighbour on each side; the owner has no replicas.
+    records = (neighbours - 1) * (
+        (record_buffer_bytes(messages[0]) if start > 0 else 0)
+        + (record_buffer_bytes(messages[1]) if end < len(profile.blocks) else 0)
+    )
     largest = max(block.largest_weight_bytes for block in blocks)
     found = []
     for streamed in (False, True):
         held = 2 * min(weights, max(settings.step_bytes, largest)) if streamed else weights
         streaming = weights if streamed else 0
         kept = stacked_bytes(profile, start, end)
-        kept += between_steps_bytes(profile, settings, start, end) if streamed else 0
+        kept += between_steps_bytes(case, start, end) if streamed else 0
         periods = []
         for frames in range(1, (1 if alone else settings.frames_per_pass_max) + 1):
-            need = held + frames * kept + scratch
+            need = held + frames * kept + scratch + records
             need += hop_buffers_bytes(
                 queue_frames=2 * frames,
                 frames_per_pass=frames,
@@ -203,10 +263,10 @@ def ways(
                 output_bytes=messages[1],
             )
             if need <= device.memory_bytes:
-                a_pass = sum(block.compute_pass_s(frames) for block in blocks)
-                a_pass += streaming / profile.rates.decrypt_bytes_per_s + profile.rates.call_s
-                crypto = arrives / profile.rates.open_bytes_per_s
-                crypto += leaves / profile.rates.seal_bytes_per_s
+                times = measured[0].compute_s if measured else [b.compute_s for b in profile.blocks]
+                a_pass = sum(pass_s(each, frames) for each in times[start:end])
+                a_pass += streaming / rates.decrypt_bytes_per_s + rates.call_s
+                crypto = arrives / rates.open_bytes_per_s + leaves / rates.seal_bytes_per_s
                 periods.append(scale * (crypto + a_pass / frames))
         if periods:
             # A frame alone is a pass of one frame; the busy stage takes the best pass size.
@@ -215,7 +275,7 @@ def ways(
 
 
 def crossing(profile: ModelProfile, cut: int) -> int:
-    return profile.crossing[cut][0].nbytes
+    return layout(profile.crossing[cut])[1]
 
 
 def stacked_bytes(profile: ModelProfile, start: int, end: int) -> int:
@@ -228,15 +288,17 @@ def stacked_bytes(profile: ModelProfile, start: int, end: int) -> int:
     return total
 
 
-def between_steps_bytes(profile: ModelProfile, settings: Settings, start: int, end: int) -> int:
+@cache
+def between_steps_bytes(case: Case, start: int, end: int) -> int:
     """The least that can cross between steps: all ways of grouping blocks into steps."""
+    profile = case.profile
     best = None
     for first in range(start, end):
         weights = sum(block.weight_bytes for block in profile.blocks[first:end])
-        if weights <= settings.step_bytes or first == end - 1:
+        if weights <= case.settings.step_bytes or first == end - 1:
             before = 0
             if first > start:
-                before = between_steps_bytes(profile, settings, start, first)
+                before = between_steps_bytes(case, start, first)
                 before += crossing(profile, first)
             best = before if best is None else min(best, before)
     assert best is not None
@@ -245,43 +307,42 @@ def between_steps_bytes(profile: ModelProfile, settings: Settings, start: int, e
 
 def hop_s(case: Case, source: str, target: str, cut: int) -> float:
     link = case.cluster.link(source, target) or case.profile.loopback
-    return link.latency_s + case.profile.crossing[cut][0].nbytes / link.bytes_per_s
+    return link.latency_s + crossing(case.profile, cut) / link.bytes_per_s
 
 
-def every_plan(case: Case, *, alone: bool) -> Iterator[tuple[float, float]]:
-    """(latency, bottleneck) of all segmentations on all device orders, run in all ways."""
-    cluster, last = case.cluster, len(case.profile.blocks)
-    units = cluster.units
-    known: dict[tuple[str, int, int], list[tuple[float, float]]] = {}
+def interchangeable(case: Case, a: Device, b: Device) -> bool:
+    """Whether the cluster looks the same with two devices' names swapped."""
+    if replace(a, name="", host="") != replace(b, name="", host=""):
+        return False
+    places = [unit.host for unit in case.cluster.units]
+    at, to = (case.cluster.units.index(each) for each in (a, b))
+    swapped = list(places)
+    swapped[at], swapped[to] = places[to], places[at]
 
-    def options(device: Device, start: int, end: int) -> list[tuple[float, float]]:
-        key = (device.name, start, end)
-        if key not in known:
-            known[key] = _undominated(ways(case, device, start, end, alone=alone))
-        return known[key]
+    def links(hosts: list[str]) -> list[object]:
+        """From every device and the owner to every other one."""
+        ends = [*hosts, case.cluster.owner]
+        return [
+            (link.bytes_per_s, link.latency_s)
+            for one, source in enumerate(ends)
+            for other, target in enumerate(ends)
+            if one != other
+            for link in [case.cluster.link(source, target) or case.profile.loopback]
+        ]
 
-    def grow(
-        start: int, host: str, used: tuple[Device, ...], latency: float, worst: float
-    ) -> Iterator[tuple[float, float]]:
-        if start == last:
-            back = hop_s(case, host, cluster.owner, last)
-            if case.stages in (None, len(used)):
-                yield latency + back, max(worst, back)
-            return
-        for device in units:
-            if device not in used:
-                hop = hop_s(case, host, device.host, start)
-                for end in range(start + 1, last + 1):
-                    for alone_s, period_s in options(device, start, end):
-                        yield from grow(
-                            end,
-                            device.host,
-                            (*used, device),
-                            latency + hop + alone_s,
-                            max(worst, hop, period_s),
-                        )
+    return links(places) == links(swapped)
 
-    return grow(0, cluster.owner, (), 0.0, 0.0)
+
+def replica_sets(case: Case) -> list[tuple[Device, ...]]:
+    """Every set of devices that may run a stage in turn."""
+    units = case.cluster.units
+    alike = {(a.name, b.name) for a, b in combinations(units, 2) if interchangeable(case, a, b)}
+    return [
+        chosen
+        for size in range(1, len(units) + 1)
+        for chosen in combinations(units, size)
+        if all((a.name, b.name) in alike for a, b in combinations(chosen, 2))
+    ]
 
 
 def _undominated(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -293,13 +354,63 @@ def _undominated(points: list[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def brute_force(case: Case, objective: str, frames: int) -> float:
-    """The best value of an objective over every plan; ``inf`` where there is none."""
+    """The best value of an objective over every plan; ``inf`` where there is none.
+
+    Every plan: all segmentations on all assignments of devices, run in all ways, with at most
+    1, 2, ... replicas a stage and memory for as many neighbours.
+    """
+    value_of: Callable[[float, float], float] = {
+        "latency": lambda latency, _: latency,
+        "throughput": lambda _, bottleneck: bottleneck,
+        "chunk": lambda latency, bottleneck: latency + (frames - 1) * bottleneck,
+    }[objective]
+    sets = replica_sets(case)
+    most = min(case.settings.replicas_max, max(map(len, sets)))
     best = inf
-    for latency, bottleneck in every_plan(case, alone=objective == "latency"):
-        value = {
-            "latency": latency,
-            "throughput": bottleneck,
-            "chunk": latency + (frames - 1) * bottleneck,
-        }[objective]
-        best = min(best, value)
+    for neighbours in range(1, most + 1):
+        allowed = [chosen for chosen in sets if len(chosen) <= neighbours]
+        best = min(best, _best_of(case, allowed, neighbours, value_of, objective == "latency"))
+    return best
+
+
+def _best_of(
+    case: Case,
+    sets: list[tuple[Device, ...]],
+    neighbours: int,
+    value_of: Callable[[float, float], float],
+    alone: bool,
+) -> float:
+    owner, last = case.cluster.owner, len(case.profile.blocks)
+
+    @cache
+    def options(device: Device, start: int, end: int) -> list[tuple[float, float]]:
+        return _undominated(ways(case, device, start, end, alone=alone, neighbours=neighbours))
+
+    hop = cache(lambda source, target, cut: hop_s(case, source, target, cut))
+    best = inf
+
+    def grow(start: int, host: str, used: frozenset[str], stages: int, so_far: Costs) -> None:
+        nonlocal best
+        latency, worst = so_far
+        if start == last:
+            back = hop(host, owner, last)
+            if case.stages in (None, stages):
+                best = min(best, value_of(latency + back, max(worst, back)))
+            return
+        for chosen in sets:
+            device = chosen[0]
+            if used.isdisjoint(each.name for each in chosen):
+                there = hop(host, device.host, start)
+                taken = used.union(each.name for each in chosen)
+                for end in range(start + 1, last + 1):
+                    for alone_s, period_s in options(device, start, end):
+                        costs = (
+                            latency + there + alone_s,
+                            max(worst, there, period_s / len(chosen)),
+                        )
+                        # Costs only grow: what is no better already cannot become so.
+                        if value_of(*costs) < best:
+                            grow(end, device.host, taken, stages + 1, costs)
+
+    grow(0, owner, frozenset(), 0, (0.0, 0.0))
     return best

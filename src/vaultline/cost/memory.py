@@ -2,9 +2,10 @@
 
     resident = weights  + f * kept + scratch + io
     streamed = step + f * kept + scratch + io
-    io       = q * in + (f + extra) * out + record(in) + record(out)
+    io       = q * in + (f + extra) * out + sources * record(in) + targets * record(out)
 
-with f frames a pass and q buffers in the input queue. ``kept`` are the tensors of a frame that wait
+with f frames a pass, q buffers in the input queue, and a record buffer for each neighbour: the
+replicas of the stage before are the sources, those of the stage after the targets. ``kept`` are the tensors of a frame that wait
 between steps: a pass runs step by step over its frames, so those of all frames are alive.
 ``scratch`` is what the engine holds within one call. Streaming has one buffer, for the step with
 the most weights.
@@ -24,6 +25,12 @@ Table = NDArray[np.float64]
 ALIGNMENT_SLACK_BYTES = 256 * ALIGNMENT_BYTES
 
 
+def record_bytes(message_bytes: Table) -> Table:
+    """The record buffer of one neighbour whose messages have this size."""
+    need: Table = np.minimum(message_bytes, RECORD_FRAGMENT_BYTES) + RECORD_SLACK_BYTES
+    return need
+
+
 def working_bytes(
     *,
     kept_bytes: Table,
@@ -32,10 +39,11 @@ def working_bytes(
     out_bytes: Table,
     frames: int,
     queue_frames: int,
+    sources: int = 1,
+    targets: int = 1,
 ) -> Table:
     """What a stage needs besides its weights; ``in_bytes`` and ``out_bytes`` are whole messages."""
-    records = np.minimum(in_bytes, RECORD_FRAGMENT_BYTES) + RECORD_SLACK_BYTES
-    records = records + np.minimum(out_bytes, RECORD_FRAGMENT_BYTES) + RECORD_SLACK_BYTES
+    records = sources * record_bytes(in_bytes) + targets * record_bytes(out_bytes)
     messages = queue_frames * in_bytes + (frames + OUTPUT_FRAMES_EXTRA) * out_bytes
     need: Table = frames * kept_bytes + scratch_bytes + messages + records
     return need

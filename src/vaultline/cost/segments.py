@@ -10,6 +10,7 @@ start before the first cut mean nothing: ``valid`` tells them apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -17,10 +18,12 @@ from numpy.typing import NDArray
 
 from vaultline.core.frames import FrameLayout
 from vaultline.core.plan import STEP_WORTH_BYTES
-from vaultline.core.profile import ModelProfile
+from vaultline.core.profile import ModelProfile, pass_s
 from vaultline.cost.memory import step_bytes
 
 Table = NDArray[np.float64]
+#: Of a block: (frames in a pass, seconds of the whole pass), ascending.
+PassTimes: TypeAlias = tuple[tuple[int, float], ...]
 
 
 def shifted(values: NDArray[np.float64], lengths: int, fill: float) -> Table:
@@ -49,6 +52,10 @@ class Segments:
         self.blocks = len(profile.blocks)
         blocks = profile.blocks
         self.valid = np.isfinite(shifted(np.zeros(self.blocks + 1), self.blocks, np.inf))
+        # Whether a segment starts where the model does, and whether it ends there.
+        first = np.arange(self.blocks + 1) == 0
+        self.from_start = shifted(first.astype(np.float64), self.blocks, 0.0) > 0
+        self.to_end = np.broadcast_to(first[::-1], self.valid.shape)
         self.weight_bytes = self._sum([block.weight_bytes for block in blocks])
         self.largest_weight_bytes = self._max([block.largest_weight_bytes for block in blocks])
         self._crossing = np.array(profile.crossing_bytes, dtype=np.float64)
@@ -58,9 +65,14 @@ class Segments:
         self.in_message_bytes, self.out_message_bytes = self._ends(messages)
         self.scratch_bytes = self._scratch()
 
-    def compute_s(self, frames: int) -> Table:
-        """Seconds of a pass of ``frames`` frames through each segment."""
-        return self._sum([block.compute_pass_s(frames) for block in self.profile.blocks])
+    def compute_s(self, frames: int, blocks: Sequence[PassTimes] | None = None) -> Table:
+        """Seconds of a pass of ``frames`` frames through each segment.
+
+        Args:
+            blocks: times of each block on another class of device than the recording host.
+        """
+        times = [block.compute_s for block in self.profile.blocks] if blocks is None else blocks
+        return self._sum([pass_s(each, frames) for each in times])
 
     def step_bytes(self, wanted_bytes: int) -> Table:
         """Weights of one step of each segment, when they are streamed."""

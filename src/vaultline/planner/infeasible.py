@@ -10,8 +10,11 @@ from vaultline.core.cluster import Device
 from vaultline.core.errors import InfeasibleError
 from vaultline.core.limits import FRAME_BYTES_MAX
 from vaultline.core.units import format_bytes
+from vaultline.cost.segments import Table
+from vaultline.planner.bands import Way
 from vaultline.planner.problem import Problem
-from vaultline.planner.search import Programme
+from vaultline.planner.programme import Programme, by_start_and_end
+from vaultline.planner.search import least_bottleneck
 
 
 class MemoryShortError(InfeasibleError):
@@ -39,6 +42,7 @@ def explain_infeasible(problem: Problem, stages: int | None) -> InfeasibleError:
 
     Constraints are tried in an order: the number of stages, trust, the size of a message, memory.
     What memory lacks is found by the same search, minimising the largest shortfall of any stage.
+    Replicas play no part: without them a partition takes less of everything.
     """
     return (
         _stage_count(problem, stages)
@@ -121,10 +125,21 @@ def _memory(problem: Problem, stages: int | None) -> InfeasibleError:
 
 
 def _largest(
-    problem: Problem, tables: list[np.ndarray], stages: int | None, *, links: bool = True
+    problem: Problem, tables: list[Table], stages: int | None, *, links: bool = True
 ) -> list[tuple[int, int, int]] | None:
     """Path whose largest entry is least; links only forbid, they add nothing."""
     forbidden = np.where(np.isfinite(problem.link_s), 0.0, inf if links else 0.0)
     ends = np.zeros(len(tables))
-    programme = Programme(np.maximum, problem.counts, tables, ends, forbidden, ends, stages=stages)
-    return programme.solve(inf, np.zeros(forbidden.shape[2]))
+    squares = [by_start_and_end(table) for table in tables]
+    path = least_bottleneck(
+        Programme(
+            problem.counts,
+            [[Way(latency_s=each, period_s=each)] for each in squares],
+            entry=ends,
+            links=forbidden,
+            leave=ends,
+            replicas=1,
+            stages=stages,
+        )
+    )
+    return None if path is None else [(step.start, step.end, step.kind) for step in path.steps]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
+from math import inf
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from vaultline.cost.time import chunk_s
 from vaultline.planner.infeasible import explain_infeasible
 from vaultline.planner.problem import Problem, Release, build_problem
 from vaultline.planner.request import Part, PlanRequest, choose_units, units_named
-from vaultline.planner.search import Placed, Solution, search
+from vaultline.planner.search import Placed, Solution, hops_of, price, search, times_of
 
 
 def make_plan(
@@ -85,20 +86,23 @@ def problem_of(profile: ModelProfile, cluster: Cluster, request: PlanRequest) ->
     )
 
 
-def assign_units(problem: Problem, solution: Solution) -> tuple[Device, ...]:
-    """A device for each stage: those of a type in the order of the cluster file."""
-    waiting = [list(kind.units) for kind in problem.types]
-    return tuple(waiting[stage.kind].pop(0) for stage in solution.stages)
+def assign_units(problem: Problem, solution: Solution) -> tuple[tuple[Device, ...], ...]:
+    """The devices of each stage: those of a type in the order of the cluster file."""
+    waiting = [iter(kind.units) for kind in problem.types]
+    return tuple(
+        tuple(next(waiting[stage.kind]) for _ in range(stage.replicas))
+        for stage in solution.stages
+    )
 
 
 def write_down(
-    problem: Problem, solution: Solution, request: PlanRequest, units: tuple[Device, ...]
+    problem: Problem,
+    solution: Solution,
+    request: PlanRequest,
+    units: tuple[tuple[Device, ...], ...],
 ) -> Plan:
     """The plan of a solution whose stages run on the given devices."""
     placed = solution.stages
-    hops = [problem.entry_s[placed[0].kind]]
-    hops += [problem.link_s[a.kind, b.kind, b.start] for a, b in pairwise(placed)]
-    hops.append(problem.exit_s[placed[-1].kind])
     profile = problem.profile
     chunk = chunk_s(solution.latency_s, solution.bottleneck_s, request.chunk_frames)
     return Plan(
@@ -109,9 +113,9 @@ def write_down(
         objective=request.objective,
         chunk_frames=request.chunk_frames,
         stages=tuple(
-            _stage(problem, stage, unit) for stage, unit in zip(placed, units, strict=True)
+            _stage(problem, stage, replicas) for stage, replicas in zip(placed, units, strict=True)
         ),
-        hop_s=tuple(float(seconds) for seconds in hops),
+        hop_s=hops_of(problem, placed),
         predicted={
             "latency_s": float(solution.latency_s),
             "bottleneck_s": float(solution.bottleneck_s),
@@ -119,8 +123,8 @@ def write_down(
         },
         released=tuple(
             tensor
-            for number, (stage, unit) in enumerate(zip(placed, units, strict=True))
-            if unit.trust == "none"
+            for number, (stage, replicas) in enumerate(zip(placed, units, strict=True))
+            if replicas[0].trust == "none"
             for tensor in _released(problem, request.release, number, stage)
         ),
     )
@@ -142,21 +146,23 @@ def _released(
         )
 
 
-def _stage(problem: Problem, stage: Placed, unit: Device) -> PlannedStage:
+def _stage(problem: Problem, stage: Placed, replicas: tuple[Device, ...]) -> PlannedStage:
     profile, segments, settings = problem.profile, problem.segments, problem.settings
     at = (stage.end - stage.start - 1, stage.end)
     option = problem.options[stage.kind][stage.option]
     streamed, frames = bool(option.streamed[at]), int(option.frames[at])
     step = int(segments.step_bytes(settings.step_bytes)[at])
+    unit, speed = replicas[0], problem.types[stage.kind].speed
     return PlannedStage(
-        devices=(
+        devices=tuple(
             PlannedDevice(
-                name=unit.name,
-                host=unit.host,
-                kind=unit.kind,
-                cores=unit.cores,
-                memory_bytes=unit.memory_bytes,
-            ),
+                name=each.name,
+                host=each.host,
+                kind=each.kind,
+                cores=each.cores,
+                memory_bytes=each.memory_bytes,
+            )
+            for each in replicas
         ),
         first=profile.positions[stage.start],
         last=profile.positions[stage.end],
@@ -165,10 +171,11 @@ def _stage(problem: Problem, stage: Placed, unit: Device) -> PlannedStage:
         step_bytes=max(step, 1),
         frames_per_pass=frames,
         queue_frames=settings.queue_frames(frames),
-        portable=unit.portable or unit.kind == "accelerator" or profile.isa == "portable",
+        portable=unit.portable or unit.kind == "accelerator" or speed.isa == "portable",
         inputs=profile.crossing[stage.start],
         outputs=profile.crossing[stage.end],
         predicted_s=float(option.period_s[at]),
+        estimated=speed.estimated,
     )
 
 
@@ -177,47 +184,44 @@ def _plan_of_parts(
 ) -> Plan:
     """Price the user's own partition; its devices are taken as named, nothing is searched."""
     units = _units_of_parts(cluster, parts)
+    replicas = max(len(group) for group in units)
     problem = build_problem(
         profile,
         cluster,
-        units,
-        settings=request.settings,
+        [unit for group in units for unit in group],
+        settings=replace(request.settings, replicas_max=replicas),
         release=request.release,
         alone=request.objective == "latency",
     )
     ends = _cuts_of_parts(profile, parts)
-    placed = []
-    for (start, end), unit in zip(pairwise((0, *ends)), units, strict=True):
-        kind = next(n for n, each in enumerate(problem.types) if unit in each.units)
-        placed.append(_best_option(problem, start, end, kind, request.objective, unit))
-    times = [_times(problem, stage) for stage in placed]
-    draft = Solution(stages=tuple(placed), latency_s=0.0, bottleneck_s=0.0)
-    hops = write_down(problem, draft, request, units).hop_s
-    solution = replace(
-        draft,
-        latency_s=sum(alone for alone, _ in times) + sum(hops),
-        bottleneck_s=max(*(period for _, period in times), *hops),
+    placed = tuple(
+        _best_option(problem, start, end, group, request.objective)
+        for (start, end), group in zip(pairwise((0, *ends)), units, strict=True)
     )
+    solution = price(problem, placed)
+    if solution.latency_s == inf:
+        raise InfeasibleError(
+            "a cut of the partition lets too much cross for one frame message: message size",
+            got=", ".join(str(part.last) for part in parts[:-1]),
+            expected="cuts that less crosses",
+        )
     return write_down(problem, solution, request, units)
 
 
-def _times(problem: Problem, stage: Placed) -> tuple[float, float]:
-    option = problem.options[stage.kind][stage.option]
-    at = (stage.end - stage.start - 1, stage.end)
-    return float(option.latency_s[at]), float(option.period_s[at])
-
-
-def _units_of_parts(cluster: Cluster, parts: tuple[Part, ...]) -> tuple[Device, ...]:
-    """One device per part; the name of a counted device takes its next free unit."""
-    units: list[Device] = []
+def _units_of_parts(cluster: Cluster, parts: tuple[Part, ...]) -> tuple[tuple[Device, ...], ...]:
+    """The devices of each part; the name of a counted device takes its next free unit."""
+    used: list[Device] = []
+    groups = []
     for part in parts:
-        free = [unit for unit in units_named(cluster, part.device) if unit not in units]
-        if not free:
-            raise InputError(
-                "a device runs one stage, and the partition gives it several", got=part.device
-            )
-        units.append(free[0])
-    return tuple(units)
+        for name in part.devices:
+            free = [unit for unit in units_named(cluster, name) if unit not in used]
+            if not free:
+                raise InputError(
+                    "a device runs one stage, and the partition gives it several", got=name
+                )
+            used.append(free[0])
+        groups.append(tuple(used[len(used) - len(part.devices) :]))
+    return tuple(groups)
 
 
 def _cuts_of_parts(profile: ModelProfile, parts: tuple[Part, ...]) -> tuple[int, ...]:
@@ -241,18 +245,20 @@ def _cuts_of_parts(profile: ModelProfile, parts: tuple[Part, ...]) -> tuple[int,
 
 
 def _best_option(
-    problem: Problem, start: int, end: int, kind: int, objective: Objective, unit: Device
+    problem: Problem, start: int, end: int, units: tuple[Device, ...], objective: Objective
 ) -> Placed:
     """The stage as the user placed it, run the faster way.
 
     Raises:
-        InfeasibleError: the device may not hold it, or has too little memory for it.
+        InputError: its devices are not interchangeable.
+        InfeasibleError: the devices may not hold it, or have too little memory for it.
     """
     at = (end - start - 1, end)
+    kind, unit = _kind_of(problem, units), units[0]
     candidates = [
-        Placed(start=start, end=end, kind=kind, option=number)
-        for number, option in enumerate(problem.options[kind])
-        if np.isfinite(option.period_s[at])
+        Placed(start=start, end=end, kind=kind, option=number, replicas=len(units))
+        for number in problem.spaces[-1].options[kind]
+        if np.isfinite(problem.options[kind][number].period_s[at])
     ]
     place = f"stage {problem.profile.positions[start]}:{problem.profile.positions[end]}"
     if not problem.types[kind].allowed[at]:
@@ -262,7 +268,7 @@ def _best_option(
             expected="an attested device, or a policy that releases what the stage sees",
         )
     if not candidates:
-        missing = int(problem.need_bytes[at]) - unit.memory_bytes
+        missing = int(problem.least_need(start, end)) - unit.memory_bytes
         raise InfeasibleError(
             f"{place} does not fit on device {unit.name}: memory",
             got=format_bytes(unit.memory_bytes),
@@ -270,4 +276,22 @@ def _best_option(
             remedy="give the device more memory or cut the stage",
         )
     order = 0 if objective == "latency" else 1
-    return min(candidates, key=lambda stage: _times(problem, stage)[order])
+    return min(candidates, key=lambda stage: times_of(problem, stage)[order])
+
+
+def _kind_of(problem: Problem, units: tuple[Device, ...]) -> int:
+    """The type that all devices of a stage are of."""
+    kinds = {
+        number
+        for number, kind in enumerate(problem.types)
+        for unit in units
+        if unit in kind.units
+    }
+    if len(kinds) > 1:
+        raise InputError(
+            "replicas of a stage must be interchangeable",
+            got=", ".join(unit.name for unit in units),
+            expected="devices of one kind, speed class, memory and number of cores, with equal "
+            "links to all others",
+        )
+    return kinds.pop()

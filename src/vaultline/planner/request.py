@@ -8,20 +8,21 @@ from dataclasses import dataclass, field
 
 from vaultline.core.cluster import Cluster, Device
 from vaultline.core.errors import InputError
-from vaultline.core.limits import FRAMES_PER_PASS_MAX, STAGES_MAX
+from vaultline.core.limits import FRAMES_PER_PASS_MAX, REPLICAS_MAX, STAGES_MAX
 from vaultline.core.plan import Objective
-from vaultline.planner.problem import Release, Settings
+from vaultline.planner.settings import Release, Settings
 
 _PART = re.compile(r"\s*(\d+):(\d+)@([^@,:\s]+)\s*\Z")
+_REPEATED = re.compile(r"(.+)\*(\d{1,4})\Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Nodes ``[first, last)`` on a device, as the user wants it."""
+    """Nodes ``[first, last)`` on a device, or in turn on several, as the user wants it."""
 
     first: int
     last: int
-    device: str
+    devices: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,12 @@ class PlanRequest:
                 got=str(self.settings.frames_per_pass_max),
                 expected=f"1 to {FRAMES_PER_PASS_MAX}",
             )
+        if not 1 <= self.settings.replicas_max <= REPLICAS_MAX:
+            raise InputError(
+                "impossible number of replicas",
+                got=str(self.settings.replicas_max),
+                expected=f"1 to {REPLICAS_MAX}",
+            )
         parts = None if self.partition is None else len(self.partition)
         if parts is not None and self.stages not in (None, parts):
             raise InputError(
@@ -74,7 +81,9 @@ class PlanRequest:
 
 
 def parse_partition(text: str) -> tuple[Part, ...]:
-    """Read ``0:12@edge,12:40@cloud``.
+    """Read ``0:12@edge,12:40@cloud-0+cloud-1``: replicas are joined by ``+``.
+
+    ``cloud*2`` stands for ``cloud+cloud``: two units of a counted device.
 
     Raises:
         InputError: not of that form, or the parts are empty or not contiguous from 0.
@@ -84,9 +93,12 @@ def parse_partition(text: str) -> tuple[Part, ...]:
         match = _PART.match(piece)
         if match is None:
             raise InputError(
-                "not a partition", got=repr(piece), expected="FIRST:LAST@DEVICE, as in 0:12@edge"
+                "not a partition",
+                got=repr(piece),
+                expected="FIRST:LAST@DEVICE, as in 0:12@edge, or 0:12@a+b for replicas",
             )
-        part = Part(first=int(match[1]), last=int(match[2]), device=match[3])
+        devices = _replicas(match[3])
+        part = Part(first=int(match[1]), last=int(match[2]), devices=devices)
         expected = parts[-1].last if parts else 0
         if part.first != expected or part.last <= part.first:
             raise InputError(
@@ -96,6 +108,21 @@ def parse_partition(text: str) -> tuple[Part, ...]:
             )
         parts.append(part)
     return tuple(parts)
+
+
+def _replicas(text: str) -> tuple[str, ...]:
+    """The devices of a part: ``a+b``, or ``cloud*2`` for two units of a counted device."""
+    names: list[str] = []
+    for piece in text.split("+"):
+        match = _REPEATED.match(piece)
+        names += [match[1]] * int(match[2]) if match else [piece]
+    if not 1 <= len(names) <= REPLICAS_MAX or not all(names):
+        raise InputError(
+            "not the replicas of a stage",
+            got=repr(text),
+            expected=f"1 to {REPLICAS_MAX} devices, as in a+b or cloud*2",
+        )
+    return tuple(names)
 
 
 def choose_units(cluster: Cluster, names: tuple[str, ...] | None) -> tuple[Device, ...]:

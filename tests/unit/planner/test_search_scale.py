@@ -10,7 +10,7 @@ import pytest
 from vaultline.planner import PlanRequest
 from vaultline.planner.plan import problem_of
 from vaultline.planner.problem import Settings, group_units
-from vaultline.planner.search import Search, search
+from vaultline.planner.search import Search, search, shortest_chunk
 from vaultline.testing.planning import both_ways, cluster, device, profile
 
 
@@ -72,13 +72,14 @@ def test_all_candidates_tried_one_by_one_give_what_the_bounded_search_gives() ->
         links=both_ways("box", "far", 150.0, 0.05),
     )
     problem = problem_of(layers, machines, PlanRequest())
-    searcher = Search(problem, None)
+    programme = Search(problem, problem.spaces[-1], None).programme
     times = {float(each) for option in problem.options for each in option[0].period_s.flat}
+    times |= {time / 2 for time in times}
     times |= {float(each) for each in problem.link_s.flat}
     times |= {float(each) for each in (*problem.entry_s, *problem.exit_s)}
     for frames in (2, 5, 30):
-        tried = [searcher.least_latency(limit) for limit in sorted(times)]
+        tried = [programme.least(limit) for limit in sorted(times)]
         best = min(found.chunk_s(frames) for found in tried if found is not None)
-        quick = searcher.shortest_chunk(frames)
+        quick = shortest_chunk(programme, frames)
         assert quick is not None
         assert quick.chunk_s(frames) == pytest.approx(best, rel=1e-12)

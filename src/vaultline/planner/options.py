@@ -1,0 +1,241 @@
+"""What every segment takes on every type of device, in memory and time, and the ways to run it.
+
+Memory depends on how many neighbours a stage may have, since each has a record buffer. So options
+exist once for each *space* of plans: those whose stages have at most m replicas, with room for m
+neighbours on either side. Where memory is not that tight, one space is all there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vaultline.core.limits import REPLICAS_MAX
+from vaultline.cost.memory import record_bytes, resident_bytes, streamed_bytes, working_bytes
+from vaultline.cost.segments import Segments, Table
+from vaultline.cost.time import stage_s
+from vaultline.planner.devices import DeviceType, Speed
+from vaultline.planner.settings import MODES, Mode, Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One way of running segments on a type of device.
+
+    Attributes:
+        latency_s: per segment, for a frame alone (passes of one frame); ``inf`` if not possible.
+        period_s: per segment, seconds per frame of a busy device in passes of ``frames``.
+        frames: per segment, the frames of a pass that make the period least within the memory.
+        streamed: per segment, whether weights are streamed.
+    """
+
+    latency_s: Table
+    period_s: Table
+    frames: NDArray[np.int8]
+    streamed: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """Plans whose stages have at most so many replicas, with memory for as many neighbours.
+
+    Attributes:
+        options: per type, which of its options belong to this space.
+    """
+
+    replicas: int
+    options: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """Memory that segments need in one mode at one size of pass, with one neighbour each side."""
+
+    mode: Mode
+    frames: int
+    need: Table
+
+
+def kept_bytes(segments: Segments, mode: Mode, settings: Settings) -> Table:
+    """Tensors of a frame that wait between the steps of each segment."""
+    stacked = segments.stacked_bytes()
+    if mode == "resident":
+        return stacked
+    return stacked + segments.between_steps_bytes(settings.step_bytes)
+
+
+def need_bytes(
+    segments: Segments,
+    mode: Mode,
+    frames: int,
+    queue_frames: int,
+    settings: Settings,
+    kept: Table | None = None,
+    *,
+    sources: int = 1,
+    targets: int = 1,
+) -> Table:
+    """Memory that each segment needs; ``kept`` saves computing it again.
+
+    Args:
+        sources, targets: neighbours before and after: each has a record buffer.
+    """
+    working = working_bytes(
+        kept_bytes=kept_bytes(segments, mode, settings) if kept is None else kept,
+        scratch_bytes=segments.scratch_bytes,
+        in_bytes=segments.in_message_bytes,
+        out_bytes=segments.out_message_bytes,
+        frames=frames,
+        queue_frames=queue_frames,
+        sources=sources,
+        targets=targets,
+    )
+    if mode == "resident":
+        return resident_bytes(segments.weight_bytes, working)
+    return streamed_bytes(segments.step_bytes(settings.step_bytes), working)
+
+
+def build_options(
+    segments: Segments, types: Sequence[DeviceType], settings: Settings, *, frames_max: int
+) -> tuple[tuple[tuple[Option, ...], ...], tuple[Space, ...], Table]:
+    """Options per type, the spaces that they belong to, and the least memory of each segment."""
+    kept = {mode: kept_bytes(segments, mode, settings) for mode in MODES}
+    ways = [
+        _Way(
+            mode=mode,
+            frames=frames,
+            need=need_bytes(
+                segments, mode, frames, settings.queue_frames(frames), settings, kept[mode]
+            ),
+        )
+        for mode in MODES
+        for frames in range(1, frames_max + 1)
+    ]
+    most = min(settings.replicas_max, REPLICAS_MAX, max(len(kind.units) for kind in types))
+    per_neighbour = per_neighbour_bytes(segments)
+    steps = [_tight_at(kind, ways, per_neighbour, most) for kind in types]
+    members = sorted({most}.union(*steps))
+    options: list[tuple[Option, ...]] = []
+    chosen: list[list[tuple[int, ...]]] = []
+    times = _Times(segments)
+    for kind, tight in zip(types, steps, strict=True):
+        own: list[Option] = []
+        mine: list[tuple[int, ...]] = []
+        for place, replicas in enumerate(members):
+            if place == 0 or members[place - 1] in tight:
+                built = _ways_of(kind, ways, per_neighbour, replicas, times)
+                mine.append(tuple(range(len(own), len(own) + len(built))))
+                own += built
+            else:
+                mine.append(mine[-1])
+        options.append(tuple(own))
+        chosen.append(mine)
+    spaces = tuple(
+        Space(replicas=replicas, options=tuple(mine[place] for mine in chosen))
+        for place, replicas in enumerate(members)
+    )
+    least = np.minimum(*(way.need for way in ways if way.frames == 1))
+    return tuple(options), spaces, least
+
+
+def per_neighbour_bytes(segments: Segments) -> Table:
+    """What one more neighbour on either side costs. The owner is one, at the model's two ends."""
+    arriving, leaving = segments.in_message_bytes, segments.out_message_bytes
+    before = np.where(segments.from_start, 0.0, record_bytes(arriving))
+    after = np.where(segments.to_end, 0.0, record_bytes(leaving))
+    table: Table = before + after
+    return table
+
+
+def _tight_at(kind: DeviceType, ways: list[_Way], per_neighbour: Table, most: int) -> set[int]:
+    """Numbers of neighbours below ``most`` beyond which some segment no longer fits."""
+    found: set[int] = set()
+    budget = kind.units[0].memory_bytes
+    for way in ways if most > 1 else ():
+        spare = budget - way.need
+        binds = kind.allowed & (spare >= 0) & (spare < (most - 1) * per_neighbour)
+        if binds.any():
+            fitting = 1 + np.floor_divide(spare[binds], per_neighbour[binds])
+            found.update(int(number) for number in np.unique(fitting))
+    return found
+
+
+class _Times:
+    """Seconds per frame of every segment on devices of a speed, unscaled; each computed once."""
+
+    def __init__(self, segments: Segments) -> None:
+        self.segments = segments
+        self._known: dict[tuple[object, ...], Table] = {}
+
+    def seconds(self, speed: Speed, mode: Mode, frames: int) -> Table:
+        key = (speed.compute_s, speed.rates, mode, frames)
+        if key not in self._known:
+            segments = self.segments
+            weights = segments.weight_bytes
+            self._known[key] = stage_s(
+                in_bytes=segments.in_bytes,
+                out_bytes=segments.out_bytes,
+                pass_compute_s=segments.compute_s(frames, speed.compute_s),
+                stream_bytes=weights if mode == "streamed" else np.zeros_like(weights),
+                frames=frames,
+                rates=speed.rates,
+            )
+        return self._known[key]
+
+
+def _ways_of(
+    kind: DeviceType, ways: list[_Way], per_neighbour: Table, neighbours: int, times: _Times
+) -> tuple[Option, ...]:
+    """Resident where it fits, else streamed; and streamed where its period is shorter."""
+    by_mode = {mode: _empty_option(per_neighbour.shape, mode) for mode in MODES}
+    budget = kind.units[0].memory_bytes
+    for way in ways:
+        fits = kind.allowed & (way.need + (neighbours - 1) * per_neighbour <= budget)
+        base_s = times.seconds(kind.speed, way.mode, way.frames)
+        _offer(
+            by_mode[way.mode], way.frames, np.where(fits, kind.speed.scale * base_s, np.inf)
+        )
+    return _merge(by_mode["resident"], by_mode["streamed"])
+
+
+def _empty_option(shape: tuple[int, ...], mode: Mode) -> Option:
+    return Option(
+        latency_s=np.full(shape, np.inf),
+        period_s=np.full(shape, np.inf),
+        frames=np.zeros(shape, dtype=np.int8),
+        streamed=np.full(shape, mode == "streamed"),
+    )
+
+
+def _offer(option: Option, frames: int, seconds: Table) -> None:
+    """Let a pass of ``frames`` frames compete for the shortest period of each segment."""
+    if frames == 1:
+        option.latency_s[:] = seconds
+    better = seconds < option.period_s
+    np.copyto(option.period_s, seconds, where=better)
+    np.copyto(option.frames, np.int8(frames), where=better)
+
+
+def _merge(resident: Option, streamed: Option) -> tuple[Option, ...]:
+    """One option where either dominates; a second only where streaming is slower alone but
+    faster in a pipeline, because its larger passes fit."""
+    fits = np.isfinite(resident.latency_s)
+    first = Option(
+        latency_s=np.where(fits, resident.latency_s, streamed.latency_s),
+        period_s=np.where(fits, resident.period_s, streamed.period_s),
+        frames=np.where(fits, resident.frames, streamed.frames),
+        streamed=~fits,
+    )
+    rival = fits & (streamed.period_s < resident.period_s)
+    if not rival.any():
+        return (first,)
+    second = Option(
+        latency_s=np.where(rival, streamed.latency_s, np.inf),
+        period_s=np.where(rival, streamed.period_s, np.inf),
+        frames=streamed.frames,
+        streamed=streamed.streamed,
+    )
+    return (first, second)
