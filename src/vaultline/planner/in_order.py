@@ -32,6 +32,14 @@ class InOrder:
         self.units = units
         self.kinds = [kind_of(problem, unit) for unit in units]
         self.cuts = problem.segments.blocks + 1
+        # Per type, (latency, period) of blocks [i, j) at [i, j], for each way of running them.
+        self.times = {
+            kind: [
+                (_by_ends(option.latency_s), _by_ends(option.period_s))
+                for option in problem.options[kind]
+            ]
+            for kind in set(self.kinds)
+        }
 
     def least_latency(self, below_s: float = inf) -> tuple[Solution, list[Device]] | None:
         """The least latency with every stage and link shorter than ``below_s``."""
@@ -72,9 +80,8 @@ class InOrder:
     def _spans(self, kind: int, below_s: float) -> Vector:
         """Seconds of blocks ``[i, j)`` at ``[i, j]``, by the quickest way with a short period."""
         best = np.full((self.cuts, self.cuts), inf)
-        for option in self.problem.options[kind]:
-            times = np.where(option.period_s < below_s, option.latency_s, inf)
-            np.minimum(best, _by_ends(times), out=best)
+        for latency_s, period_s in self.times[kind]:
+            np.minimum(best, np.where(period_s < below_s, latency_s, inf), out=best)
         return best
 
     def _walk_back(
@@ -98,11 +105,11 @@ class InOrder:
 
 def _by_ends(table: Table) -> Vector:
     """A table of (length, end) as one of (start, end), ``inf`` where nothing lies between."""
-    rows, columns = np.indices(table.shape)
-    starts = columns - rows - 1
-    matrix = np.full((table.shape[1], table.shape[1]), inf)
-    inside = starts >= 0
-    matrix[starts[inside], columns[inside]] = table[inside]
+    lengths, cuts = table.shape
+    matrix = np.full((cuts, cuts), inf)
+    for row in range(lengths):
+        ends = np.arange(row + 1, cuts)
+        matrix[ends - row - 1, ends] = table[row, ends]
     return matrix
 
 
