@@ -23,6 +23,7 @@ from math import inf, isfinite
 
 from vaultline.core.cluster import Cluster, Device
 from vaultline.core.errors import InfeasibleError, InputError
+from vaultline.core.plan import Plan
 from vaultline.core.profile import ModelProfile, PageMode
 from vaultline.planner.in_order import InOrder
 from vaultline.planner.infeasible import explain_infeasible
@@ -134,6 +135,21 @@ def compare(
     ours = found["vaultline"]
     best_s = ours.value_s(request.objective) if isinstance(ours, Priced) else inf
     return tuple(_row(BASELINES[name], each, best_s, request) for name, each in found.items())
+
+
+def as_asked(rows: tuple[Row, ...], plan: Plan, request: PlanRequest) -> tuple[Row, ...]:
+    """A comparison with the user's own plan before it, where the user fixed part of the plan."""
+    if not rows or (request.partition is None and request.stages is None):
+        return rows
+    own, ours = priced_plan(plan), rows[-1].priced
+    best_s = ours.value_s(request.objective) if ours is not None else 0.0
+    mine = Row(
+        name="as asked",
+        summary="the partition or the number of stages that the user fixed",
+        priced=own,
+        ratio=own.value_s(request.objective) / best_s if best_s > 0 else None,
+    )
+    return (mine, *rows)
 
 
 def _tried(baseline: Baseline, setting: Setting) -> Priced | InfeasibleError | InputError:

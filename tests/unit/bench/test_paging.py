@@ -12,4 +12,4 @@ def test_a_page_is_really_encrypted_and_decrypted() -> None:
 def test_both_ways_of_pricing_a_page_are_recorded() -> None:
     costs = page_costs()
     assert costs["sgx1"] == SGX1_PAGE_S
-    assert 0 < costs["crypto"]
+    assert costs["crypto"] > 0
