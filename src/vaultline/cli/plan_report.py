@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from vaultline.cli.common import printable, results, table
 from vaultline.core.plan import Objective, Plan, PlannedStage
@@ -18,6 +21,7 @@ from vaultline.planner.problem import Release
 
 #: Tables are laid out for this width, also where there is no terminal.
 COLUMNS = 100
+_LABEL = 12
 _ESTIMATED = (
     "est.: estimated. Nobody measured that class of device; its times are another one's, scaled."
 )
@@ -25,20 +29,63 @@ _ESTIMATED = (
 
 def show_plan(plan: Plan, explained: Explanation) -> None:
     """The stages, what crosses, the predicted times and why the next best plan loses."""
-    console = results()
-    console.width = min(console.width, COLUMNS)
-    frames = f" of {plan.chunk_frames} frames" if plan.objective == "chunk" else ""
-    title = f"{plan.model_name}: the best plan for {plan.objective}{frames}"
-    columns = ("stage", "device", "nodes", "ms", "busy", "weights", "memory", "a pass", "receives")
-    console.print(table(title, columns, _stage_rows(plan, explained)))
-    back = f"{format_bytes(explained.hop_bytes[-1])} in {format_ms(explained.hop_s[-1])}"
+    console = _console()
+    wanted = {
+        "latency": "the least latency",
+        "throughput": "the highest throughput",
+        "chunk": f"the shortest chunk of {frames_text(plan.chunk_frames)}",
+    }[plan.objective]
+    columns = ("#", "device", "nodes", "ms", "busy", "weights", "memory", "pass", "receives")
+    title = f"{plan.model_name}: a plan for {wanted} (predicted)"
+    console.print(_folding(table(title, columns, _stage_rows(plan, explained)), "device"))
+    back = f"{_size(explained.hop_bytes[-1])}, {format_ms(explained.hop_s[-1])}"
     console.print(f"the owner receives {back}", style="dim")
     _show_released(plan)
     console.print()
     for label, text in _prediction(plan, explained):
-        console.print(f"{label:<12} {escape(printable(text))}")
+        _say(console, label, text)
     if any(stage.estimated for stage in plan.stages):
         console.print(_ESTIMATED, style="dim")
+
+
+def _console() -> Console:
+    console = results()
+    console.width = min(console.width, COLUMNS)
+    return console
+
+
+def _folding(made: Table, name: str) -> Table:
+    """Only one column gives way where the table is too wide."""
+    for column in made.columns:
+        column.no_wrap = column.header != name
+    return made
+
+
+def _say(console: Console, label: str, text: str) -> None:
+    """A labelled line, its continuation below its own text."""
+    indent = " " * (_LABEL + 1)
+    lines = textwrap.wrap(
+        printable(text), console.width, initial_indent=indent, subsequent_indent=indent
+    )
+    said = "\n".join(lines)
+    console.print(escape(f"{label:<{_LABEL}}" + said[_LABEL:]), soft_wrap=True)
+
+
+def frames_text(count: int) -> str:
+    """So many frames, in words."""
+    return f"{count} frame{'s'[: count != 1]}"
+
+
+def _size(size_bytes: int) -> str:
+    """As ``format_bytes``, without the decimal of large numbers: a table is narrow."""
+    number, unit = format_bytes(size_bytes).split()
+    return f"{float(number):.0f} {unit}" if float(number) >= 100 else f"{number} {unit}"
+
+
+def _used(used_bytes: int, most_bytes: int) -> str:
+    """How much of how much, with the unit once where it is the same."""
+    used, most = _size(used_bytes), _size(most_bytes)
+    return f"{used.split()[0] if used.split()[1] == most.split()[1] else used} of {most}"
 
 
 def _stage_rows(plan: Plan, explained: Explanation) -> Iterable[Sequence[str]]:
@@ -49,28 +96,25 @@ def _stage_rows(plan: Plan, explained: Explanation) -> Iterable[Sequence[str]]:
             f"{stage.first}:{stage.last}",
             f"{stage.predicted_s * 1e3:.2f}{' est.' * stage.estimated}",
             f"{spelt.share:.0%}",
-            f"{format_bytes(spelt.weight_bytes)} {stage.mode}",
-            f"{format_bytes(spelt.need_bytes)} of {format_bytes(spelt.memory_bytes)}",
-            f"{stage.frames_per_pass} frame{'s'[: stage.frames_per_pass > 1]}",
-            f"{format_bytes(spelt.in_bytes)} in {format_ms(explained.hop_s[number])}",
+            f"{_size(spelt.weight_bytes)} {stage.mode}",
+            _used(spelt.need_bytes, spelt.memory_bytes),
+            str(stage.frames_per_pass),
+            f"{_size(spelt.in_bytes)}, {format_ms(explained.hop_s[number])}",
         )
 
 
 def place(stage: PlannedStage) -> str:
-    """The devices of a stage; several take its frames in turn."""
-    hosts = list(dict.fromkeys(device.host for device in stage.devices))
-    names = ", ".join(device.name for device in stage.devices)
+    """The devices of a stage, as device@host; several take its frames in turn."""
+    names = ", ".join(f"{device.name}@{device.host}" for device in stage.devices)
     many = f"{len(stage.devices)} in turn: " if len(stage.devices) > 1 else ""
-    untrusted = ", untrusted" if stage.device.untrusted else ""
-    return f"{many}{names} ({', '.join(hosts)}{untrusted})"
+    return many + names + " (untrusted)" * stage.device.untrusted
 
 
 def _show_released(plan: Plan) -> None:
     """What untrusted devices see, how much it tells, and how much it may."""
     if not plan.released:
         return
-    console = results()
-    console.width = min(console.width, COLUMNS)
+    console = _console()
     rows = [
         (
             str(each.stage),
@@ -90,24 +134,19 @@ def _show_released(plan: Plan) -> None:
 def _prediction(plan: Plan, explained: Explanation) -> Iterable[tuple[str, str]]:
     """Labels and texts of the lines below the table."""
     per_s = 1 / explained.bottleneck_s if explained.bottleneck_s > 0 else float("inf")
-    frames = "frame" if plan.chunk_frames == 1 else "frames"
     yield "latency", f"{format_ms(explained.latency_s)} for a frame that travels alone"
     yield (
         "throughput",
         f"{per_s:.1f} frames/s, one every {format_ms(explained.bottleneck_s)}: "
         f"limited by {explained.bottleneck}; balance {explained.balance:.0%}",
     )
-    yield "chunk", f"{plan.chunk_frames} {frames} in {explained.chunk_s:.3f} s"
-    yield "", "all predicted from the profile; `busy` is the share of the time between frames"
+    yield "chunk", f"{frames_text(plan.chunk_frames)} in {explained.chunk_s:.3f} s"
     rival = explained.runner_up
-    if rival is None:
-        return
-    cuts = ", ".join(map(str, rival.cuts))
-    where = f", cut after {cuts} nodes" if cuts else ", uncut"
-    yield (
-        "next best",
-        f"{' then '.join(rival.devices)}{where}: {rival.ratio:.2f}x; {rival.reason}",
-    )
+    if rival is not None:
+        cuts = ", ".join(map(str, rival.cuts))
+        where = f", cut at {cuts}" if cuts else ", uncut"
+        value = f"{' then '.join(rival.devices)}{where}: {rival.ratio:.2f}x"
+        yield "next best", f"{value}; {rival.reason}"
 
 
 def release_line(release: Release, profile: ModelProfile) -> str:
@@ -122,26 +161,26 @@ def release_line(release: Release, profile: ModelProfile) -> str:
 
 def show_comparison(rows: Sequence[Row], objective: Objective, chunk_frames: int) -> None:
     """Every baseline in a line, then notes, and why some have no plan."""
-    console = results()
-    console.width = min(console.width, COLUMNS)
+    console = _console()
     measure = {"latency": "latency", "throughput": "time between frames", "chunk": "chunk time"}
-    title = f"by {measure[objective]}, all predicted under one cost model and the same constraints"
+    title = f"by {measure[objective]}: one cost model, the same constraints (predicted)"
     columns = (
         "baseline",
         "to ours",
-        f"{chunk_frames} frames",
+        frames_text(chunk_frames),
         "latency",
         "frames/s",
-        "limited by",
+        "limit",
         "devices",
     )
     console.print()
-    console.print(table(title, columns, [_row_text(row) for row in rows if row.priced]))
+    console.print(
+        _folding(table(title, columns, [_row_text(row) for row in rows if row.priced]), "devices")
+    )
     for row in rows:
-        said = row.reason and f"no plan: {row.reason}"
-        said = said or (row.priced.note if row.priced is not None else "")
+        said = f"no plan: {row.reason}" if row.priced is None else row.priced.note
         if said:
-            console.print(f"{row.name}: {escape(printable(said))}")
+            console.print(escape(printable(f"{row.name}: {said}")))
     if any(row.priced is not None and row.priced.estimated for row in rows):
         console.print(_ESTIMATED, style="dim")
 
@@ -157,13 +196,11 @@ def _row_text(row: Row) -> Sequence[str]:
         f"{found.chunk_s:.3f} s{' est.' * found.estimated}",
         format_ms(found.latency_s),
         f"{per_s:.1f}",
-        found.bottleneck,
-        " > ".join(_stage_devices(names) for names in found.devices),
+        found.bottleneck.partition(" on ")[0].partition(",")[0],
+        " > ".join(
+            names[0] if len(names) == 1 else f"({' | '.join(names)})" for names in found.devices
+        ),
     )
-
-
-def _stage_devices(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"({' | '.join(names)})"
 
 
 def plan_document(plan: Plan, explained: Explanation) -> dict[str, Any]:
