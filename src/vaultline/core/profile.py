@@ -134,6 +134,11 @@ class DeviceRates(Struct, frozen=True):
         if not all(map(_is_rate, rates)) or not all(0 <= cost <= TIME_S_MAX for cost in costs):
             raise InputError("a rate must be above zero and a cost not negative", got=str(self))
 
+    def __hash__(self) -> int:
+        # Of the dictionary too, which has none of its own.
+        rates = (self.seal_bytes_per_s, self.open_bytes_per_s, self.decrypt_bytes_per_s)
+        return hash((*rates, self.call_s, *sorted(self.page_s.items())))
+
 
 class HopRates(Struct, frozen=True):
     """What a frame's way costs a core, besides computing, where workers and owner share one host.

@@ -32,14 +32,13 @@ from vaultline.planner.plan import assign_units, plan_request, problem_of
 from vaultline.planner.priced import (
     Priced,
     Setting,
-    added_up,
     priced_plan,
-    stage_times,
     ways,
     why_not,
 )
 from vaultline.planner.request import PlanRequest, choose_units
-from vaultline.planner.search import Solution, search
+from vaultline.planner.search import Solution, search, times_of
+from vaultline.planner.search import price as solution_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +85,13 @@ def setting_of(
         InputError: the request does not fit the profile or the cluster.
     """
     free = replace(request, stages=None, partition=None)
+    alone = replace(free, settings=replace(free.settings, replicas_max=1))
     return Setting(
         profile=profile,
         cluster=cluster,
         request=free,
         units=choose_units(cluster, free.devices),
-        problem=problem_of(profile, cluster, free),
+        problem=problem_of(profile, cluster, alone),
         page_mode=page_mode,
     )
 
@@ -197,9 +197,9 @@ def _even_split(setting: Setting) -> Priced:
             found = ways(problem, unit, start, end)
             if not found:
                 raise why_not(setting, start, end, [unit])
-            stages.append(min(found, key=lambda way: stage_times(problem, way)[0 if alone else 1]))
+            stages.append(min(found, key=lambda way: times_of(problem, way)[0 if alone else 1]))
             used.append(unit)
-    solution = added_up(problem, stages)
+    solution = solution_of(problem, tuple(stages))
     if not isfinite(solution.latency_s):
         raise _no_such_hop()
     return setting.priced(solution, used)
@@ -244,7 +244,8 @@ def _bottleneck_dp(setting: Setting) -> Priced:
     solution = search(setting.problem, "throughput")
     if solution is None:
         raise explain_infeasible(setting.problem, None)
-    return setting.priced(solution, assign_units(setting.problem, solution))
+    units = assign_units(setting.problem, solution)
+    return setting.priced(solution, [unit for (unit,) in units])
 
 
 def _vaultline(setting: Setting) -> Priced:

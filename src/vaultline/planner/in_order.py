@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from vaultline.core.cluster import Device
 from vaultline.cost.segments import Table
-from vaultline.planner.priced import added_up, kind_of, stage_times, ways
+from vaultline.planner.priced import kind_of, ways
 from vaultline.planner.problem import Problem
-from vaultline.planner.search import Placed, Solution
+from vaultline.planner.search import Placed, Solution, price, times_of
 
 Vector = NDArray[np.float64]
 
@@ -95,11 +95,11 @@ class InOrder:
             totals = sources[device] + spans[self.kinds[device]][:, end]
             before, start = divmod(int(np.argmin(totals.ravel())), self.cuts)
             every = ways(self.problem, self.units[device], start, end)
-            within = [way for way in every if stage_times(self.problem, way)[1] < below_s]
-            stages.insert(0, min(within, key=lambda way: stage_times(self.problem, way)))
+            within = [way for way in every if times_of(self.problem, way)[1] < below_s]
+            stages.insert(0, min(within, key=lambda way: times_of(self.problem, way)))
             used.insert(0, self.units[device])
             if before == device:
-                return added_up(self.problem, stages), used
+                return price(self.problem, tuple(stages)), used
             device, end = before, start
 
 

@@ -21,13 +21,13 @@ from vaultline.planner.plan import write_down
 from vaultline.planner.priced import (
     Priced,
     Setting,
-    added_up,
     kind_of,
     priced_plan,
     ways,
     why_not,
 )
 from vaultline.planner.problem import Problem, build_problem, need_bytes
+from vaultline.planner.search import price
 
 #: More protected memory than any model needs.
 _ROOMY_BYTES = 1 << 60
@@ -41,7 +41,7 @@ def bounded(setting: Setting) -> Priced:
     """
     problem, blocks = setting.problem, setting.problem.segments.blocks
     found = [
-        (added_up(problem, [stage]), unit)
+        (price(problem, (stage,)), unit)
         for unit in _one_of_each(setting)
         for stage in ways(problem, unit, 0, blocks)
     ]
@@ -96,7 +96,7 @@ def _whole(setting: Setting, unit: Device) -> Priced | None:
         solution
         for stage in ways(problem, unit, 0, blocks)
         if not problem.options[stage.kind][stage.option].streamed[at]
-        and isfinite((solution := added_up(problem, [stage])).latency_s)
+        and isfinite((solution := price(problem, (stage,))).latency_s)
     ]
     if resident:
         return setting.priced(min(resident, key=setting.value), [unit])
@@ -115,13 +115,11 @@ def _unpaged(setting: Setting, unit: Device) -> Priced | None:
         release=setting.request.release,
         alone=True,
     )
-    solutions = [
-        added_up(problem, [way]) for way in ways(problem, roomy, 0, problem.segments.blocks)
-    ]
+    solutions = [price(problem, (way,)) for way in ways(problem, roomy, 0, problem.segments.blocks)]
     best = min(solutions, key=lambda each: each.latency_s)
     if not isfinite(best.latency_s):
         return None
-    return priced_plan(write_down(problem, best, setting.request, (roomy,)))
+    return priced_plan(write_down(problem, best, setting.request, ((roomy,),)))
 
 
 def _with_pages(setting: Setting, unit: Device, alone: Priced) -> Priced:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -60,7 +59,7 @@ class Setting:
 
     Attributes:
         units: the devices in the order listed, by the cluster file or by the request.
-        problem: the tables of the search.
+        problem: the tables of the search, without replicas.
         page_mode: how a swapped page is priced where a model is paged.
     """
 
@@ -99,7 +98,8 @@ class Setting:
 
     def priced(self, solution: Solution, units: Iterable[Device]) -> Priced:
         """A solution on these devices, as a plan and its price."""
-        return priced_plan(write_down(self.problem, solution, self.request, tuple(units)))
+        alone = tuple((unit,) for unit in units)
+        return priced_plan(write_down(self.problem, solution, self.request, alone))
 
 
 def priced_plan(plan: Plan) -> Priced:
@@ -131,25 +131,6 @@ def ways(problem: Problem, unit: Device, start: int, end: int) -> list[Placed]:
     ]
 
 
-def stage_times(problem: Problem, stage: Placed) -> tuple[float, float]:
-    """Seconds of a frame alone, and per frame of a busy stage."""
-    option, at = problem.options[stage.kind][stage.option], (stage.end - stage.start - 1, stage.end)
-    return float(option.latency_s[at]), float(option.period_s[at])
-
-
-def added_up(problem: Problem, stages: Sequence[Placed]) -> Solution:
-    """Placed stages and the hops between them; ``inf`` where a hop is impossible."""
-    times = [stage_times(problem, stage) for stage in stages]
-    hops = [problem.entry_s[stages[0].kind]]
-    hops += [problem.link_s[a.kind, b.kind, b.start] for a, b in pairwise(stages)]
-    hops.append(problem.exit_s[stages[-1].kind])
-    return Solution(
-        stages=tuple(stages),
-        latency_s=float(sum(alone for alone, _ in times) + sum(hops)),
-        bottleneck_s=float(max(*(period for _, period in times), *hops)),
-    )
-
-
 def why_not(setting: Setting, start: int, end: int, units: Sequence[Device]) -> InfeasibleError:
     """Why blocks ``[start, end)`` run on none of these devices."""
     problem, positions = setting.problem, setting.profile.positions
@@ -165,6 +146,6 @@ def why_not(setting: Setting, start: int, end: int, units: Sequence[Device]) -> 
     return InfeasibleError(
         f"{place} do not fit on {largest.name}, weights streamed or not: memory",
         got=format_bytes(largest.memory_bytes),
-        expected=format_bytes(int(problem.need_bytes[at])),
+        expected=format_bytes(problem.least_need(start, end)),
         remedy="raise the device's memory",
     )

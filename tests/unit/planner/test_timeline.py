@@ -20,7 +20,9 @@ LAYERS = profile([0.5, 1.0, 0.7, 0.4])
 
 
 def plan_of(stages: int) -> Plan:
-    return make_plan(LAYERS, MACHINES, stages=stages)
+    plan = make_plan(LAYERS, MACHINES, stages=stages)
+    alone = (replace(stage, devices=stage.devices[:1]) for stage in plan.stages)
+    return replace(plan, stages=tuple(alone))
 
 
 def with_replicas(plan: Plan, stage: int, count: int) -> Plan:
@@ -71,7 +73,7 @@ def test_frames_come_out_in_the_bottlenecks_rhythm(plan: Plan) -> None:
 
 
 def test_a_hop_waits_for_a_free_buffer() -> None:
-    plan = plan_of(1)
+    plan = make_plan(LAYERS, cluster(device("a")))
     starts = [busy.start_s for busy in timeline(plan, 40) if (busy.what, busy.number) == ("hop", 0)]
     queue = plan.stages[0].queue_frames
     assert starts[queue] >= plan.stages[0].predicted_s
