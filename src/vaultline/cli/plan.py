@@ -9,6 +9,13 @@ import typer
 
 from vaultline.cli.common import JsonFlag, note, print_json, results
 from vaultline.cli.files import check_target, load_cluster, load_profile, parse_shapes, write_file
+from vaultline.cli.plan_release import (
+    check_parts,
+    load_release,
+    release_document,
+    release_line,
+    with_release,
+)
 from vaultline.cli.plan_report import (
     comparison_document,
     plan_document,
@@ -19,7 +26,7 @@ from vaultline.cli.profile import ShapeOption
 from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.plan import Objective, Plan, write_plan
 from vaultline.core.profile import PageMode
-from vaultline.planner import PlanRequest, explain, parse_partition, plan_request
+from vaultline.planner import PlanRequest, Settings, explain, parse_partition, plan_request
 from vaultline.planner.baselines import Row, as_asked
 from vaultline.planner.baselines import compare as compare_baselines
 
@@ -45,6 +52,15 @@ def plan(
     partition: Annotated[
         str | None, typer.Option(help="Your own cuts: 0:12@edge,12:40@cloud.")
     ] = None,
+    replicas_max: Annotated[
+        int, typer.Option(min=1, help="Most devices that may run one stage in turn.")
+    ] = Settings().replicas_max,
+    privacy: Annotated[
+        Path | None, typer.Option(help="Privacy policy (YAML): what untrusted devices may see.")
+    ] = None,
+    leakage: Annotated[
+        Path | None, typer.Option(help="Leakage report that the policy's limit is held against.")
+    ] = None,
     input_shape: ShapeOption = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Tabulate what others would do beside it.")
@@ -69,6 +85,7 @@ def plan(
     machines = load_cluster(cluster)
     for warning in machines.warnings():
         note(f"warning: {warning}")
+    release = load_release(measured, privacy, leakage)
     request = PlanRequest(
         objective=objective,
         chunk_frames=chunk_frames,
@@ -76,16 +93,20 @@ def plan(
         stages=stages,
         partition=None if partition is None else parse_partition(partition),
         input_shapes=parse_shapes(input_shape or []),
+        settings=Settings(replicas_max=replicas_max),
+        release=release,
     )
+    if request.partition is not None:
+        check_parts(request.partition, release, measured, machines)
     rows: tuple[Row, ...] = ()
     if compare or plot_compare is not None:
         rows = compare_baselines(measured, machines, request, page_mode=page_cost)
     try:
         found = plan_request(measured, machines, request)
-    except InfeasibleError:
+    except InfeasibleError as error:
         if rows and not as_json:
             show_comparison(rows, objective, chunk_frames)
-        raise
+        raise (error if privacy is None else with_release(error, release, measured)) from None
     rows = as_asked(rows, found, request)
     explained = explain(found, measured, machines, request)
     write_file(out, write_plan(found), "the plan")
@@ -99,9 +120,10 @@ def plan(
         draw_comparison(rows, found, plot_compare)
     if as_json:
         compared = {"comparison": comparison_document(rows, objective)} if rows else {}
-        print_json(plan_document(found, explained) | compared)
+        held = {"privacy": release_document(release, measured)} if privacy else {}
+        print_json(plan_document(found, explained) | held | compared)
         return
-    show_plan(found, explained)
+    show_plan(found, explained, release_line(release, measured) if privacy else "")
     if rows:
         show_comparison(rows, objective, chunk_frames)
     _show_written(found, out)

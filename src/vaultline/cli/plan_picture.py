@@ -84,6 +84,8 @@ def _hatch(stage: PlannedStage) -> str | None:
 def _draw_bands(axes: Axes, plan: Plan) -> None:
     """Who holds which nodes, and how much crosses each end."""
     total = plan.stages[-1].last
+    untrusted = any(stage.device.untrusted for stage in plan.stages)
+    _say(axes, "who runs which layers, and what crosses" + " (hatched: untrusted)" * untrusted)
     axes.set_axis_off()
     axes.set_ylim(0, 2.6)
     for number, stage in enumerate(plan.stages):

@@ -13,11 +13,9 @@ from rich.table import Table
 
 from vaultline.cli.common import printable, results, table
 from vaultline.core.plan import Objective, Plan, PlannedStage
-from vaultline.core.profile import ModelProfile
 from vaultline.core.units import format_bytes, format_ms
 from vaultline.planner.baselines import BASELINES, Row
 from vaultline.planner.explain import Explanation
-from vaultline.planner.problem import Release
 
 #: Tables are laid out for this width, also where there is no terminal.
 COLUMNS = 100
@@ -27,8 +25,12 @@ _ESTIMATED = (
 )
 
 
-def show_plan(plan: Plan, explained: Explanation) -> None:
-    """The stages, what crosses, the predicted times and why the next best plan loses."""
+def show_plan(plan: Plan, explained: Explanation, privacy: str = "") -> None:
+    """The stages, what crosses, the predicted times and why the next best plan loses.
+
+    Args:
+        privacy: what a privacy policy releases, where there is one.
+    """
     console = _console()
     wanted = {
         "latency": "the least latency",
@@ -44,6 +46,9 @@ def show_plan(plan: Plan, explained: Explanation) -> None:
     console.print()
     for label, text in _prediction(plan, explained):
         _say(console, label, text)
+    if privacy:
+        unused = "" if plan.released else "no untrusted device takes part: "
+        _say(console, "privacy", unused + privacy)
     if any(stage.estimated for stage in plan.stages):
         console.print(_ESTIMATED, style="dim")
 
@@ -149,16 +154,6 @@ def _prediction(plan: Plan, explained: Explanation) -> Iterable[tuple[str, str]]
         yield "next best", f"{value}; {rival.reason}"
 
 
-def release_line(release: Release, profile: ModelProfile) -> str:
-    """How much of a model a privacy policy releases."""
-    cuts, blocks = sum(release.cuts), sum(release.blocks)
-    limit = f"leak at most {release.limit:g} ({release.metric})"
-    return (
-        f"{cuts} of {len(profile.positions)} cuts {limit}, and the weights of {blocks} of "
-        f"{len(profile.blocks)} blocks may be disclosed; nothing else reaches an untrusted device"
-    )
-
-
 def show_comparison(rows: Sequence[Row], objective: Objective, chunk_frames: int) -> None:
     """Every baseline in a line, then notes, and why some have no plan."""
     console = _console()
@@ -208,7 +203,15 @@ def plan_document(plan: Plan, explained: Explanation) -> dict[str, Any]:
     return {
         "plan_digest": plan.digest.hex(),
         "explanation": asdict(explained),
-        "estimated": [stage.estimated for stage in plan.stages],
+        "stages": [
+            {
+                "devices": [device.name for device in stage.devices],
+                "period_s": stage.period_s,
+                "estimated": stage.estimated,
+                "untrusted": stage.device.untrusted,
+            }
+            for stage in plan.stages
+        ],
         "released": plan.released,
     }
 
