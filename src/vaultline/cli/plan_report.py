@@ -110,8 +110,8 @@ def _stage_rows(plan: Plan, explained: Explanation) -> Iterable[Sequence[str]]:
 
 def place(stage: PlannedStage) -> str:
     """The devices of a stage, as device@host; several take its frames in turn."""
-    names = ", ".join(f"{device.name}@{device.host}" for device in stage.devices)
-    many = f"{len(stage.devices)} in turn: " if len(stage.devices) > 1 else ""
+    names = "\n".join(f"{device.name}@{device.host}" for device in stage.devices)
+    many = f"{len(stage.devices)} in turn:\n" if len(stage.devices) > 1 else ""
     return many + names + " (untrusted)" * stage.device.untrusted
 
 
