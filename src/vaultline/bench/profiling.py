@@ -22,6 +22,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from vaultline.bench.noise import frames_of
+from vaultline.bench.paging import page_costs
 from vaultline.channel.keys import derive_hop_keys
 from vaultline.channel.records import OVERHEAD_BYTES, RecordKind, RecordOpener, RecordSealer
 from vaultline.core.frames import FrameLayout
@@ -346,6 +347,7 @@ def device_rates() -> DeviceRates:
         open_bytes_per_s=RECORD_FRAGMENT_BYTES / statistics.median(open_s),
         decrypt_bytes_per_s=_decrypt_rate(),
         call_s=_call_s(),
+        page_s=page_costs(),
     )
 
 

@@ -200,7 +200,8 @@ def _figures(
 
 
 def _draw(plan: Plan, profile: ModelProfile, seen: _Seen, out: Path) -> list[str]:
-    from vaultline.cli.pictures import draw_plan, draw_timeline  # takes a moment to import
+    from vaultline.cli.pictures import draw_timeline  # takes a moment to import
+    from vaultline.cli.plan_picture import draw_plan
 
     draw_plan(plan, profile, out / "plan.png")
     # From the middle of the run, where the pipeline is full.

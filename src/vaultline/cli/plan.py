@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vaultline.cli.common import JsonFlag, note, print_json, results, table
+from vaultline.cli.common import JsonFlag, note, print_json, results
 from vaultline.cli.files import check_target, load_cluster, load_profile, parse_shapes, write_file
+from vaultline.cli.plan_release import (
+    check_parts,
+    load_release,
+    release_document,
+    release_line,
+    with_release,
+)
+from vaultline.cli.plan_report import (
+    comparison_document,
+    plan_document,
+    show_comparison,
+    show_plan,
+)
 from vaultline.cli.profile import ShapeOption
-from vaultline.core.errors import InputError
+from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.plan import Objective, Plan, write_plan
-from vaultline.core.units import format_bytes
-from vaultline.planner import PlanRequest, parse_partition, plan_request
-from vaultline.planner.explain import Explanation, explain
+from vaultline.core.profile import PageMode
+from vaultline.planner import PlanRequest, Settings, explain, parse_partition, plan_request
+from vaultline.planner.baselines import Row, as_asked
+from vaultline.planner.baselines import compare as compare_baselines
+
+_PICTURES = (".png", ".svg")
 
 
 def register(app: typer.Typer) -> None:
@@ -37,8 +52,27 @@ def plan(
     partition: Annotated[
         str | None, typer.Option(help="Your own cuts: 0:12@edge,12:40@cloud.")
     ] = None,
+    replicas_max: Annotated[
+        int, typer.Option(min=1, help="Most devices that may run one stage in turn.")
+    ] = Settings().replicas_max,
+    privacy: Annotated[
+        Path | None, typer.Option(help="Privacy policy (YAML): what untrusted devices may see.")
+    ] = None,
+    leakage: Annotated[
+        Path | None, typer.Option(help="Leakage report that the policy's limit is held against.")
+    ] = None,
     input_shape: ShapeOption = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the plan into this PNG.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Tabulate what others would do beside it.")
+    ] = False,
+    page_cost: Annotated[
+        PageMode,
+        typer.Option(help="A swapped page in the comparison: cipher work measured here, or SGX1."),
+    ] = "crypto",
+    plot: Annotated[Path | None, typer.Option(help="Draw the plan (.png or .svg).")] = None,
+    plot_compare: Annotated[
+        Path | None, typer.Option(help="Draw the comparison (.png or .svg).")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Find the exact best contiguous partition of a model over a cluster's devices.
@@ -46,15 +80,12 @@ def plan(
     The search is exact over the cuts of the model's own topological order; other orders are not
     searched.
     """
-    for target in (out, plot):
-        if target is not None:
-            check_target(target, "the plan")
-    if plot is not None and plot.suffix.lower() != ".png":
-        raise InputError("the plot can only be a PNG", got=str(plot), expected="a name in .png")
+    _check_targets(out, plot, plot_compare)
     measured = load_profile(profile)
     machines = load_cluster(cluster)
     for warning in machines.warnings():
         note(f"warning: {warning}")
+    release = load_release(measured, privacy, leakage)
     request = PlanRequest(
         objective=objective,
         chunk_frames=chunk_frames,
@@ -62,61 +93,56 @@ def plan(
         stages=stages,
         partition=None if partition is None else parse_partition(partition),
         input_shapes=parse_shapes(input_shape or []),
+        settings=Settings(replicas_max=replicas_max),
+        release=release,
     )
-    found = plan_request(measured, machines, request)
+    if request.partition is not None:
+        check_parts(request.partition, release, measured, machines)
+    rows: tuple[Row, ...] = ()
+    if compare or plot_compare is not None:
+        rows = compare_baselines(measured, machines, request, page_mode=page_cost)
+    try:
+        found = plan_request(measured, machines, request)
+    except InfeasibleError as error:
+        if rows and not as_json:
+            show_comparison(rows, objective, chunk_frames)
+        raise (error if privacy is None else with_release(error, release, measured)) from None
+    rows = as_asked(rows, found, request)
     explained = explain(found, measured, machines, request)
     write_file(out, write_plan(found), "the plan")
     if plot is not None:
-        from vaultline.cli.pictures import draw_plan  # takes a moment to import
+        from vaultline.cli.plan_picture import draw_plan  # takes a moment to import
 
         draw_plan(found, measured, plot)
+    if plot_compare is not None:
+        from vaultline.cli.plan_picture import draw_comparison
+
+        draw_comparison(rows, found, plot_compare)
     if as_json:
-        print_json({"plan_digest": found.digest.hex(), "explanation": asdict(explained)})
-    else:
-        show_explanation(found, explained, out)
+        compared = {"comparison": comparison_document(rows, objective)} if rows else {}
+        held = {"privacy": release_document(release, measured)} if privacy else {}
+        print_json(plan_document(found, explained) | held | compared)
+        return
+    show_plan(found, explained, release_line(release, measured) if privacy else "")
+    if rows:
+        show_comparison(rows, objective, chunk_frames)
+    _show_written(found, out)
 
 
-def show_explanation(found: Plan, explained: Explanation, out: Path) -> None:
-    """The plan in a table, and why it is what it is."""
-    rows = [
-        (
-            str(number),
-            f"{stage.device}@{stage.host}",
-            f"{stage.first}:{stage.last}",
-            f"{stage.predicted_s * 1e3:.2f}",
-            f"{stage.share:.0%}",
-            format_bytes(stage.weight_bytes),
-            f"{format_bytes(stage.need_bytes)} of {format_bytes(stage.memory_bytes)}",
-            f"{stage.mode}, {stage.frames_per_pass} a pass",
-            format_bytes(stage.in_bytes),
-            format_bytes(stage.out_bytes),
-        )
-        for number, stage in enumerate(explained.stages)
-    ]
-    columns = [
-        "stage",
-        "device",
-        "nodes",
-        "ms",
-        "busy",
-        "weights",
-        "memory",
-        "weights are",
-        "bytes in",
-        "bytes out",
-    ]
-    console = results()
-    console.print(table(f"{found.model_name}, best for {explained.objective}", columns, rows))
-    console.print(
-        f"latency {explained.latency_s * 1e3:.2f} ms, bottleneck "
-        f"{explained.bottleneck_s * 1e3:.2f} ms ({explained.bottleneck}), "
-        f"{found.chunk_frames} frames in {explained.chunk_s:.3f} s, "
-        f"balance {explained.balance:.0%}"
-    )
-    if explained.runner_up is not None:
-        rival = explained.runner_up
-        console.print(
-            f"next best: {' then '.join(rival.devices)} cut at "
-            f"{', '.join(map(str, rival.cuts)) or 'no node'}: {rival.ratio:.2f}x; {rival.reason}"
-        )
-    console.print(f"wrote {out} (digest {found.digest.hex()[:16]}...)")
+def _check_targets(out: Path, *pictures: Path | None) -> None:
+    """Refuse what can't be written before anything is searched."""
+    check_target(out, "the plan")
+    for path in pictures:
+        if path is None:
+            continue
+        check_target(path, "the picture")
+        if path.suffix.lower() not in _PICTURES:
+            raise InputError(
+                "pictures are PNG or SVG files",
+                got=str(path),
+                expected="a name that ends in " + " or ".join(_PICTURES),
+            )
+
+
+def _show_written(found: Plan, out: Path) -> None:
+    results().print(f"wrote {out} (digest {found.digest.hex()[:16]}...)", style="dim")

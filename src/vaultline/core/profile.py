@@ -6,6 +6,7 @@ A model's nodes, in topological order, are grouped into blocks between candidate
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Literal
 
 import msgspec
 
@@ -16,6 +17,8 @@ from vaultline.core.serde import Struct, canonical_json, from_json
 from vaultline.core.tensors import TensorSpec, layout
 
 PROFILE_VERSION = 2
+#: How a swapped page is priced: see ``DeviceRates.page_s``.
+PageMode = Literal["crypto", "sgx1"]
 #: Beyond these a number is no measurement but a mistake, and sums of it would not stay finite.
 TIME_S_MAX = 1e9
 RATE_MIN, RATE_MAX = 1e-6, 1e24
@@ -115,17 +118,26 @@ class DeviceRates(Struct, frozen=True):
         seal_bytes_per_s, open_bytes_per_s: records of the channel.
         decrypt_bytes_per_s: weights from the vault.
         call_s: fixed cost of a pass.
+        page_s: what evicting one page of protected memory and loading another takes, by what was
+            counted: ``crypto`` only the cipher's work, measured; ``sgx1`` all of it, as published.
     """
 
     seal_bytes_per_s: float
     open_bytes_per_s: float
     decrypt_bytes_per_s: float
     call_s: float
+    page_s: dict[PageMode, float] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rates = (self.seal_bytes_per_s, self.open_bytes_per_s, self.decrypt_bytes_per_s)
-        if not all(map(_is_rate, rates)) or not 0 <= self.call_s <= TIME_S_MAX:
+        costs = (self.call_s, *self.page_s.values())
+        if not all(map(_is_rate, rates)) or not all(0 <= cost <= TIME_S_MAX for cost in costs):
             raise InputError("a rate must be above zero and a cost not negative", got=str(self))
+
+    def __hash__(self) -> int:
+        # Of the dictionary too, which has none of its own.
+        rates = (self.seal_bytes_per_s, self.open_bytes_per_s, self.decrypt_bytes_per_s)
+        return hash((*rates, self.call_s, *sorted(self.page_s.items())))
 
 
 class HopRates(Struct, frozen=True):

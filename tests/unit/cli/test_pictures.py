@@ -4,23 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from vaultline.cli.pictures import _passes, draw_plan, draw_timeline
+from vaultline.cli.pictures import _passes, draw_timeline
 from vaultline.core.errors import InputError
-from vaultline.planner import make_plan
-from vaultline.testing.planning import MIB, cluster, device, profile
 
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@pytest.mark.parametrize("stages", [1, 2, 8])
-def test_a_plan_is_drawn_as_a_small_png(stages: int, tmp_path: Path) -> None:
-    layers = profile([0.01 * (1 + n % 3) for n in range(9)], weight_bytes=MIB)
-    plan = make_plan(layers, cluster(device("a", count=8)), stages=stages)
-    path = tmp_path / "plan.png"
-    draw_plan(plan, layers, path)
-    data = path.read_bytes()
-    assert data.startswith(PNG)
-    assert len(data) < 200_000
 
 
 def test_a_timeline_is_drawn_as_a_small_png(tmp_path: Path) -> None:
