@@ -42,6 +42,22 @@ devices:
 links:
   - {source: box, target: far, bandwidth: 30Mbit/s, latency: 5ms}
 """
+_SITES = """\
+owner: door
+sites:
+  - {name: street}
+  - {name: rack, bandwidth: 10Gbit/s, latency: 100us}
+hosts:
+  - {name: door, site: street, cores: 4, memory: 8GiB}
+  - {name: r1, site: rack, cores: 4, memory: 8GiB}
+  - {name: r2, site: rack, cores: 4, memory: 8GiB}
+devices:
+  - {name: a, host: r1, kind: simulated, trust: attested, memory: 93MiB, count: 2}
+  - {name: b, host: r2, kind: simulated, trust: attested, memory: 93MiB}
+links:
+  - {source: street, target: rack, bandwidth: 30Mbit/s, back: 100Mbit/s, latency: 5ms}
+  - {source: door, target: rack, bandwidth: 1000000, latency: 0.01, one_way: true}
+"""
 _POLICY = f"""\
 version: 1
 accept:
@@ -126,6 +142,10 @@ PARSERS: dict[str, tuple[Callable[[Path], bytes], Callable[[Path], object]]] = {
     "profile": (lambda _: write_profile(_PROFILE), _read_profile),
     "cluster": (
         lambda _: _CLUSTER.encode(),
+        lambda path: _plan_with(_PROFILE, load_cluster(path)),
+    ),
+    "cluster with sites": (
+        lambda _: _SITES.encode(),
         lambda path: _plan_with(_PROFILE, load_cluster(path)),
     ),
     "policy": (lambda _: _POLICY.encode(), load_policy),
