@@ -95,6 +95,8 @@ class Parts:
             self._fits(len(part.blocks), self._block_count)
             if not all(0 <= k < self._block_count for k in part.stacked):
                 raise RemoteProtocolError("a stacked block that isn't there", got=str(part.stacked))
+            if self.blocks is not None and self.blocks.stacked != part.stacked:
+                raise RemoteProtocolError("the same model was compiled into other blocks")
             self.blocks = part
         elif isinstance(part, Round):
             expected = {1: self._block_count + 1}
@@ -139,21 +141,32 @@ class Wanted(Struct, frozen=True):
     @classmethod
     def after(cls, parts: Parts, repeats: int) -> Wanted:
         """What is missing of a profile with so many repeats."""
+        nothing_stacks = parts.blocks is not None and not parts.blocks.stacked
+        stacked_rounds = 0 if nothing_stacks else repeats - len(parts.rounds[PASS_FRAMES])
         return cls(
             single_rounds=max(0, repeats - len(parts.rounds[1])),
-            stacked_rounds=max(0, repeats - len(parts.rounds[PASS_FRAMES])),
+            stacked_rounds=max(0, stacked_rounds),
             node_runs=0 if parts.inside else repeats,
             rates=parts.rates is None,
         )
 
+    @property
+    def anything(self) -> bool:
+        """Whether there is work left."""
+        return bool(self.single_rounds or self.stacked_rounds or self.node_runs or self.rates)
+
 
 def measure(
-    model: Model, wanted: Wanted, ready: Callable[[], None] = lambda: None
+    model: Model,
+    wanted: Wanted,
+    ready: Callable[[], None] = lambda: None,
+    far_core: int | None = None,
 ) -> Iterator[Part | Step]:
     """Measure what is wanted of a model: yields parts as they are done, and how far it has come.
 
     Args:
         ready: called when all files have been made and read, before anything is timed.
+        far_core: see ``loopback_rate``.
     """
     positions = candidates(model)
     clock = _clock(model) if wanted.node_runs else None
@@ -171,7 +184,7 @@ def measure(
     if clock is not None:
         yield from _inside(clock, positions, wanted.node_runs)
     if weight is not None:
-        yield Rates(device=device_rates(weight), loopback=loopback_rate())
+        yield Rates(device=device_rates(weight), loopback=loopback_rate(far_core))
         weight.close()
 
 
@@ -191,7 +204,7 @@ def _timed_rounds(
         ),
         stacked=stacked,
     )
-    total = wanted.single_rounds + wanted.stacked_rounds
+    total = wanted.single_rounds + (wanted.stacked_rounds if stacked else 0)
     for done in range(total):
         single = done < wanted.single_rounds
         frames, some = (1, timed) if single else (PASS_FRAMES, [benches[k] for k in stacked])
