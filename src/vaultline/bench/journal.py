@@ -6,7 +6,7 @@ process that is killed loses the part at hand and no other.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -37,39 +37,48 @@ class JournalKey(Struct, frozen=True):
 
 
 class Journal:
-    """The journal of one profile, this process's alone while it is open. A context manager."""
+    """The journal of one profile, this process's alone while it is open. A context manager.
+
+    Attributes:
+        path: the file; None where nothing can be kept beside the profile.
+        parts: what an interrupted run has left, and what has come since.
+        note: what a person should know of it; empty if there is nothing.
+    """
 
     def __init__(self, target: Path, key: JournalKey) -> None:
         """Open or begin the journal of a profile that will be written to ``target``.
-
-        Attributes:
-            parts: what an interrupted run has left.
-            note: what became of that, for a person; empty if there was nothing.
 
         Raises:
             InputError: another process is at it.
             MachineError: the file can't be read or written.
         """
-        self.path = target.with_name(target.name + SUFFIX)
+        self.path: Path | None = target.with_name(target.name + SUFFIX)
         self.parts = Parts(len(key.positions) - 1)
         self.note = ""
+        self._fd = -1
+        if (target.exists() and not target.is_file()) or not os.access(target.parent, os.W_OK):
+            self.path = None
+            self.note = f"nothing can be kept beside {target}: do not interrupt this"
+            return
         try:
-            self._fd = os.open(
-                self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644
-            )
-        except OSError as error:
-            raise self._failed(error) from error
-        try:
+            self._open(self.path)
             self._lock()
             self._take_up(key)
-        except BaseException:
+        except OSError as error:
             self.close()
+            raise self._failed(error) from error
+        except InputError:
+            self._let_go()
             raise
+
+    def _open(self, path: Path) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = os.open(path, flags, 0o644)
 
     def _lock(self) -> None:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise InputError(
                 f"another process is measuring for {self.path}",
                 remedy="wait for it, or name another output",
@@ -77,17 +86,14 @@ class Journal:
 
     def _take_up(self, key: JournalKey) -> None:
         """Read what is there and fits; cut off the rest."""
-        try:
-            size = os.fstat(self._fd).st_size
-            data = os.pread(self._fd, size, 0) if size <= JOURNAL_BYTES_MAX else b""
-            kept = self._read(data, key)
-            if data and not kept:
-                self.note = f"{self.path} is of another model, machine or version: not used"
-            os.ftruncate(self._fd, kept)
-            if not kept:
-                self._write(canonical_json(key))
-        except OSError as error:
-            raise self._failed(error) from error
+        size = os.fstat(self._fd).st_size
+        data = os.pread(self._fd, size, 0) if size <= JOURNAL_BYTES_MAX else b""
+        kept = self._read(data, key)
+        if size and not kept:
+            self.note = f"{self.path} is of another model, machine or version: not used"
+        os.ftruncate(self._fd, kept)
+        if not kept:
+            self._write(canonical_json(key))
 
     def _read(self, data: bytes, key: JournalKey) -> int:
         """Take the parts up to the first that is torn or doesn't fit; how many bytes those are."""
@@ -119,17 +125,24 @@ class Journal:
 
     def _write(self, line: bytes) -> None:
         data = line + b"\n"
-        if os.write(self._fd, data) < len(data):
-            raise OSError("the disk is full")
+        if self._fd >= 0 and os.write(self._fd, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def remove(self) -> None:
         """Once the profile itself is written."""
-        self.path.unlink(missing_ok=True)
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let others have it."""
-        with contextlib.suppress(OSError):
+        """Let others have it; a journal of nothing is removed."""
+        if self._fd >= 0 and not self.parts.anything:
+            self.remove()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._fd >= 0:
             os.close(self._fd)
+            self._fd = -1
 
     def __enter__(self) -> Journal:
         return self

@@ -113,6 +113,11 @@ class Parts:
             self.rates = part
 
     @property
+    def anything(self) -> bool:
+        """Whether any part is there that takes time."""
+        return bool(any(self.rounds.values()) or self.inside or self.rates)
+
+    @property
     def round_count(self) -> int:
         """Rounds of one frame: what a person calls rounds."""
         return len(self.rounds[1])
@@ -160,13 +165,13 @@ def measure(
     model: Model,
     wanted: Wanted,
     ready: Callable[[], None] = lambda: None,
-    far_core: int | None = None,
+    far_cores: Sequence[int] = (),
 ) -> Iterator[Part | Step]:
     """Measure what is wanted of a model: yields parts as they are done, and how far it has come.
 
     Args:
         ready: called when all files have been made and read, before anything is timed.
-        far_core: see ``loopback_rate``.
+        far_cores: see ``loopback_rate``.
     """
     positions = candidates(model)
     clock = _clock(model) if wanted.node_runs else None
@@ -184,7 +189,7 @@ def measure(
     if clock is not None:
         yield from _inside(clock, positions, wanted.node_runs)
     if weight is not None:
-        yield Rates(device=device_rates(weight), loopback=loopback_rate(far_core))
+        yield Rates(device=device_rates(weight), loopback=loopback_rate(far_cores))
         weight.close()
 
 

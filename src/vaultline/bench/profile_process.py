@@ -93,7 +93,7 @@ def profile_in_worker(
             model=str(path.absolute()),
             model_digest=model.digest,
             wanted=wanted,
-            far_core=cores[1] if len(cores) > 1 else None,
+            far_cores=cores,
             input_shapes=dict(input_shapes or {}),
         )
         with neighbours(model, request.neighbours, cores), _worker(job, cores[:1]) as popen:

@@ -32,19 +32,20 @@ class Job(Struct, frozen=True):
     Attributes:
         model: path of the ONNX model.
         model_digest: of the model as whoever asks has read it.
-        far_core: where a neighbouring worker would run, if there is another core.
+        far_cores: where a neighbouring worker might run.
     """
 
     model: str
     model_digest: str
     wanted: Wanted
-    far_core: int | None = None
+    far_cores: tuple[int, ...] = ()
     input_shapes: dict[str, tuple[int, ...]] = msgspec.field(default_factory=dict)
 
 
 class Started(Struct, frozen=True, tag="started"):
     """The clock runs from now on: how the process is locked down, and where it runs."""
 
+    pid: int
     cores: tuple[int, ...]
     hardening: tuple[HardeningStep, ...]
 
@@ -82,9 +83,10 @@ def work(job: Job, fd: int) -> None:
 
     def ready() -> None:
         steps = harden(read_paths=[Path(job.model)])
-        say(fd, Started(cores=tuple(sorted(os.sched_getaffinity(0))), hardening=tuple(steps)))
+        cores = tuple(sorted(os.sched_getaffinity(0)))
+        say(fd, Started(pid=os.getpid(), cores=cores, hardening=tuple(steps)))
 
-    for line in measure(model, job.wanted, ready, job.far_core):
+    for line in measure(model, job.wanted, ready, job.far_cores):
         say(fd, line)
     say(fd, Finished())
 

@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -130,20 +131,21 @@ def _call_s() -> float:
     return seconds / count
 
 
-def loopback_rate(far_core: int | None = None) -> LoopbackRate:
+def loopback_rate(far_cores: Sequence[int] = ()) -> LoopbackRate:
     """A Unix socket between two threads: bytes per second, and half of a round trip.
 
     Args:
-        far_core: where the other thread runs, as another worker would; anywhere by default.
+        far_cores: where the other thread may run, as another worker might; where this one may by
+            default.
     """
     ours, theirs = socket.socketpair()
     total = 64 * MIB
     block, buffer = bytes(MIB), memoryview(bytearray(MIB))
 
     def drain() -> None:
-        if far_core is not None:
-            with suppress(OSError):  # a core that is gone costs accuracy, not the profile
-                os.sched_setaffinity(0, {far_core})  # of this thread alone
+        if far_cores:
+            with suppress(OSError):  # cores that are gone cost accuracy, not the profile
+                os.sched_setaffinity(0, far_cores)  # of this thread alone
         left = total
         while left:
             left -= theirs.recv_into(buffer[:left])

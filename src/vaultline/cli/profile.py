@@ -190,8 +190,9 @@ def _kept(journal: Journal) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         rounds = journal.parts.round_count
-        text = f"{rounds} rounds are kept in {journal.path}: the same command goes on there"
-        messages().print(text, markup=False)
+        if journal.path is not None and rounds:
+            text = f"{rounds} rounds are kept in {journal.path}: the same command goes on there"
+            messages().print(text, markup=False)
         raise
 
 
