@@ -15,6 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vaultline.bench.journal import Journal, JournalKey
+from vaultline.bench.measuring import Blocks, Inside, Rates, Round
 from vaultline.cli.files import load_cluster
 from vaultline.core.errors import VaultlineError
 from vaultline.core.plan import read_plan, write_plan
@@ -136,6 +138,42 @@ def _key_text_once() -> bytes:
         return key.read_bytes()
 
 
+_KEY = JournalKey(
+    vaultline_version="1",
+    model_digest="ab" * 32,
+    positions=(0, 3, 7),
+    engine_version="1",
+    isa="portable",
+    host="h",
+    cpu="c",
+    core=0,
+    neighbours=0,
+    device_class="simulated",
+    settings="{}",
+)
+
+
+def _read_journal(path: Path) -> None:
+    target = path.parent / "p.json"
+    path.rename(path.parent / "p.json.partial")
+    with Journal(target, _KEY) as journal:
+        for part in (*journal.parts.rounds[1], *journal.parts.rounds[4]):
+            assert all(0 <= seconds < 1e10 for seconds in part)
+
+
+def _journal(_: Path) -> bytes:
+    block = _PROFILE.blocks[0]
+    blocks = Blocks(engine_version="1", isa="portable", blocks=(block, block), stacked=(1,))
+    parts = (
+        blocks,
+        Round(frames=1, seconds=(0.3, 0.1, 0.2)),
+        Round(frames=4, seconds=(0.25,)),
+        Inside(seconds=(0.1, 0.15)),
+        Rates(device=_PROFILE.rates, loopback=_PROFILE.loopback),
+    )
+    return b"".join(canonical_json(line) + b"\n" for line in (_KEY, *parts))
+
+
 #: File -> (a good one's text, the reader).
 PARSERS: dict[str, tuple[Callable[[Path], bytes], Callable[[Path], object]]] = {
     "plan": (_plan_text, _read_plan),
@@ -148,6 +186,7 @@ PARSERS: dict[str, tuple[Callable[[Path], bytes], Callable[[Path], object]]] = {
         lambda _: _SITES.encode(),
         lambda path: _plan_with(_PROFILE, load_cluster(path)),
     ),
+    "journal of a profile": (_journal, _read_journal),
     "policy": (lambda _: _POLICY.encode(), load_policy),
     "preprocessing": (lambda _: _PREPROCESSING.encode(), load_preprocessing),
     "key file": (_key_text, _read_key),
