@@ -15,6 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vaultline.bench.journal import Journal, JournalKey
+from vaultline.bench.measuring import Blocks, Inside, Rates, Round
 from vaultline.cli.files import load_cluster
 from vaultline.core.errors import VaultlineError
 from vaultline.core.plan import read_plan, write_plan
@@ -41,6 +43,22 @@ devices:
   - {name: b, host: far, kind: accelerator, trust: none, memory: unlimited, cores: 2}
 links:
   - {source: box, target: far, bandwidth: 30Mbit/s, latency: 5ms}
+"""
+_SITES = """\
+owner: door
+sites:
+  - {name: street}
+  - {name: rack, bandwidth: 10Gbit/s, latency: 100us}
+hosts:
+  - {name: door, site: street, cores: 4, memory: 8GiB}
+  - {name: r1, site: rack, cores: 4, memory: 8GiB}
+  - {name: r2, site: rack, cores: 4, memory: 8GiB}
+devices:
+  - {name: a, host: r1, kind: simulated, trust: attested, memory: 93MiB, count: 2}
+  - {name: b, host: r2, kind: simulated, trust: attested, memory: 93MiB}
+links:
+  - {source: street, target: rack, bandwidth: 30Mbit/s, back: 100Mbit/s, latency: 5ms}
+  - {source: door, target: rack, bandwidth: 1000000, latency: 0.01, one_way: true}
 """
 _POLICY = f"""\
 version: 1
@@ -120,6 +138,42 @@ def _key_text_once() -> bytes:
         return key.read_bytes()
 
 
+_KEY = JournalKey(
+    vaultline_version="1",
+    model_digest="ab" * 32,
+    positions=(0, 3, 7),
+    engine_version="1",
+    isa="portable",
+    host="h",
+    cpu="c",
+    core=0,
+    neighbours=0,
+    device_class="simulated",
+    settings="{}",
+)
+
+
+def _read_journal(path: Path) -> None:
+    target = path.parent / "p.json"
+    path.rename(path.parent / "p.json.partial")
+    with Journal(target, _KEY) as journal:
+        for part in (*journal.parts.rounds[1], *journal.parts.rounds[4]):
+            assert all(0 <= seconds < 1e10 for seconds in part)
+
+
+def _journal(_: Path) -> bytes:
+    block = _PROFILE.blocks[0]
+    blocks = Blocks(engine_version="1", isa="portable", blocks=(block, block), stacked=(1,))
+    parts = (
+        blocks,
+        Round(frames=1, seconds=(0.3, 0.1, 0.2)),
+        Round(frames=4, seconds=(0.25,)),
+        Inside(seconds=(0.1, 0.15)),
+        Rates(device=_PROFILE.rates, loopback=_PROFILE.loopback),
+    )
+    return b"".join(canonical_json(line) + b"\n" for line in (_KEY, *parts))
+
+
 #: File -> (a good one's text, the reader).
 PARSERS: dict[str, tuple[Callable[[Path], bytes], Callable[[Path], object]]] = {
     "plan": (_plan_text, _read_plan),
@@ -128,6 +182,11 @@ PARSERS: dict[str, tuple[Callable[[Path], bytes], Callable[[Path], object]]] = {
         lambda _: _CLUSTER.encode(),
         lambda path: _plan_with(_PROFILE, load_cluster(path)),
     ),
+    "cluster with sites": (
+        lambda _: _SITES.encode(),
+        lambda path: _plan_with(_PROFILE, load_cluster(path)),
+    ),
+    "journal of a profile": (_journal, _read_journal),
     "policy": (lambda _: _POLICY.encode(), load_policy),
     "preprocessing": (lambda _: _PREPROCESSING.encode(), load_preprocessing),
     "key file": (_key_text, _read_key),

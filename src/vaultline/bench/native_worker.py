@@ -1,12 +1,13 @@
 """``python -m vaultline.bench.native_worker MODEL CORE``: native sessions to measure against.
 
 A process of its own, pinned to one core, as a user would run the plain engine. It reads a number
-of frames per line and answers with the seconds that they took.
+of frames per line and answers with the seconds that they took. It ends with whoever started it.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import sys
 import time
 from pathlib import Path
@@ -26,10 +27,14 @@ def main() -> None:
     model = NativeModel(path)
     model.run(frames[0])
     print("ready", flush=True)
+    hung_up = select.poll()
+    hung_up.register(0, 0)  # nothing but the end of whoever is at the other end
     for line in sys.stdin:
         before_s = time.perf_counter()
         for number in range(int(line)):
             model.run(frames[number % len(frames)])
+            if hung_up.poll(0):
+                return
         print(time.perf_counter() - before_s, flush=True)
 
 

@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vaultline.core.cluster import Cluster, parse_cluster
+from vaultline.core.cluster import Cluster
+from vaultline.core.cluster_file import parse_cluster
 from vaultline.core.errors import InputError, MachineError
 from vaultline.core.plan import Plan, read_plan
 from vaultline.core.profile import ModelProfile, read_profile

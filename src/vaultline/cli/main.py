@@ -30,6 +30,7 @@ from vaultline.core.errors import VaultlineError
 VERBS = {
     "profile": "Measure a model on this machine, block by block.",
     "plan": "Find the best partition of a model over a cluster's devices.",
+    "cluster": "Check a cluster file, or print its schema.",
     "link": "Measure the link between two hosts, for the cluster file.",
     "seal": "Compile and encrypt the stages of a plan.",
     "policy": "Make policies: which evidence is accepted.",

@@ -1,12 +1,15 @@
-"""A cluster: hosts, the devices on them, the links between them, and where the owner sits.
+"""A cluster: sites, hosts, the devices on them, the links between, and where the owner sits.
 
-The file speaks in units (``93MiB``, ``30Mbit/s``, ``5ms``); the structs here in bytes and seconds.
+Bytes and seconds here; the file that people write, with its units, is ``core.cluster_file``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import permutations
 from math import inf
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -14,22 +17,46 @@ from vaultline.core.errors import InputError
 from vaultline.core.plan import DeviceKind
 from vaultline.core.profile import RATE_MIN, TIME_S_MAX
 from vaultline.core.serde import Struct
-from vaultline.core.units import format_bytes, parse_bytes, parse_bytes_per_s, parse_seconds
-from vaultline.core.yaml import from_yaml
+from vaultline.core.units import format_bytes
 
 Trust = Literal["attested", "none"]
-#: Device memory in the file: as much as the host has.
-UNLIMITED = "unlimited"
 #: Single devices of one cluster, counted ones expanded: the largest simulated cluster has 1,000.
 DEVICES_MAX = 4096
+#: Every pair of them that is in use needs a link, and is looked up.
+HOSTS_MAX = 1024
+
+
+class ClusterError(InputError):
+    """An inconsistent cluster.
+
+    Attributes:
+        place: the part that is wrong, as keys and indices: ``("devices", 1, "host")``.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        place: tuple[str | int, ...],
+        got: str | None = None,
+        expected: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        super().__init__(message, got=got, expected=expected, remedy=remedy)
+        self.place = place
 
 
 class Host(Struct, frozen=True):
-    """A machine: cores and memory that its devices share."""
+    """A machine: cores and memory that its devices share.
+
+    Attributes:
+        site: where it stands; links may be stated between sites. Empty: nowhere in particular.
+    """
 
     name: str
     cores: int
     memory_bytes: int
+    site: str = ""
 
 
 class Device(Struct, frozen=True):
@@ -56,7 +83,10 @@ class Device(Struct, frozen=True):
 
 
 class Link(Struct, frozen=True):
-    """From one host to another, in this direction."""
+    """From one host or site to another, in this direction.
+
+    One that names a site holds for each of its hosts; from a site to itself, between each two.
+    """
 
     source: str
     target: str
@@ -64,23 +94,27 @@ class Link(Struct, frozen=True):
     latency_s: float
 
 
-class Cluster(Struct, frozen=True):
+class Cluster(Struct, frozen=True, dict=True):
     """A checked cluster. Every two hosts that may talk have a link in both directions.
 
     Attributes:
         owner: the host from which frames are sent and to which results return.
+        sites: names of places where hosts stand.
     """
 
     owner: str
     hosts: tuple[Host, ...]
     devices: tuple[Device, ...]
     links: tuple[Link, ...]
+    sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_counts(self)
         _check_names(self)
+        _check_hosts(self)
         _check_devices(self)
         _check_links(self)
+        _check_paths(self)
 
     @property
     def units(self) -> tuple[Device, ...]:
@@ -88,15 +122,39 @@ class Cluster(Struct, frozen=True):
         return tuple(unit for device in self.devices for unit in _units(device))
 
     def link(self, source: str, target: str) -> Link | None:
-        """The link between two hosts; None on one host unless the file states one."""
-        for link in self.links:
-            if (link.source, link.target) == (source, target):
-                return link
-        return None
+        """The link between two hosts; None on one host unless the file states one.
+
+        A link that names both hosts goes before one that names a host and a site, and that
+        before one between sites.
+        """
+        numbers = self._candidates(source, target)
+        return next((self.links[number] for number in numbers), None)
+
+    def _candidates(self, source: str, target: str) -> Iterator[int]:
+        """The links that hold for a pair of hosts, closest first."""
+        here, there = self._site.get(source, ""), self._site.get(target, "")
+        pairs = [(source, target)]
+        if source != target:  # what holds for a site is the way between its hosts, not within one
+            pairs += [(source, there), (here, target), (here, there)]
+        return (self._numbers[pair] for pair in pairs if pair in self._numbers)
+
+    @cached_property
+    def _numbers(self) -> dict[tuple[str, str], int]:
+        return {(link.source, link.target): k for k, link in enumerate(self.links)}
+
+    @cached_property
+    def _site(self) -> dict[str, str]:
+        return {host.name: host.site for host in self.hosts}
 
     def warnings(self) -> tuple[str, ...]:
-        """Hosts whose devices together ask for more than there is: predictions will be too low."""
-        found = []
+        """What is allowed and probably not meant.
+
+        Hosts whose devices together ask for more than there is, so that predictions will be too
+        low; hosts and sites with nothing on them.
+        """
+        return (*self._overbooked(), *self._idle())
+
+    def _overbooked(self) -> Iterator[str]:
         for host in self.hosts:
             here = [device for device in self.devices if device.host == host.name]
             cores = sum(device.cores * device.count for device in here)
@@ -106,13 +164,22 @@ class Cluster(Struct, frozen=True):
                 if device.memory_bytes < host.memory_bytes
             )
             if cores > host.cores:
-                found.append(f"devices on host {host.name} use {cores} cores of {host.cores}")
+                yield f"devices on host {host.name} use {cores} cores of {host.cores}"
             if memory > host.memory_bytes:
-                found.append(
+                yield (
                     f"devices on host {host.name} use {format_bytes(memory)} of memory "
                     f"of {format_bytes(host.memory_bytes)}"
                 )
-        return tuple(found)
+
+    def _idle(self) -> Iterator[str]:
+        used = {self.owner, *(device.host for device in self.devices)}
+        for host in self.hosts:
+            if host.name not in used:
+                yield f"host {host.name} has no devices, and the owner is elsewhere"
+        peopled = {host.site for host in self.hosts}
+        for site in self.sites:
+            if site not in peopled:
+                yield f"site {site} has no hosts"
 
 
 def _units(device: Device) -> tuple[Device, ...]:
@@ -125,82 +192,121 @@ def _units(device: Device) -> tuple[Device, ...]:
 
 
 def _check_counts(cluster: Cluster) -> None:
-    """Before anything expands counted devices into single ones."""
-    for device in cluster.devices:
+    """Before anything expands counted devices into single ones, or pairs hosts."""
+    if len(cluster.hosts) > HOSTS_MAX:
+        raise ClusterError(
+            "the cluster has too many hosts",
+            place=("hosts", HOSTS_MAX),
+            got=str(len(cluster.hosts)),
+            expected=f"at most {HOSTS_MAX}",
+        )
+    total = 0
+    for k, device in enumerate(cluster.devices):
         if not 1 <= device.count <= DEVICES_MAX:
-            raise InputError(
+            raise ClusterError(
                 f"device {device.name} has an impossible count",
+                place=("devices", k, "count"),
                 got=str(device.count),
                 expected=f"1 to {DEVICES_MAX}",
             )
-    total = sum(device.count for device in cluster.devices)
-    if total > DEVICES_MAX:
-        raise InputError(
-            "the cluster has too many devices", got=str(total), expected=f"at most {DEVICES_MAX}"
-        )
+        total += device.count
+        if total > DEVICES_MAX:
+            raise ClusterError(
+                "the cluster has too many devices",
+                place=("devices", k, "count"),
+                got=f"more than {DEVICES_MAX}",
+                expected=f"at most {DEVICES_MAX}",
+            )
 
 
 def _check_names(cluster: Cluster) -> None:
     """Names are unique, also after counted devices have been expanded; the owner's host exists."""
-    if not cluster.hosts or not cluster.devices:
-        raise InputError("a cluster needs at least one host and one device")
-    for what, names in (
-        ("host", [host.name for host in cluster.hosts]),
-        ("device", [unit.name for unit in cluster.units]),
-    ):
-        seen: set[str] = set()
-        for name in names:
-            if name in seen:
-                raise InputError(
-                    f"two {what}s have one name",
-                    got=name,
-                    expected="a name of its own for each",
-                    remedy=f"rename one of them, or give one {what} and a `count`"
-                    if what == "device"
-                    else "rename one of them",
-                )
-            seen.add(name)
-            if not name or any(sign in name for sign in "@,: \t\n"):
-                raise InputError(f"not a {what} name", got=repr(name), expected="no @ , : or space")
-    known = {host.name for host in cluster.hosts}
-    if cluster.owner not in known:
-        raise InputError(
+    for key, some in (("hosts", cluster.hosts), ("devices", cluster.devices)):
+        if not some:
+            raise ClusterError("a cluster needs at least one host and one device", place=(key,))
+    units = [(k, unit.name) for k, device in enumerate(cluster.devices) for unit in _units(device)]
+    _check_unique("device", "devices", units, set())
+    hosts: set[str] = set()
+    _check_unique("host", "hosts", [(k, host.name) for k, host in enumerate(cluster.hosts)], hosts)
+    _check_unique("host or site", "sites", list(enumerate(cluster.sites)), set(hosts))
+    if cluster.owner not in hosts:
+        raise ClusterError(
             "the owner is on an unknown host",
+            place=("owner",),
             got=cluster.owner,
-            expected="one of " + ", ".join(sorted(known)),
+            expected="one of " + ", ".join(sorted(hosts)),
         )
+
+
+def _check_unique(what: str, key: str, names: list[tuple[int, str]], seen: set[str]) -> None:
+    for k, name in names:
+        field = () if key == "sites" else ("name",)
+        if name in seen:
+            raise ClusterError(
+                f"two {what}s have one name" if key != "sites" else "a site's name is taken",
+                place=(key, k, *field),
+                got=name,
+                expected="a name of its own for each",
+                remedy="rename one of them, or give one device and a `count`"
+                if what == "device"
+                else "rename one of them",
+            )
+        seen.add(name)
+        if not name or any(sign in name for sign in "@,: \t\n"):
+            raise ClusterError(
+                f"not a {what} name",
+                place=(key, k, *field),
+                got=repr(name),
+                expected="no @ , : or space",
+            )
+
+
+def _check_hosts(cluster: Cluster) -> None:
+    """Each host has something to share, and stands on a known site if on any."""
+    for k, host in enumerate(cluster.hosts):
+        if host.cores < 1 or host.memory_bytes < 1:
+            raise ClusterError(f"host {host.name} has no cores or no memory", place=("hosts", k))
+        if host.site and host.site not in cluster.sites:
+            raise ClusterError(
+                f"host {host.name} stands on an unknown site",
+                place=("hosts", k, "site"),
+                got=host.site,
+                expected="one of " + (", ".join(sorted(cluster.sites)) or "none: there are none"),
+                remedy=f"add `- {{name: {host.site}}}` under `sites:`, or correct `site:`",
+            )
 
 
 def _check_devices(cluster: Cluster) -> None:
     """Each device is on a known host and asks for no more than that host has."""
     hosts = {host.name: host for host in cluster.hosts}
-    for host in cluster.hosts:
-        if host.cores < 1 or host.memory_bytes < 1:
-            raise InputError(f"host {host.name} has no cores or no memory")
-    for device in cluster.devices:
+    for k, device in enumerate(cluster.devices):
         if device.host not in hosts:
-            raise InputError(
+            raise ClusterError(
                 f"device {device.name} is on an unknown host",
+                place=("devices", k, "host"),
                 got=device.host,
                 expected="one of " + ", ".join(sorted(hosts)),
                 remedy="add the host under `hosts:` or correct the device's `host:`",
             )
         host = hosts[device.host]
         if not 1 <= device.cores <= host.cores:
-            raise InputError(
+            raise ClusterError(
                 f"device {device.name} cannot have that many cores",
+                place=("devices", k, "cores"),
                 got=str(device.cores),
                 expected=f"1 to {host.cores}, the cores of host {host.name}",
             )
         if not 1 <= device.memory_bytes <= host.memory_bytes:
-            raise InputError(
+            raise ClusterError(
                 f"device {device.name} cannot have that much memory",
+                place=("devices", k, "memory"),
                 got=format_bytes(device.memory_bytes),
                 expected=f"at most {format_bytes(host.memory_bytes)}, that of host {host.name}",
             )
         if (device.kind == "accelerator") != (device.trust == "none"):
-            raise InputError(
+            raise ClusterError(
                 f"device {device.name} has a trust that its kind cannot have",
+                place=("devices", k, "trust"),
                 got=f"kind: {device.kind}, trust: {device.trust}",
                 expected="trust: none for accelerators, which give no evidence, and only for them",
                 remedy="write `kind: accelerator` for any worker that nothing vouches for",
@@ -208,145 +314,77 @@ def _check_devices(cluster: Cluster) -> None:
 
 
 def _check_links(cluster: Cluster) -> None:
-    """Links join known hosts, once, and every two hosts in use have one in each direction."""
-    hosts = {host.name for host in cluster.hosts}
+    """Links join known hosts or sites, once, at a rate that exists."""
+    ends = {*(host.name for host in cluster.hosts), *cluster.sites}
     seen: set[tuple[str, str]] = set()
-    for link in cluster.links:
-        pair = (link.source, link.target)
+    for k, link in enumerate(cluster.links):
         text = f"{link.source} -> {link.target}"
-        if not hosts.issuperset(pair):
-            raise InputError("a link joins an unknown host", got=text)
-        if pair in seen:
-            raise InputError(
-                "a link is given twice",
-                got=text,
-                remedy="links hold in both directions; write `one_way: true` where they differ",
-            )
-        if not (RATE_MIN <= link.bytes_per_s < inf and 0 <= link.latency_s <= TIME_S_MAX):
-            raise InputError(
-                "a link needs a bandwidth above zero and no negative latency", got=text
-            )
-        seen.add(pair)
-    used = sorted({cluster.owner, *(device.host for device in cluster.devices)})
-    for source in used:
-        for target in used:
-            if source != target and (source, target) not in seen:
-                raise InputError(
-                    f"there is no link from host {source} to host {target}",
-                    remedy=f"add `- {{source: {source}, target: {target}, bandwidth: ..., "
-                    "latency: ...}` under `links:`",
+        for field, end in (("source", link.source), ("target", link.target)):
+            if end not in ends:
+                raise ClusterError(
+                    "a link joins an unknown host or site",
+                    place=("links", k, field),
+                    got=text,
+                    expected="two of " + ", ".join(sorted(ends)),
                 )
+        if (link.source, link.target) in seen:
+            raise ClusterError(
+                "a link is given twice",
+                place=("links", k),
+                got=text,
+                remedy="links hold in both directions; write `back:` where they differ",
+            )
+        check_rate(link.bytes_per_s, link.latency_s, text, ("links", k))
+        seen.add((link.source, link.target))
 
 
-class HostEntry(Struct, frozen=True):
-    """A host as the file has it."""
-
-    name: str
-    cores: int
-    memory: str | int
-
-    def __post_init__(self) -> None:
-        parse_bytes(self.memory)
-
-
-class DeviceEntry(Struct, frozen=True):
-    """A device as the file has it."""
-
-    name: str
-    host: str
-    kind: DeviceKind
-    memory: str | int
-    trust: Trust
-    cores: int = 1
-    count: int = 1
-    speed_class: str = ""
-    portable: bool = False
-
-    def __post_init__(self) -> None:
-        if self.memory != UNLIMITED:
-            parse_bytes(self.memory)
-
-
-class LinkEntry(Struct, frozen=True):
-    """A link as the file has it: both directions unless ``one_way``."""
-
-    source: str
-    target: str
-    bandwidth: str | float
-    latency: str | float = 0.0
-    one_way: bool = False
-
-    def __post_init__(self) -> None:
-        parse_bytes_per_s(self.bandwidth)
-        parse_seconds(self.latency)
-
-
-class ClusterFile(Struct, frozen=True):
-    """The file's own shape."""
-
-    owner: str
-    hosts: tuple[HostEntry, ...]
-    devices: tuple[DeviceEntry, ...]
-    links: tuple[LinkEntry, ...] = ()
-
-
-def parse_cluster(text: str, path: str) -> Cluster:
-    """Read a cluster file.
-
-    Args:
-        text: the YAML.
-        path: the file's name, for messages.
+def check_rate(
+    bytes_per_s: float, latency_s: float, link: str, place: tuple[str | int, ...] = ()
+) -> None:
+    """Refuse a link that would never deliver, or before it was asked.
 
     Raises:
-        InputError: not YAML, an unknown field (with its line), or an inconsistent cluster.
+        ClusterError: no bandwidth, or a latency below zero or beyond reason.
     """
-    file = from_yaml(text, ClusterFile, what="the cluster file", path=path)
-    hosts = tuple(
-        Host(name=entry.name, cores=entry.cores, memory_bytes=parse_bytes(entry.memory))
-        for entry in file.hosts
+    if not (RATE_MIN <= bytes_per_s < inf and 0 <= latency_s <= TIME_S_MAX):
+        raise ClusterError(
+            "a link needs a bandwidth above zero and no negative latency", place=place, got=link
+        )
+
+
+def _check_paths(cluster: Cluster) -> None:
+    """Every two hosts in use have one link in each direction that is closer than all others."""
+    used = {cluster.owner, *(device.host for device in cluster.devices)}
+    places = {host.name: k for k, host in enumerate(cluster.hosts) if host.name in used}
+    for source, target in permutations(places, 2):
+        numbers = list(cluster._candidates(source, target))
+        if not numbers:
+            raise ClusterError(
+                f"there is no link from host {source} to host {target}",
+                place=("hosts", max(places[source], places[target])),
+                remedy=_missing(cluster, source, target),
+            )
+        closest = [cluster.links[number] for number in numbers[:2]]
+        if len(closest) == 2 and all(_is_mixed(cluster, link) for link in closest):
+            one, other = (f"{link.source} -> {link.target}" for link in closest)
+            raise ClusterError(
+                f"two links hold equally from host {source} to host {target}",
+                place=("links", max(numbers[:2])),
+                got=f"{one} and {other}",
+                remedy=f"add a link from {source} to {target} itself",
+            )
+
+
+def _is_mixed(cluster: Cluster, link: Link) -> bool:
+    """From a host to a site, or from a site to a host."""
+    return (link.source in cluster.sites) != (link.target in cluster.sites)
+
+
+def _missing(cluster: Cluster, source: str, target: str) -> str:
+    site = cluster._site[source]
+    if site and site == cluster._site[target]:
+        return f"give site {site} a `bandwidth:` and a `latency:`, which hold between its hosts"
+    return (
+        f"add `- {{source: {source}, target: {target}, bandwidth: ..., latency: ...}}` "
+        "under `links:`, or one between their sites"
     )
-    memory_bytes = {host.name: host.memory_bytes for host in hosts}
-    devices = tuple(_device(entry, memory_bytes) for entry in file.devices)
-    links = tuple(link for entry in file.links for link in _links(entry))
-    try:
-        return Cluster(owner=file.owner, hosts=hosts, devices=devices, links=links)
-    except InputError as error:
-        message = f"{path}: {error.message}"
-        raise InputError(
-            message, got=error.got, expected=error.expected, remedy=error.remedy
-        ) from error
-
-
-def _device(entry: DeviceEntry, host_memory_bytes: dict[str, int]) -> Device:
-    if entry.memory == UNLIMITED:
-        memory_bytes = host_memory_bytes.get(entry.host, 1)
-    else:
-        memory_bytes = parse_bytes(entry.memory)
-    return Device(
-        name=entry.name,
-        host=entry.host,
-        kind=entry.kind,
-        trust=entry.trust,
-        memory_bytes=memory_bytes,
-        cores=entry.cores,
-        count=entry.count,
-        speed_class=entry.speed_class,
-        portable=entry.portable,
-    )
-
-
-def _links(entry: LinkEntry) -> tuple[Link, ...]:
-    there = Link(
-        source=entry.source,
-        target=entry.target,
-        bytes_per_s=parse_bytes_per_s(entry.bandwidth),
-        latency_s=parse_seconds(entry.latency),
-    )
-    if entry.one_way or entry.source == entry.target:
-        return (there,)
-    return (there, msgspec.structs.replace(there, source=entry.target, target=entry.source))
-
-
-def cluster_schema() -> dict[str, Any]:
-    """The JSON Schema of cluster files, for editors and other tools."""
-    return msgspec.json.schema(ClusterFile)

@@ -28,13 +28,22 @@ def _is_rate(value: float) -> bool:
     return RATE_MIN <= value <= RATE_MAX
 
 
+#: What a profile is of unless it says else: a simulated enclave is a plain process.
+BASE_CLASS = "simulated"
+
+
 class RecordedOn(Struct, frozen=True):
-    """Where, when and how the numbers were measured."""
+    """Where, when and how the numbers were measured.
+
+    Attributes:
+        device_class: the class of devices that they hold for.
+    """
 
     host: str
     cpu: str
     date: str
     command: str
+    device_class: str = BASE_CLASS
 
 
 def pass_s(compute_s: tuple[tuple[int, float], ...], frames: int) -> float:
@@ -206,6 +215,7 @@ class ModelProfile(Struct, frozen=True):
         classes: measured on other classes of devices.
         class_scale: for classes that nobody has measured, how many times longer work is estimated
             to take than on the recording host; a class in neither is as fast as it is.
+        class_notes: where an estimate comes from, by class, in the words of whoever made it.
     """
 
     model_name: str
@@ -220,6 +230,7 @@ class ModelProfile(Struct, frozen=True):
     loopback: LoopbackRate
     classes: tuple[ClassProfile, ...] = ()
     class_scale: dict[str, float] = msgspec.field(default_factory=dict)
+    class_notes: dict[str, str] = msgspec.field(default_factory=dict)
     version: int = PROFILE_VERSION
 
     def __post_init__(self) -> None:

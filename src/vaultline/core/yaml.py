@@ -7,7 +7,7 @@ silently lose a value and anchors can be nested into gigabytes; neither helps in
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import UnionType
@@ -75,6 +75,26 @@ def from_yaml(text: str, kind: type[T], *, what: str, path: str) -> T:
     except (msgspec.ValidationError, InputError):
         problem = _locate(root, value, kind, "")
         raise _explain(problem, what=what, path=path) from problem.error
+
+
+def line_of(text: str, place: Sequence[str | int]) -> int:
+    """The line, from 1, of a part of a text that has been read before.
+
+    Args:
+        place: keys and indices from the top, such as ``("devices", 1, "host")``. Of a place that
+            the text leaves out, the line of what it would be in.
+    """
+    node, _ = _parse(text, what="the file", path="")
+    for step in place:
+        inner: yaml.Node | None = None
+        if isinstance(node, yaml.MappingNode):
+            inner = next((item for key, item in node.value if key.value == str(step)), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+            inner = node.value[step] if step < len(node.value) else None
+        if inner is None:
+            break
+        node = inner
+    return node.start_mark.line + 1 if node else 1
 
 
 def _parse(text: str, *, what: str, path: str) -> tuple[yaml.Node | None, Any]:

@@ -24,42 +24,60 @@ _KERNEL = "_kernel_time"
 _SUFFIX = re.compile(r"(/.*|_nchwc.*|_bn(_nchwc.*)?|_token_\d+)\Z")
 
 
-def node_times(model: Model, feeds: Mapping[str, Array], repeats: int) -> tuple[float, ...]:
-    """Median seconds of every node of the model while the whole of it runs.
+class NodeClock:
+    """The whole model under the engine's profiler.
 
-    A fused node's time counts for the last of the nodes that it stands for; what the engine
-    inserts (layout changes) counts for the node before.
-
-    Args:
-        feeds: a value for each of the model's inputs.
-        repeats: timed runs, after two to warm up.
-
-    Returns:
-        Seconds by node, ``model.node_count`` of them.
+    The profiler's file is open and has no name any more: nothing is left behind, and a process
+    that has given up its files since can still read it.
     """
-    made = optimised(rewrite(extract(model, 0, model.node_count)), blocked=True)
-    owners = _owners(model, made.nodes)
-    seconds = [0.0] * model.node_count
-    for node, spent in zip(made.nodes, _profile(made, feeds, repeats), strict=True):
-        seconds[owners[node.name]] += spent
-    return tuple(seconds)
 
+    #: Runs before those that count.
+    warm_runs = 2
 
-def _profile(made: Model, feeds: Mapping[str, Array], repeats: int) -> list[float]:
-    with tempfile.TemporaryDirectory(prefix="vaultline-") as folder:
+    def __init__(self, model: Model, feeds: Mapping[str, Array]) -> None:
+        """Make the session; ``feeds`` has a value for each of the model's inputs."""
+        made = optimised(rewrite(extract(model, 0, model.node_count)), blocked=True)
+        self._model, self._made = model, made
         chosen = engine.options()
         chosen.enable_cpu_mem_arena = True  # or page faults would be some node's time
         chosen.enable_profiling = True
-        chosen.profile_file_prefix = str(Path(folder) / "nodes")
-        session = engine.plain_session(made, chosen)
-        wanted = [spec.name for spec in engine.computed(made)]
+        with tempfile.TemporaryDirectory(prefix="vaultline-") as folder:
+            chosen.profile_file_prefix = str(Path(folder) / "nodes")
+            self._session = engine.plain_session(made, chosen)
+            (path,) = Path(folder).glob("nodes*")
+            self._events = path.open("rb")
+        self._wanted = [spec.name for spec in engine.computed(made)]
         given = {**feeds, **engine.large_weights(made)}
-        accepted = {value.name for value in session.get_inputs()}
-        fed = {name: value for name, value in given.items() if name in accepted}
-        for _ in range(repeats + 2):
-            session.run(wanted, fed)
-        events = json.loads(Path(session.end_profiling()).read_text())
-    return _medians(events, made.nodes, repeats)
+        accepted = {value.name for value in self._session.get_inputs()}
+        self._fed = {name: value for name, value in given.items() if name in accepted}
+
+    def run(self) -> None:
+        """Run the model once."""
+        self._session.run(self._wanted, self._fed)
+
+    def seconds(self, runs: int) -> tuple[float, ...]:
+        """Median seconds of every node over the last ``runs`` runs; the clock ends with this.
+
+        A fused node's time counts for the last of the nodes that it stands for; what the engine
+        inserts (layout changes) counts for the node before.
+        """
+        self._session.end_profiling()
+        with self._events as file:
+            events = json.loads(file.read())
+        seconds = [0.0] * self._model.node_count
+        owners = _owners(self._model, self._made.nodes)
+        medians = _medians(events, self._made.nodes, runs)
+        for node, spent in zip(self._made.nodes, medians, strict=True):
+            seconds[owners[node.name]] += spent
+        return tuple(seconds)
+
+
+def node_times(model: Model, feeds: Mapping[str, Array], repeats: int) -> tuple[float, ...]:
+    """Median seconds of every node of the model while the whole of it runs: see ``NodeClock``."""
+    clock = NodeClock(model, feeds)
+    for _ in range(clock.warm_runs + repeats):
+        clock.run()
+    return clock.seconds(repeats)
 
 
 def _medians(

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,32 @@ def sockets(request: LaunchRequest, worker: LaunchWorker) -> list[str]:
     return [f"{worker.name}.control", *(f"{worker.name}.data{n}" for n in range(count))]
 
 
+def start_module(
+    module: str, cores: Sequence[int], *, netns: str | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a module as workers are started, on these cores; lines go in and out.
+
+    Raises:
+        MachineError: no process can be started.
+    """
+    environment = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
+    prefix = ("ip", "netns", "exec", netns) if netns else ()
+    try:
+        popen = subprocess.Popen(
+            [*prefix, sys.executable, "-P", "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment | _ENVIRONMENT,
+        )
+    except OSError as error:
+        raise MachineError("cannot start a worker", got=str(error)) from error
+    if cores:
+        # A core that this machine doesn't have is no reason to fail: affinity is only speed.
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(popen.pid, cores)
+    return popen
+
+
 def launch(request: LaunchRequest, worker: LaunchWorker, runtime_dir: Path) -> Process:
     """Start one worker.
 
@@ -77,22 +104,7 @@ def launch(request: LaunchRequest, worker: LaunchWorker, runtime_dir: Path) -> P
         data=tuple(addresses[1:]),
         runtime_dir=str(runtime_dir),
     )
-    environment = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
-    prefix = ("ip", "netns", "exec", worker.netns) if worker.netns else ()
-    try:
-        popen = subprocess.Popen(
-            [*prefix, sys.executable, "-P", "-m", "vaultline.enclave"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment | _ENVIRONMENT,
-        )
-    except OSError as error:
-        raise MachineError("cannot start a worker", got=str(error)) from error
-    process = Process(popen)
-    if worker.cores:
-        # A core that this machine doesn't have is no reason to fail: affinity is only speed.
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(popen.pid, worker.cores)
+    process = Process(start_module("vaultline.enclave", worker.cores, netns=worker.netns))
     process._write(config)
     return process
 

@@ -8,7 +8,7 @@ import pytest
 
 from vaultline.core.errors import InputError
 from vaultline.core.serde import Struct
-from vaultline.core.yaml import YAML_CHARS_MAX, from_yaml
+from vaultline.core.yaml import YAML_CHARS_MAX, from_yaml, line_of
 
 
 class Small(Struct, frozen=True):
@@ -123,3 +123,21 @@ def test_a_file_that_is_wrong_as_a_whole_is_refused(text: str, words: str) -> No
     with pytest.raises(InputError) as caught:
         load(text)
     assert words in caught.value.diagnostics()
+
+
+TEXT = "a: 1\nitems:\n  - name: x\n    size: 2\n  - {name: y}\nend:\n"
+PLACES = {
+    "a key's value": (("a",), 1),
+    "a value within an item": (("items", 0, "size"), 4),
+    "an item": (("items", 1), 5),
+    "a key that is left out: its mapping": (("items", 1, "size"), 5),
+    "an item that is not there: its list": (("items", 7), 3),
+    "a part of a scalar: the scalar": (("a", "b"), 1),
+    "an empty value": (("end",), 6),
+    "nothing": ((), 1),
+}
+
+
+@pytest.mark.parametrize("place, line", PLACES.values(), ids=PLACES.keys())
+def test_a_place_has_a_line(place: tuple[str | int, ...], line: int) -> None:
+    assert line_of(TEXT, place) == line
