@@ -87,7 +87,6 @@ def _draw_bands(axes: Axes, plan: Plan) -> None:
     untrusted = any(stage.device.untrusted for stage in plan.stages)
     _say(axes, "who runs which layers, and what crosses" + " (hatched: untrusted)" * untrusted)
     axes.set_axis_off()
-    axes.set_ylim(0, 2.6)
     for number, stage in enumerate(plan.stages):
         width = stage.last - stage.first
         axes.barh(
@@ -113,6 +112,7 @@ def _draw_bands(axes: Axes, plan: Plan) -> None:
         taken[level] = middle + half
         axes.text(middle, 1.28 + 0.62 * level, text, ha="center", va="bottom", fontsize=8)
         axes.plot([at, at], [1.0, 1.25 + 0.62 * level], color=INK, lw=0.8)
+    axes.set_ylim(0, 2.6 if taken[1] > 0 else 1.9)
 
 
 _BACKED = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.8}

@@ -9,7 +9,7 @@ from math import inf
 from vaultline.core.cluster import Cluster
 from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.limits import STAGES_MAX
-from vaultline.core.plan import Plan
+from vaultline.core.plan import Plan, PlannedStage
 from vaultline.core.profile import ModelProfile
 from vaultline.core.tensors import layout
 from vaultline.core.units import format_ms
@@ -65,7 +65,7 @@ class Explanation:
 
     Attributes:
         bottleneck: the stage or hop that limits throughput, in words.
-        balance: mean stage time over the longest: 1.0 is perfectly even.
+        balance: mean time between a stage's frames over the longest: 1.0 is perfectly even.
         runner_up: None where no other number of stages is feasible or the user fixed it.
     """
 
@@ -94,7 +94,7 @@ def explain(
         raise InputError("the plan and the profile are of different models")
     longest = plan.predicted["bottleneck_s"]
     stages = tuple(_stage(plan, profile, number, longest) for number in range(len(plan.stages)))
-    times = [stage.predicted_s for stage in plan.stages]
+    times = [stage.period_s for stage in plan.stages]
     ends = (plan.stages[0].inputs, *(stage.outputs for stage in plan.stages))
     return Explanation(
         objective=plan.objective,
@@ -113,12 +113,17 @@ def explain(
 
 def bottleneck_name(plan: Plan) -> str:
     """The longest stage or hop, in words."""
-    stage_s, stage = max((stage.predicted_s, n) for n, stage in enumerate(plan.stages))
+    stage_s, stage = max((stage.period_s, n) for n, stage in enumerate(plan.stages))
     link_s, hop = max((seconds, n) for n, seconds in enumerate(plan.hop_s))
     if stage_s >= link_s:
-        return f"stage {stage} on {plan.stages[stage].device.name}"
+        return f"stage {stage} on {_names(plan.stages[stage])}"
     names = ["owner", *(stage.device.name for stage in plan.stages), "owner"]
     return f"hop {hop}, {names[hop]} to {names[hop + 1]}"
+
+
+def _names(stage: PlannedStage) -> str:
+    more = len(stage.devices) - 1
+    return stage.device.name + (f" and {more} more" if more else "")
 
 
 def _stage(plan: Plan, profile: ModelProfile, number: int, longest_s: float) -> StageExplanation:
@@ -127,7 +132,17 @@ def _stage(plan: Plan, profile: ModelProfile, number: int, longest_s: float) -> 
     blocks = profile.blocks[start:end]
     segments = Segments(profile, stages_max=len(plan.stages))
     settings = Settings(step_bytes=stage.step_bytes)
-    need = need_bytes(segments, stage.mode, stage.frames_per_pass, stage.queue_frames, settings)
+    neighbours = (plan.stages[number - 1 : number], plan.stages[number + 1 : number + 2])
+    sources, targets = (len(each[0].devices) if each else 1 for each in neighbours)
+    need = need_bytes(
+        segments,
+        stage.mode,
+        stage.frames_per_pass,
+        stage.queue_frames,
+        settings,
+        sources=sources,
+        targets=targets,
+    )
     return StageExplanation(
         device=stage.device.name,
         host=stage.device.host,
@@ -141,7 +156,7 @@ def _stage(plan: Plan, profile: ModelProfile, number: int, longest_s: float) -> 
         in_bytes=layout(stage.inputs)[1],
         out_bytes=layout(stage.outputs)[1],
         predicted_s=stage.predicted_s,
-        share=stage.predicted_s / longest_s if longest_s > 0 else 1.0,
+        share=stage.period_s / longest_s if longest_s > 0 else 1.0,
     )
 
 
@@ -170,7 +185,7 @@ def _compare(plan: Plan, rival: Plan) -> RunnerUp:
     measure = _MEASURE[plan.objective]
     mine, its = plan.predicted[measure], rival.predicted[measure]
     return RunnerUp(
-        devices=tuple(stage.device.name for stage in rival.stages),
+        devices=tuple(_names(stage) for stage in rival.stages),
         cuts=tuple(stage.last for stage in rival.stages[:-1]),
         value_s=its,
         ratio=its / mine if mine > 0 else inf,

@@ -58,3 +58,14 @@ def test_the_profile_of_another_model_is_refused() -> None:
     other = msgspec.structs.replace(LAYERS, model_digest="cd" * 32)
     with pytest.raises(InputError, match="different models"):
         explain(plan, other, MACHINES, request)
+
+
+def test_replicas_share_the_frames_of_their_stage() -> None:
+    layers = profile([1.0, 1.0, 1.0, 1.2])
+    machines = cluster(device("a", count=4))
+    request = PlanRequest(partition=parse_partition("0:3@a+a+a,3:4@a"))
+    plan = plan_request(layers, machines, request)
+    spelt = explain(plan, layers, machines, request)
+    assert spelt.bottleneck == "stage 1 on a-3"
+    assert [stage.share for stage in spelt.stages] == pytest.approx([1 / 1.2, 1.0])
+    assert spelt.balance == pytest.approx((1.0 + 1.2) / 2 / 1.2)
