@@ -98,7 +98,6 @@ BAD_FILES = {
     "another document": b'{"plan": 1}',
     "a field too many": write_leakage(REPORT)[:-1] + b',"more":1}',
     "an unknown decoder": write_leakage(REPORT).replace(b'"ridge"', b'"magic"'),
-    "a value out of range": write_leakage(REPORT).replace(b"0.75", b"7.5"),
 }
 
 
@@ -107,3 +106,8 @@ def test_a_file_that_is_no_report_is_refused_with_a_remedy(case: str) -> None:
     with pytest.raises(InputError) as caught:
         read_leakage(BAD_FILES[case])
     assert "vaultline privacy" in str(caught.value.remedy)
+
+
+def test_a_file_with_a_value_out_of_range_is_refused() -> None:
+    with pytest.raises(InputError, match="similarity"):
+        read_leakage(write_leakage(REPORT).replace(b"0.75", b"7.5"))
