@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vaultline.core.errors import MachineError
 from vaultline.privacy import Decoder, Planes
 from vaultline.privacy.ssim import Floats

@@ -30,6 +30,7 @@ from vaultline.core.errors import VaultlineError
 VERBS = {
     "profile": "Measure a model on this machine, block by block.",
     "plan": "Find the best partition of a model over a cluster's devices.",
+    "privacy": "See what each cut of a model shows of its input.",
     "seal": "Compile and encrypt the stages of a plan.",
     "policy": "Make policies: which evidence is accepted.",
     "run": "Send a video through the enclaves of a plan.",
