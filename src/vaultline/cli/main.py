@@ -32,6 +32,7 @@ VERBS = {
     "plan": "Find the best partition of a model over a cluster's devices.",
     "cluster": "Check a cluster file, or print its schema.",
     "link": "Measure the link between two hosts, for the cluster file.",
+    "privacy": "See what each cut of a model shows of its input.",
     "seal": "Compile and encrypt the stages of a plan.",
     "policy": "Make policies: which evidence is accepted.",
     "run": "Send a video through the enclaves of a plan.",

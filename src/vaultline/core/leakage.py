@@ -29,11 +29,14 @@ class CutLeakage(Struct, frozen=True):
     Attributes:
         position: nodes before the cut.
         tensors: names of the crossing tensors.
-        resolution_px: the largest spatial side of the crossing tensors; 0 where none is spatial.
-        similarity: the best SSIM (-1 to 1) between the input, grey and resized, and any channel.
-        reconstruction: mean SSIM (-1 to 1) of held-out inputs and their reconstructions.
+        resolution_px: the largest spatial side of the crossing tensors; 1 where none is spatial.
+        similarity: the best mean SSIM (-1 to 1) of inputs, grey and resized, and any one channel.
+        reconstruction: how much of held-out inputs an attack gets back: the mean SSIM of its
+            reconstructions, on a scale from 0, what is guessed without any tensor, to 1, a copy.
         psnr_db: mean PSNR of the same reconstructions, at most ``PSNR_DB_MAX``.
-        revealing: tensor and channel of the best similarity.
+        revealing: tensor and channel of the best similarity; empty where no channel is large
+            enough to show anything.
+        ssim: the mean SSIM itself, if it was kept.
     """
 
     position: int
@@ -43,6 +46,7 @@ class CutLeakage(Struct, frozen=True):
     reconstruction: float
     psnr_db: float
     revealing: str
+    ssim: float | None = None
 
     def __post_init__(self) -> None:
         checks = (
@@ -50,6 +54,7 @@ class CutLeakage(Struct, frozen=True):
             (0 <= self.resolution_px <= RESOLUTION_PX_MAX, "resolution_px", "pixels"),
             (_is_ssim(self.similarity), "similarity", "-1 to 1"),
             (_is_ssim(self.reconstruction), "reconstruction", "-1 to 1"),
+            (self.ssim is None or _is_ssim(self.ssim), "ssim", "-1 to 1"),
             (
                 isfinite(self.psnr_db) and 0 <= self.psnr_db <= PSNR_DB_MAX,
                 "psnr_db",
@@ -93,6 +98,8 @@ class LeakageReport(Struct, frozen=True):
         images_digest: SHA-256 (hex) over the pictures and over how they became inputs.
         images: how many pictures.
         decoder: which attack made the reconstructions.
+        blind_ssim: what the better of two guesses scores that need no tensor, the mean picture
+            and its mean colour: the zero of ``reconstruction``.
         positions: the cuts measured, as node counts, ascending; all candidates (0 and the number
             of nodes among them, as in a profile) unless some were asked for by name.
         cuts: one for each position.
@@ -106,6 +113,7 @@ class LeakageReport(Struct, frozen=True):
     recorded_on: RecordedOn
     positions: tuple[int, ...]
     cuts: tuple[CutLeakage, ...]
+    blind_ssim: float | None = None
     version: int = LEAKAGE_VERSION
 
     def __post_init__(self) -> None:
@@ -129,6 +137,8 @@ class LeakageReport(Struct, frozen=True):
             )
         if self.images < 1:
             raise InputError("a leakage report needs pictures", got=str(self.images))
+        if self.blind_ssim is not None and not _is_ssim(self.blind_ssim):
+            raise InputError("`blind_ssim` is out of range", got=str(self.blind_ssim))
 
     def at(self, position: int) -> CutLeakage | None:
         """The leakage at a position, or None where it was not measured."""

@@ -195,9 +195,7 @@ def _ways_of(
     for way in ways:
         fits = kind.allowed & (way.need + (neighbours - 1) * per_neighbour <= budget)
         base_s = times.seconds(kind.speed, way.mode, way.frames)
-        _offer(
-            by_mode[way.mode], way.frames, np.where(fits, kind.speed.scale * base_s, np.inf)
-        )
+        _offer(by_mode[way.mode], way.frames, np.where(fits, kind.speed.scale * base_s, np.inf))
     return _merge(by_mode["resident"], by_mode["streamed"])
 
 

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaultline.core.plan import Objective
-from vaultline.planner.options import Space
 from vaultline.planner.bands import Way
+from vaultline.planner.options import Space
 from vaultline.planner.problem import Problem
 from vaultline.planner.programme import Path, Programme, Remaining, by_start_and_end
 

@@ -65,6 +65,7 @@ BAD_CUTS = {
     "a similarity that is no number": {"similarity": nan},
     "a reconstruction below minus one": {"reconstruction": -1.1},
     "a reconstruction that is no number": {"reconstruction": nan},
+    "an SSIM above one": {"ssim": 1.1},
     "an infinite PSNR": {"psnr_db": inf},
     "a PSNR that is no number": {"psnr_db": nan},
     "a negative PSNR": {"psnr_db": -0.1},
@@ -84,6 +85,7 @@ BAD_REPORTS = {
     "a cut too few": {"cuts": (CUT,)},
     "cuts of other positions": {"positions": (0, 4)},
     "no pictures": {"images": 0},
+    "a blind guess above one": {"blind_ssim": 1.5},
 }
 
 
