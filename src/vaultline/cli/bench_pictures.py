@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vaultline.bench.serdab import PLACEMENTS, SerdabResult
-from vaultline.cli.pictures import PALETTE, STYLE, save_figure
+from vaultline.cli.pictures import PALETTE, STYLE, save
 
 _PREDICTED = "//"
 
@@ -22,7 +22,7 @@ def draw_serdab(found: SerdabResult, path: Path) -> None:
         bars, dots = figure.subplots(1, 2, width_ratios=(2.1, 1))
         _draw_speedups(bars, found)
         _draw_errors(dots, found)
-        save_figure(figure, path)
+        save(figure, path)
 
 
 def _draw_speedups(axes: Axes, found: SerdabResult) -> None:

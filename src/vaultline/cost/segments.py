@@ -133,9 +133,9 @@ class Segments:
             if len(last_step):
                 kept[end] = last_step.min(axis=0)
             kept[end, first:end] = 0.0
-        rows, columns = np.indices(self.valid.shape)
-        begins = np.maximum(columns - rows - 1, 0)
-        table: Table = np.where(self.valid, kept[columns, begins], 0.0)
+        table: Table = np.zeros(self.valid.shape)
+        for end in range(1, cuts):
+            table[:end, end] = kept[end, :end][::-1]
         return table
 
     def _scratch(self) -> Table:

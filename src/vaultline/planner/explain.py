@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf
+from typing import Literal
 
 from vaultline.core.cluster import Cluster
 from vaultline.core.errors import InfeasibleError, InputError
@@ -14,24 +16,34 @@ from vaultline.core.profile import ModelProfile
 from vaultline.core.tensors import layout
 from vaultline.core.units import format_ms
 from vaultline.cost.segments import Segments
+from vaultline.planner.options import need_bytes
 from vaultline.planner.plan import plan_request
-from vaultline.planner.problem import Settings, need_bytes
 from vaultline.planner.request import PlanRequest
+from vaultline.planner.settings import Settings
 
 _MEASURE = {"latency": "latency_s", "throughput": "bottleneck_s", "chunk": "chunk_s"}
 
 
+Kind = Literal[
+    "fewer stages", "more stages", "no replicas", "replicas of the whole model", "the best plan"
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageExplanation:
-    """One stage: times in seconds per frame, sizes in bytes.
+    """One stage: times in seconds per frame, sizes in bytes of each replica.
 
     Attributes:
+        device, host: of several replicas all, joined by ``+``.
         need_bytes: predicted need of its memory: weights or step buffers, activations, queues.
-        share: of the bottleneck's time that this stage is busy: 1.0 is the bottleneck itself.
+        predicted_s: of a busy replica; period_s: between frames, with all replicas busy.
+        share: of the bottleneck's time that a replica is busy: 1.0 is the bottleneck itself.
+        estimated: nobody measured the model on such a device.
     """
 
     device: str
     host: str
+    replicas: int
     first: int
     last: int
     mode: str
@@ -42,16 +54,23 @@ class StageExplanation:
     in_bytes: int
     out_bytes: int
     predicted_s: float
+    period_s: float
     share: float
+    estimated: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerUp:
-    """Another plan and why it loses: the best one with another number of stages.
+    """The best plan of another kind, and why it loses.
 
-    Against a partition of the user's own it is the best plan of all; its ``ratio`` may be below 1.
+    Attributes:
+        kind: what the plan would do instead. "the best plan" is for a partition of the user's
+            own; then ``ratio`` may be below 1.
+        devices: per stage, its device, or all its replicas joined by ``+``.
+        cuts: where its stages but the last end.
     """
 
+    kind: Kind
     devices: tuple[str, ...]
     cuts: tuple[int, ...]
     value_s: float
@@ -65,8 +84,10 @@ class Explanation:
 
     Attributes:
         bottleneck: the stage or hop that limits throughput, in words.
-        balance: mean time between a stage's frames over the longest: 1.0 is perfectly even.
-        runner_up: None where no other number of stages is feasible or the user fixed it.
+        balance: mean period of the stages over the longest: 1.0 is perfectly even.
+        rivals: the best plans of other kinds, the next best first; none of a kind that has no
+            plan or that the user ruled out.
+        runner_up: the first of them.
     """
 
     objective: str
@@ -79,6 +100,7 @@ class Explanation:
     chunk_s: float
     bottleneck: str
     balance: float
+    rivals: tuple[RunnerUp, ...]
     runner_up: RunnerUp | None
 
 
@@ -95,6 +117,7 @@ def explain(
     longest = plan.predicted["bottleneck_s"]
     stages = tuple(_stage(plan, profile, number, longest) for number in range(len(plan.stages)))
     times = [stage.period_s for stage in plan.stages]
+    rivals = _rivals(plan, profile, cluster, request)
     ends = (plan.stages[0].inputs, *(stage.outputs for stage in plan.stages))
     return Explanation(
         objective=plan.objective,
@@ -107,85 +130,109 @@ def explain(
         chunk_s=plan.predicted["chunk_s"],
         bottleneck=bottleneck_name(plan),
         balance=sum(times) / len(times) / max(times) if max(times) > 0 else 1.0,
-        runner_up=_runner_up(plan, profile, cluster, request),
+        rivals=rivals,
+        runner_up=rivals[0] if rivals else None,
     )
 
 
 def bottleneck_name(plan: Plan) -> str:
     """The longest stage or hop, in words."""
-    stage_s, stage = max((stage.period_s, n) for n, stage in enumerate(plan.stages))
+    stage_s, number = max((stage.period_s, n) for n, stage in enumerate(plan.stages))
     link_s, hop = max((seconds, n) for n, seconds in enumerate(plan.hop_s))
     if stage_s >= link_s:
-        return f"stage {stage} on {_names(plan.stages[stage])}"
-    names = ["owner", *(stage.device.name for stage in plan.stages), "owner"]
+        devices = [device.name for device in plan.stages[number].devices]
+        replicas = f" ({len(devices)} replicas)" if len(devices) > 1 else ""
+        return f"stage {number} on {', '.join(devices)}{replicas}"
+    names = ["owner", *map(devices_name, plan.stages), "owner"]
     return f"hop {hop}, {names[hop]} to {names[hop + 1]}"
 
 
-def _names(stage: PlannedStage) -> str:
-    more = len(stage.devices) - 1
-    return stage.device.name + (f" and {more} more" if more else "")
+def devices_name(stage: PlannedStage) -> str:
+    """The devices of a stage, as a partition is written."""
+    return "+".join(device.name for device in stage.devices)
 
 
 def _stage(plan: Plan, profile: ModelProfile, number: int, longest_s: float) -> StageExplanation:
     stage = plan.stages[number]
     start, end = (profile.positions.index(node) for node in (stage.first, stage.last))
-    blocks = profile.blocks[start:end]
-    segments = Segments(profile, stages_max=len(plan.stages))
-    settings = Settings(step_bytes=stage.step_bytes)
-    neighbours = (plan.stages[number - 1 : number], plan.stages[number + 1 : number + 2])
-    sources, targets = (len(each[0].devices) if each else 1 for each in neighbours)
+    neighbours = [1, *(len(each.devices) for each in plan.stages), 1]
     need = need_bytes(
-        segments,
+        Segments(profile, stages_max=len(plan.stages)),
         stage.mode,
         stage.frames_per_pass,
         stage.queue_frames,
-        settings,
-        sources=sources,
-        targets=targets,
+        Settings(step_bytes=stage.step_bytes),
+        sources=neighbours[number],
+        targets=neighbours[number + 2],
     )
     return StageExplanation(
-        device=stage.device.name,
-        host=stage.device.host,
+        device=devices_name(stage),
+        host="+".join(dict.fromkeys(device.host for device in stage.devices)),
+        replicas=len(stage.devices),
         first=stage.first,
         last=stage.last,
         mode=stage.mode,
         frames_per_pass=stage.frames_per_pass,
-        weight_bytes=sum(block.weight_bytes for block in blocks),
+        weight_bytes=sum(block.weight_bytes for block in profile.blocks[start:end]),
         need_bytes=int(need[end - start - 1, end]),
         memory_bytes=stage.device.memory_bytes,
         in_bytes=layout(stage.inputs)[1],
         out_bytes=layout(stage.outputs)[1],
         predicted_s=stage.predicted_s,
+        period_s=stage.period_s,
         share=stage.period_s / longest_s if longest_s > 0 else 1.0,
+        estimated=stage.estimated,
     )
 
 
-def _runner_up(
+def _rivals(
     plan: Plan, profile: ModelProfile, cluster: Cluster, request: PlanRequest
-) -> RunnerUp | None:
-    """The better of the best plans with one stage fewer and one more."""
+) -> tuple[RunnerUp, ...]:
+    """The best plans of other kinds, the next best first."""
     if request.partition is not None:
-        rival = plan_request(profile, cluster, replace(request, partition=None))
-        same = [stage.last for stage in rival.stages] == [stage.last for stage in plan.stages]
-        return None if same else _compare(plan, rival)
-    if request.stages is not None:
-        return None
-    rivals = []
-    for count in (len(plan.stages) - 1, len(plan.stages) + 1):
-        if 1 <= count <= STAGES_MAX:
-            with suppress(InfeasibleError):
-                rivals.append(plan_request(profile, cluster, replace(request, stages=count)))
-    if not rivals:
-        return None
-    value = _MEASURE[plan.objective]
-    return _compare(plan, min(rivals, key=lambda rival: rival.predicted[value]))
+        best = plan_request(profile, cluster, replace(request, partition=None))
+        return () if _layout(best) == _layout(plan) else (_compare(plan, best, "the best plan"),)
+    found: dict[object, RunnerUp] = {}
+    for other in _other_requests(plan, request):
+        with suppress(InfeasibleError):
+            rival = plan_request(profile, cluster, other)
+            if _layout(rival) != _layout(plan):
+                found.setdefault(_layout(rival), _compare(plan, rival, _kind(plan, rival)))
+    return tuple(sorted(found.values(), key=lambda rival: rival.value_s))
 
 
-def _compare(plan: Plan, rival: Plan) -> RunnerUp:
+def _other_requests(plan: Plan, request: PlanRequest) -> Iterator[PlanRequest]:
+    """Requests for the best plan with other numbers of stages and replicas."""
+    if _replicated(plan):
+        yield replace(request, settings=replace(request.settings, replicas_max=1))
+    if request.stages is None:
+        count = len(plan.stages)
+        for stages in sorted({1, count - 1, count + 1} & set(range(1, STAGES_MAX + 1)) - {count}):
+            yield replace(request, stages=stages)
+
+
+def _layout(plan: Plan) -> tuple[object, ...]:
+    return tuple((stage.last, devices_name(stage)) for stage in plan.stages)
+
+
+def _replicated(plan: Plan) -> bool:
+    return any(len(stage.devices) > 1 for stage in plan.stages)
+
+
+def _kind(plan: Plan, rival: Plan) -> Kind:
+    if len(rival.stages) == 1 and _replicated(rival):
+        return "replicas of the whole model"
+    if _replicated(plan) and not _replicated(rival):
+        return "no replicas"
+    return "fewer stages" if len(rival.stages) < len(plan.stages) else "more stages"
+
+
+def _compare(plan: Plan, rival: Plan, kind: Kind) -> RunnerUp:
     measure = _MEASURE[plan.objective]
     mine, its = plan.predicted[measure], rival.predicted[measure]
     return RunnerUp(
-        devices=tuple(_names(stage) for stage in rival.stages),
+        kind=kind,
+        devices=tuple(map(devices_name, rival.stages)),
         cuts=tuple(stage.last for stage in rival.stages[:-1]),
         value_s=its,
         ratio=its / mine if mine > 0 else inf,

@@ -20,6 +20,9 @@ from vaultline.cost.time import stage_s
 from vaultline.planner.devices import DeviceType, Speed
 from vaultline.planner.settings import MODES, Mode, Settings
 
+#: Lengths that are computed at a time, so that what lies between stays in the cache.
+_ROWS = 32
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
@@ -120,7 +123,7 @@ def build_options(
     members = sorted({most}.union(*steps))
     options: list[tuple[Option, ...]] = []
     chosen: list[list[tuple[int, ...]]] = []
-    times = _Times(segments)
+    times = _PassTimes(segments)
     for kind, tight in zip(types, steps, strict=True):
         own: list[Option] = []
         mine: list[tuple[int, ...]] = []
@@ -155,48 +158,62 @@ def _tight_at(kind: DeviceType, ways: list[_Way], per_neighbour: Table, most: in
     found: set[int] = set()
     budget = kind.units[0].memory_bytes
     for way in ways if most > 1 else ():
-        spare = budget - way.need
-        binds = kind.allowed & (spare >= 0) & (spare < (most - 1) * per_neighbour)
-        if binds.any():
-            fitting = 1 + np.floor_divide(spare[binds], per_neighbour[binds])
-            found.update(int(number) for number in np.unique(fitting))
+        for row in range(0, len(per_neighbour), _ROWS):
+            at = (slice(row, row + _ROWS), slice(row + 1, None))
+            spare = budget - way.need[at]
+            binds = kind.allowed[at] & (spare >= 0) & (spare < (most - 1) * per_neighbour[at])
+            if binds.any():
+                fitting = 1 + np.floor_divide(spare[binds], per_neighbour[at][binds])
+                found.update(int(number) for number in np.unique(fitting))
     return found
 
 
-class _Times:
-    """Seconds per frame of every segment on devices of a speed, unscaled; each computed once."""
+class _PassTimes:
+    """Seconds of a pass through every segment on devices of a speed; each computed once."""
 
     def __init__(self, segments: Segments) -> None:
         self.segments = segments
         self._known: dict[tuple[object, ...], Table] = {}
 
-    def seconds(self, speed: Speed, mode: Mode, frames: int) -> Table:
-        key = (speed.compute_s, speed.rates, mode, frames)
+    def seconds(self, speed: Speed, frames: int) -> Table:
+        key = (speed.compute_s, frames)
         if key not in self._known:
-            segments = self.segments
-            weights = segments.weight_bytes
-            self._known[key] = stage_s(
-                in_bytes=segments.in_bytes,
-                out_bytes=segments.out_bytes,
-                pass_compute_s=segments.compute_s(frames, speed.compute_s),
-                stream_bytes=weights if mode == "streamed" else np.zeros_like(weights),
-                frames=frames,
-                rates=speed.rates,
-            )
+            self._known[key] = self.segments.compute_s(frames, speed.compute_s)
         return self._known[key]
 
 
 def _ways_of(
-    kind: DeviceType, ways: list[_Way], per_neighbour: Table, neighbours: int, times: _Times
+    kind: DeviceType, ways: list[_Way], per_neighbour: Table, neighbours: int, times: _PassTimes
 ) -> tuple[Option, ...]:
     """Resident where it fits, else streamed; and streamed where its period is shorter."""
-    by_mode = {mode: _empty_option(per_neighbour.shape, mode) for mode in MODES}
-    budget = kind.units[0].memory_bytes
+    shape = per_neighbour.shape
+    by_mode = {mode: _empty_option(shape, mode) for mode in MODES}
     for way in ways:
-        fits = kind.allowed & (way.need + (neighbours - 1) * per_neighbour <= budget)
-        base_s = times.seconds(kind.speed, way.mode, way.frames)
-        _offer(by_mode[way.mode], way.frames, np.where(fits, kind.speed.scale * base_s, np.inf))
+        pass_s = times.seconds(kind.speed, way.frames)
+        for row in range(0, shape[0], _ROWS):
+            # Longer segments end later: what is left of the diagonal means nothing.
+            at = (slice(row, row + _ROWS), slice(row + 1, None))
+            need = way.need[at] + (neighbours - 1) * per_neighbour[at]
+            fits = kind.allowed[at] & (need <= kind.units[0].memory_bytes)
+            seconds = _seconds(times.segments, kind.speed, way, pass_s, at)
+            _offer(by_mode[way.mode], way.frames, at, np.where(fits, seconds, np.inf))
     return _merge(by_mode["resident"], by_mode["streamed"])
+
+
+def _seconds(
+    segments: Segments, speed: Speed, way: _Way, pass_compute_s: Table, at: tuple[slice, slice]
+) -> Table:
+    """Seconds per frame of some of the segments."""
+    streamed = way.mode == "streamed"
+    base_s = stage_s(
+        in_bytes=segments.in_bytes[at],
+        out_bytes=segments.out_bytes[at],
+        pass_compute_s=pass_compute_s[at],
+        stream_bytes=segments.weight_bytes[at] if streamed else np.zeros((1, 1)),
+        frames=way.frames,
+        rates=speed.rates,
+    )
+    return speed.scale * base_s
 
 
 def _empty_option(shape: tuple[int, ...], mode: Mode) -> Option:
@@ -208,13 +225,13 @@ def _empty_option(shape: tuple[int, ...], mode: Mode) -> Option:
     )
 
 
-def _offer(option: Option, frames: int, seconds: Table) -> None:
-    """Let a pass of ``frames`` frames compete for the shortest period of each segment."""
+def _offer(option: Option, frames: int, at: tuple[slice, slice], seconds: Table) -> None:
+    """Let a pass of ``frames`` frames compete for the shortest period of some segments."""
     if frames == 1:
-        option.latency_s[:] = seconds
-    better = seconds < option.period_s
-    np.copyto(option.period_s, seconds, where=better)
-    np.copyto(option.frames, np.int8(frames), where=better)
+        option.latency_s[at] = seconds
+    better = seconds < option.period_s[at]
+    np.copyto(option.period_s[at], seconds, where=better)
+    np.copyto(option.frames[at], np.int8(frames), where=better)
 
 
 def _merge(resident: Option, streamed: Option) -> tuple[Option, ...]:

@@ -107,9 +107,7 @@ class Programme:
         Args:
             remaining: made of this programme under a limit that is no lower.
         """
-        run = _Run(self, limit, below, remaining)
-        found = run.path()
-        return None if found is None else self._priced(found, limit)
+        return Run(self, limit, below, remaining).path()
 
     def bands(self, limit: float) -> Bands:
         """The segments that are quick enough."""
@@ -149,7 +147,8 @@ class Programme:
                     found.append(times[(times > low_s) & (times < high_s)])
         return np.unique(np.concatenate(found))
 
-    def _priced(self, found: list[tuple[int, int, int, int]], limit: float) -> Path:
+    def priced(self, found: list[tuple[int, int, int, int]], limit: float) -> Path:
+        """The path of the given (start, end, type, replicas), and what it costs."""
         steps = tuple(self._step(start, end, kind, r, limit) for start, end, kind, r in found)
         ways = [self.ways[step.kind][step.way] for step in steps]
         hops = [
@@ -183,7 +182,10 @@ class _Limited:
 
     def __init__(self, programme: Programme, limit: float) -> None:
         self.programme = programme
+        self.limit = limit
         self.cuts = programme.cuts
+        #: Blocks combined so far.
+        self.work = 0
         self.entry, self.links, self.leave = (
             np.where(times <= limit, times, inf)
             for times in (programme.entry, programme.links, programme.leave)
@@ -242,6 +244,7 @@ class Remaining(_Limited):
                     after[None, column : column + block.shape[1]],
                     out=self._buffer[: len(block), : block.shape[1]],
                 )
+                self.work += 1
                 part = best[start : start + ROWS]
                 np.minimum(part, sums.min(axis=1), out=part)
         return best
@@ -255,7 +258,7 @@ class Remaining(_Limited):
         return best
 
 
-class _Run(_Limited):
+class Run(_Limited):
     """One forward run of a programme under one limit."""
 
     def __init__(
@@ -267,15 +270,17 @@ class _Run(_Limited):
         self.end: tuple[State, int] | None = None
         self.reached: dict[State, dict[int, Vector]] = {}
 
-    def path(self) -> list[tuple[int, int, int, int]] | None:
-        """Stages as (start, end, type, replicas)."""
+    def path(self) -> Path | None:
+        """The best path, or None."""
         if not self.windows.open:
             return None
         for state in self._states():
             for kind, available in enumerate(self.programme.counts):
                 if state[kind] < available and (state in self.reached or not any(state)):
                     self._extend(state, kind)
-        return None if self.end is None else self._trace(*self.end)
+        if self.end is None:
+            return None
+        return self.programme.priced(self._trace(*self.end), self.limit)
 
     def _states(self) -> Iterator[State]:
         programme = self.programme
@@ -347,6 +352,7 @@ class _Run(_Limited):
             high = min(first + block.shape[1], window[1] + 1)
             if low >= high:
                 continue
+            self.work += 1
             top, bottom = max(begin, block_start), min(stop, block_start + ROWS, high)
             part = block[top - block_start : bottom - block_start, low - first : high - first]
             sums = np.add(

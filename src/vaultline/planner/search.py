@@ -15,7 +15,6 @@ searched.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from heapq import heappop, heappush
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -26,7 +25,7 @@ from vaultline.core.plan import Objective
 from vaultline.planner.bands import Way
 from vaultline.planner.options import Space
 from vaultline.planner.problem import Problem
-from vaultline.planner.programme import Path, Programme, Remaining, by_start_and_end
+from vaultline.planner.programme import Path, Programme, Remaining, Run, by_start_and_end
 
 Vector: TypeAlias = NDArray[np.float64]
 
@@ -182,10 +181,11 @@ def shortest_chunk(programme: Programme, frames: int) -> Path | None:
 
 
 class _ChunkSearch:
-    """Ranges of candidates for the bottleneck, each with the least latency that it may have.
+    """A sweep over the candidates for the bottleneck, from the largest that may be any good down.
 
-    The range with the least bound is halved first; when its bound is no better than the best path
-    found, that path is the best of all.
+    A run under the largest candidate left either finds a path, whose latency all paths of lower
+    bottleneck have at least, or shows that none is quick enough for a range of candidates to be
+    of use. Either way the candidates that cannot win are dropped.
     """
 
     def __init__(self, programme: Programme, frames: int, quickest: Path) -> None:
@@ -194,39 +194,33 @@ class _ChunkSearch:
         self.frames = frames
         self.quickest = quickest
         self.best = quickest
+        self.remaining: Remaining | None = None
+        self.spent = 0
 
     def run(self) -> Path:
+        """The best path."""
         low_s = _impossible(self.programme, self.quickest.bottleneck_s)
         self._probe_upwards(low_s)
-        high_s = self._limit(self.quickest.latency_s)
-        remaining = Remaining(self.programme, high_s)
-        candidates = self.programme.candidates(low_s, high_s)
-        if not len(candidates):
-            return self.best
-        open_: list[tuple[float, int, int, float]] = []
-
-        def add(first: int, end: int, latency_s: float) -> None:
-            end = min(end, int(np.searchsorted(candidates, self._limit(latency_s))))
-            if first < end:
-                bound_s = latency_s + self.weight * float(candidates[first])
-                heappush(open_, (bound_s, first, end, latency_s))
-
-        add(0, len(candidates), max(self.quickest.latency_s, remaining.least_s))
-        while open_:
-            bound_s, first, end, latency_s = heappop(open_)
-            if bound_s >= self.value:
-                break
-            end = min(end, int(np.searchsorted(candidates, self._limit(latency_s))))
-            if first >= end:
-                continue
-            middle = (first + end - 1) // 2
+        latency_s = self.quickest.latency_s
+        candidates = self.programme.candidates(low_s, self._limit(latency_s))
+        end = len(candidates)
+        width_s = (self._limit(latency_s) - low_s) / 8
+        while (end := min(end, int(np.searchsorted(candidates, self._limit(latency_s))))) > 0:
+            top_s = float(candidates[end - 1])
+            first = min(end - 1, int(np.searchsorted(candidates, top_s - width_s)))
+            # A path of no less latency would not win with any candidate from the first on.
             below_s = self.value - self.weight * float(candidates[first])
-            found = self.programme.least(float(candidates[middle]), below_s, remaining)
-            if found is not None:
+            found = self._least(top_s, below_s)
+            if found is None:
+                end, latency_s = first, max(latency_s, below_s)
+                width_s *= 2
+            else:
+                end, latency_s = (
+                    int(np.searchsorted(candidates, found.bottleneck_s)),
+                    found.latency_s,
+                )
                 self._offer(found)
-                reached = int(np.searchsorted(candidates, found.bottleneck_s))
-                add(first, reached, found.latency_s)
-            add(middle + 1, end, latency_s)
+                width_s /= 2
         return self.best
 
     @property
@@ -240,6 +234,16 @@ class _ChunkSearch:
 
     def _offer(self, found: Path) -> None:
         self.best = min(self.best, found, key=lambda path: path.chunk_s(self.frames))
+
+    def _least(self, limit_s: float, below_s: float) -> Path | None:
+        """A run with the bounds at hand; they are made anew when runs have cost as much."""
+        if self.remaining is None or self.spent > self.remaining.work:
+            self.remaining = Remaining(self.programme, limit_s)
+            self.spent = 0
+        run = Run(self.programme, limit_s, below_s, self.remaining)
+        found = run.path()
+        self.spent += run.work
+        return found
 
     def _probe_upwards(self, low_s: float) -> None:
         """A few paths, to have a good one soon."""
