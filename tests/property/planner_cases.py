@@ -84,6 +84,7 @@ def random_case(seed: int, *, blocks_max: int = 13, devices_max: int = 5) -> Cas
             crossing=_crossing(rng, count),
             rates=_rates(rng),
             loopback=LoopbackRate(bytes_per_s=1e5, latency_s=0.001),
+            owner_s=rng.choice([0.0, 0.08]),
             classes=classes,
             class_scale=scale,
         ),
@@ -122,6 +123,7 @@ def _rates(rng: Random) -> DeviceRates:
         open_bytes_per_s=2e4,
         decrypt_bytes_per_s=rng.choice([5e4, 5e4, 1e5]),
         call_s=0.002,
+        frame_s=rng.choice([0.0, 0.004]),
     )
 
 
@@ -199,7 +201,7 @@ def _cluster(rng: Random, devices_max: int) -> Cluster:
     ]
     return Cluster(
         owner=rng.choice(hosts),
-        hosts=tuple(Host(name=name, cores=8, memory_bytes=GIB) for name in hosts),
+        hosts=tuple(Host(name=name, cores=rng.choice([1, 8]), memory_bytes=GIB) for name in hosts),
         devices=tuple(devices),
         links=tuple(links),
     )
@@ -267,11 +269,21 @@ def ways(
                 a_pass = sum(pass_s(each, frames) for each in times[start:end])
                 a_pass += streaming / rates.decrypt_bytes_per_s + rates.call_s
                 crypto = arrives / rates.open_bytes_per_s + leaves / rates.seal_bytes_per_s
-                periods.append(scale * (crypto + a_pass / frames))
+                per_frame = crypto + rates.frame_s + a_pass / frames
+                periods.append(scale * per_frame + lost_to_owner(case, device))
         if periods:
             # A frame alone is a pass of one frame; the busy stage takes the best pass size.
             found += [(periods[0], period) for period in periods]
     return found
+
+
+def lost_to_owner(case: Case, device: Device) -> float:
+    """The owner needs cores too, and takes them from devices where its host has none left."""
+    cluster = case.cluster
+    cores = {host.name: host.cores for host in cluster.hosts}[cluster.owner]
+    taken = sum(unit.cores for unit in cluster.units if unit.host == cluster.owner)
+    busy = device.host == cluster.owner and taken >= cores
+    return case.profile.owner_s / cores if busy else 0.0
 
 
 def crossing(profile: ModelProfile, cut: int) -> int:

@@ -12,14 +12,17 @@ import os
 import statistics
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from vaultline.bench.live import LivePipeline
 from vaultline.bench.rig import make_rig
 from vaultline.core.errors import MachineError
 from vaultline.core.plan import PLAN_VERSION, Plan, PlannedDevice, PlannedStage
-from vaultline.core.profile import HopRates
+from vaultline.core.profile import DeviceRates
 from vaultline.graph.cuts import cuts
 from vaultline.graph.model import load_model
 from vaultline.graph.probe import save_hop_probe
@@ -31,6 +34,38 @@ _FRAMES = 200
 _ROUNDS = 5
 #: Differences of small numbers can come out below zero on a busy machine.
 _LEAST_S_PER_BYTE = 1e-15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HopRates:
+    """What a frame's way costs a core, besides computing, where workers and owner share one host.
+
+    Attributes:
+        frame_s: of a stage, for each frame: threads woken, buffers handed over.
+        open_bytes_per_s: a stage's input taken from the socket and opened.
+        seal_bytes_per_s: its output sealed and put into the socket.
+        owner_frame_s: of the owner, for each frame.
+        owner_bytes_per_s: a frame laid out, sealed and sent.
+    """
+
+    frame_s: float
+    open_bytes_per_s: float
+    seal_bytes_per_s: float
+    owner_frame_s: float
+    owner_bytes_per_s: float
+
+    def applied(self, rates: DeviceRates) -> DeviceRates:
+        """The rates of a device whose stages pay for the whole way, and not for ciphers alone."""
+        return replace(
+            rates,
+            open_bytes_per_s=min(self.open_bytes_per_s, rates.open_bytes_per_s),
+            seal_bytes_per_s=min(self.seal_bytes_per_s, rates.seal_bytes_per_s),
+            frame_s=self.frame_s,
+        )
+
+    def owner_s(self, frame_bytes: int) -> float:
+        """What the owner of a model with frames of this size gives a core to do."""
+        return self.owner_frame_s + frame_bytes / self.owner_bytes_per_s
 
 
 def hop_rates(frames: int = _FRAMES, rounds: int = _ROUNDS) -> HopRates:
@@ -56,10 +91,10 @@ def hop_rates(frames: int = _FRAMES, rounds: int = _ROUNDS) -> HopRates:
     seal_s = (large_to_large - large_to_small) / nbytes
     # The owner seals as a stage does; the rest of its work is copying the frame, and fixed.
     return HopRates(
-        call_s=max(small, 0.0),
+        frame_s=max(small, 0.0),
         open_bytes_per_s=1.0 / max(open_s, _LEAST_S_PER_BYTE),
         seal_bytes_per_s=1.0 / max(seal_s, _LEAST_S_PER_BYTE),
-        owner_call_s=small,
+        owner_frame_s=max(small, 0.0),
         owner_bytes_per_s=nbytes / max(owner - small, nbytes * _LEAST_S_PER_BYTE),
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 import vaultline
+from vaultline.bench.hops import HopRates
 from vaultline.bench.journal import Journal, JournalKey
 from vaultline.bench.measuring import Part, Step, Wanted
 from vaultline.bench.neighbours import neighbours
@@ -72,6 +73,7 @@ def profile_in_worker(
     *,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     tell: Callable[[Step | Started], None] = lambda line: None,
+    hops: HopRates | None = None,
 ) -> ModelProfile:
     """Measure what the journal lacks in a worker, keep each part, and put the profile together.
 
@@ -80,6 +82,7 @@ def profile_in_worker(
         model: the same, as read here.
         input_shapes: as the model was read with.
         tell: hears how far it has come.
+        hops: what a frame's way costs, measured apart.
 
     Raises:
         InputError: the model has changed meanwhile.
@@ -102,7 +105,7 @@ def profile_in_worker(
                     tell(line)
                 else:
                     journal.add(line)
-    return assembled(model, request, journal.parts)
+    return assembled(model, request, journal.parts, hops)
 
 
 @contextlib.contextmanager

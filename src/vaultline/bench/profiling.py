@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
+from vaultline.bench.hops import HopRates
 from vaultline.bench.measuring import Parts, Step, Wanted, measure, timed_block
 from vaultline.bench.neighbours import neighbours
 from vaultline.bench.rates import cpu_name
@@ -60,6 +61,7 @@ def profile_model(
     model: Model,
     request: ProfileRequest,
     progress: Callable[[int, int], None] | None = None,
+    hops: HopRates | None = None,
 ) -> ModelProfile:
     """Measure every block between candidate cuts, the whole model, and the machine's rates."""
     parts = Parts(len(candidates(model)) - 1)
@@ -69,7 +71,7 @@ def profile_model(
                 parts.add(part)
             elif progress is not None and part.what.startswith("compiling"):
                 progress(part.done, part.total)
-    return assembled(model, request, parts)
+    return assembled(model, request, parts, hops)
 
 
 @contextmanager
@@ -86,8 +88,13 @@ def _apart(model: Model, count: int) -> Iterator[None]:
             os.sched_setaffinity(0, before)
 
 
-def assembled(model: Model, request: ProfileRequest, parts: Parts) -> ModelProfile:
+def assembled(
+    model: Model, request: ProfileRequest, parts: Parts, hops: HopRates | None = None
+) -> ModelProfile:
     """The profile that complete parts make.
+
+    Args:
+        hops: what a frame's way costs; ciphers alone where it was not measured.
 
     Raises:
         MachineError: a part is missing.
@@ -104,7 +111,8 @@ def assembled(model: Model, request: ProfileRequest, parts: Parts) -> ModelProfi
         timed_block(block, one_s[k], many_s.get(k, ())) for k, block in enumerate(found.blocks)
     ]
     crossing_bytes = [sum(spec.nbytes for spec in tensors) for tensors in crossing]
-    open_bytes_per_s = opening_rate(rates.device, alone, inside.seconds, crossing_bytes)
+    device = rates.device if hops is None else hops.applied(rates.device)
+    open_bytes_per_s = opening_rate(device, alone, inside.seconds, crossing_bytes)
     return ModelProfile(
         model_name=model.name,
         model_digest=model.digest,
@@ -120,7 +128,8 @@ def assembled(model: Model, request: ProfileRequest, parts: Parts) -> ModelProfi
         positions=positions,
         blocks=tuple(settled(alone, inside.seconds, statistics.median(whole_s))),
         crossing=crossing,
-        rates=replace(rates.device, open_bytes_per_s=open_bytes_per_s),
+        rates=replace(device, open_bytes_per_s=open_bytes_per_s),
+        owner_s=0.0 if hops is None else hops.owner_s(sum(spec.nbytes for spec in model.inputs)),
         loopback=rates.loopback,
     )
 

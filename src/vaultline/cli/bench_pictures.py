@@ -71,7 +71,8 @@ def _draw_errors(axes: Axes, found: SerdabResult) -> None:
         pairs = [
             pair for pair, check in zip(times, found.checks, strict=True) if check.where == where
         ]
-        axes.scatter(*zip(*pairs, strict=True), s=22, color=PALETTE[turn], label=where, zorder=3)
+        predicted, measured = zip(*pairs, strict=True)
+        axes.scatter(predicted, measured, s=22, color=PALETTE[turn], label=where, zorder=3)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("predicted chunk, s")

@@ -14,6 +14,7 @@ import typer
 from rich.progress import TextColumn, TimeRemainingColumn
 from typer.core import TyperGroup
 
+from vaultline.bench.hops import hop_rates
 from vaultline.bench.journal import Journal
 from vaultline.bench.measuring import Step
 from vaultline.bench.profile_process import open_journal, profile_in_worker
@@ -25,6 +26,10 @@ from vaultline.core.merging import estimate_class, merge_profiles
 from vaultline.core.profile import BASE_CLASS, RATE_MAX, RATE_MIN, ModelProfile, write_profile
 from vaultline.core.units import format_bytes, format_ms
 from vaultline.graph.model import load_model
+
+#: Frames and rounds that show what a frame's way costs, in a second or two.
+_HOP_FRAMES = 100
+_HOP_ROUNDS_MAX = 5
 
 ShapeOption = Annotated[
     list[str] | None,
@@ -91,12 +96,13 @@ def measure(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         device_class=_class_name(device_class),
     )
+    hops = hop_rates(frames=_HOP_FRAMES, rounds=min(repeats, _HOP_ROUNDS_MAX))
     with open_journal(loaded, request, out) as journal:
         resumed = journal.parts.round_count
         _say_resumed(journal, resumed, repeats)
         with _kept(journal), _shown() as tell:
             measured = profile_in_worker(
-                model, loaded, request, journal, input_shapes=shapes, tell=tell
+                model, loaded, request, journal, input_shapes=shapes, tell=tell, hops=hops
             )
         write_file(out, write_profile(measured) + b"\n", "the profile")
         journal.remove()

@@ -124,9 +124,11 @@ class DeviceRates(Struct, frozen=True):
     """What the recording host does besides computing.
 
     Attributes:
-        seal_bytes_per_s, open_bytes_per_s: records of the channel.
+        seal_bytes_per_s: a stage's output sealed and put into its socket.
+        open_bytes_per_s: its input taken from the socket, opened and laid out for the engine.
         decrypt_bytes_per_s: weights from the vault.
         call_s: fixed cost of a pass.
+        frame_s: fixed cost of a frame: threads woken, buffers handed over.
         page_s: what evicting one page of protected memory and loading another takes, by what was
             counted: ``crypto`` only the cipher's work, measured; ``sgx1`` all of it, as published.
     """
@@ -135,42 +137,19 @@ class DeviceRates(Struct, frozen=True):
     open_bytes_per_s: float
     decrypt_bytes_per_s: float
     call_s: float
+    frame_s: float = 0.0
     page_s: dict[PageMode, float] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rates = (self.seal_bytes_per_s, self.open_bytes_per_s, self.decrypt_bytes_per_s)
-        costs = (self.call_s, *self.page_s.values())
+        costs = (self.call_s, self.frame_s, *self.page_s.values())
         if not all(map(_is_rate, rates)) or not all(0 <= cost <= TIME_S_MAX for cost in costs):
             raise InputError("a rate must be above zero and a cost not negative", got=str(self))
 
     def __hash__(self) -> int:
         # Of the dictionary too, which has none of its own.
         rates = (self.seal_bytes_per_s, self.open_bytes_per_s, self.decrypt_bytes_per_s)
-        return hash((*rates, self.call_s, *sorted(self.page_s.items())))
-
-
-class HopRates(Struct, frozen=True):
-    """What a frame's way costs a core, besides computing, where workers and owner share one host.
-
-    Attributes:
-        call_s: of a stage, for each frame: threads woken, buffers handed over.
-        open_bytes_per_s: a stage's input taken from the socket and opened.
-        seal_bytes_per_s: its output sealed and put into the socket.
-        owner_call_s: of the owner, for each frame.
-        owner_bytes_per_s: a frame laid out, sealed and sent.
-    """
-
-    call_s: float
-    open_bytes_per_s: float
-    seal_bytes_per_s: float
-    owner_call_s: float
-    owner_bytes_per_s: float
-
-    def __post_init__(self) -> None:
-        rates = (self.open_bytes_per_s, self.seal_bytes_per_s, self.owner_bytes_per_s)
-        costs = (self.call_s, self.owner_call_s)
-        if not all(map(_is_rate, rates)) or not all(0 <= cost <= TIME_S_MAX for cost in costs):
-            raise InputError("a rate must be above zero and a cost not negative", got=str(self))
+        return hash((*rates, self.call_s, self.frame_s, *sorted(self.page_s.items())))
 
 
 class LoopbackRate(Struct, frozen=True):
@@ -213,6 +192,8 @@ class ModelProfile(Struct, frozen=True):
         crossing: the tensors that cross each position, in the order in which they travel; the
             model's inputs first and its outputs last.
         classes: measured on other classes of devices.
+        owner_s: what a core of the owner's host gives up for each frame: laying it out, sealing it,
+            sending it, taking the result.
         class_scale: for classes that nobody has measured, how many times longer work is estimated
             to take than on the recording host; a class in neither is as fast as it is.
         class_notes: where an estimate comes from, by class, in the words of whoever made it.
@@ -228,6 +209,7 @@ class ModelProfile(Struct, frozen=True):
     crossing: tuple[tuple[TensorSpec, ...], ...]
     rates: DeviceRates
     loopback: LoopbackRate
+    owner_s: float = 0.0
     classes: tuple[ClassProfile, ...] = ()
     class_scale: dict[str, float] = msgspec.field(default_factory=dict)
     class_notes: dict[str, str] = msgspec.field(default_factory=dict)
@@ -254,6 +236,8 @@ class ModelProfile(Struct, frozen=True):
                 got=f"{len(self.blocks)} blocks and {len(self.crossing)} crossings",
                 expected=f"{count - 1} and {count}",
             )
+        if not 0 <= self.owner_s <= TIME_S_MAX:
+            raise InputError("the owner's time is negative", got=str(self.owner_s))
         if not all(map(_is_rate, self.class_scale.values())):
             raise InputError("a class scale must be above zero", got=str(self.class_scale))
         self._check_classes()

@@ -1,13 +1,15 @@
 """Equations of time: of a stage, a link, a frame, a pipeline, a chunk of video.
 
-    stage(i,j,d) = open(in) + compute(i,j,d) + stream(i,j,d) + calls*call_s(d) + seal(out)
+    stage(i,j,d) = open(in) + seal(out) + frame_s(d)
+                   + (compute(i,j,d) + stream(i,j,d) + call_s(d)) / frames + owner_share(d)
     link(a,b,n)  = latency_s(a,b) + n / bytes_per_s(a,b)
     latency      = sum(stage) + sum(link)
     bottleneck   = max(max(stage), max(link))
     chunk(n)     = latency + (n - 1) * bottleneck
 
-The term for paging is absent: a stage that would page is not a candidate, since it can stream its
-weights instead.
+``owner_share`` is what devices on the owner's host give up for its work where that host has no core
+to spare. The term for paging is absent: a stage that would page is not a candidate, since it can
+stream its weights instead.
 """
 
 from __future__ import annotations
@@ -36,15 +38,26 @@ def stage_s(
 ) -> Number:
     """Seconds per frame of a stage that takes ``frames`` frames a pass.
 
-    Opening and sealing are paid per frame; streaming the weights and starting a pass once a pass.
+    The frame's way in and out is paid per frame; streaming weights and starting a pass once a pass.
 
     Args:
         pass_compute_s: of the whole pass.
         stream_bytes: weights decrypted on every pass; zero where they stay resident.
     """
     per_pass = pass_compute_s + stream_bytes / rates.decrypt_bytes_per_s + rates.call_s
-    crypto = in_bytes / rates.open_bytes_per_s + out_bytes / rates.seal_bytes_per_s
-    return crypto + per_pass / frames
+    hops = in_bytes / rates.open_bytes_per_s + out_bytes / rates.seal_bytes_per_s
+    return hops + rates.frame_s + per_pass / frames
+
+
+def owner_share_s(owner_s: float, *, host_cores: int, device_cores: int) -> float:
+    """Seconds that each device on the owner's host loses to the owner for each frame.
+
+    Nothing while the host has a core that no device uses; else the owner's work spreads over all.
+
+    Args:
+        device_cores: of all devices on that host.
+    """
+    return 0.0 if device_cores < host_cores else owner_s / host_cores
 
 
 def link_s(nbytes: Number, *, bytes_per_s: float, latency_s: float) -> Number:

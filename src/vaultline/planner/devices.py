@@ -7,7 +7,7 @@ same links to everybody. The search counts devices by type, and replicas of a st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +18,7 @@ from vaultline.core.errors import InputError
 from vaultline.core.profile import DeviceRates, ModelProfile
 from vaultline.core.program import Isa
 from vaultline.cost.segments import Segments
+from vaultline.cost.time import owner_share_s
 from vaultline.planner.settings import Release
 
 
@@ -28,6 +29,7 @@ class Speed:
     Attributes:
         compute_s: per block, (frames, seconds of the whole pass).
         scale: how many times longer all of it takes; 1 for what was measured on the class itself.
+        owner_share_s: what the device loses to the owner for each frame, where they share cores.
         estimated: nobody measured the class; its times are another one's, scaled.
     """
 
@@ -35,6 +37,7 @@ class Speed:
     rates: DeviceRates
     isa: Isa
     scale: float = 1.0
+    owner_share_s: float = 0.0
     estimated: bool = False
 
 
@@ -97,7 +100,10 @@ def device_types(
     return tuple(
         DeviceType(
             units=tuple(group),
-            speed=device_speed(profile, group[0]),
+            speed=replace(
+                device_speed(profile, group[0]),
+                owner_share_s=owner_share(profile, cluster, group[0], units),
+            ),
             allowed=_allowed(segments, group[0], release),
         )
         for group in group_units(profile, cluster, units)
@@ -119,6 +125,17 @@ def group_units(
     return groups
 
 
+def owner_share(
+    profile: ModelProfile, cluster: Cluster, device: Device, units: Sequence[Device]
+) -> float:
+    """Seconds that a device loses to the owner for each frame."""
+    if device.host != cluster.owner:
+        return 0.0
+    host = next(host for host in cluster.hosts if host.name == cluster.owner)
+    used = sum(unit.cores for unit in units if unit.host == cluster.owner)
+    return owner_share_s(profile.owner_s, host_cores=host.cores, device_cores=used)
+
+
 def _traits(device: Device) -> tuple[object, ...]:
     return (
         speed_class(device),
@@ -138,7 +155,8 @@ def _exchangeable(
     def link(source: str, target: str) -> tuple[float, float]:
         return link_rate(profile, cluster, source, target)
 
-    if _traits(a) != _traits(b):
+    shares = [owner_share(profile, cluster, device, units) for device in (a, b)]
+    if _traits(a) != _traits(b) or shares[0] != shares[1]:
         return False
     if a.host == b.host:
         return True

@@ -213,7 +213,7 @@ def _seconds(
         frames=way.frames,
         rates=speed.rates,
     )
-    return speed.scale * base_s
+    return speed.scale * base_s + speed.owner_share_s
 
 
 def _empty_option(shape: tuple[int, ...], mode: Mode) -> Option:
