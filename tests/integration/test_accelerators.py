@@ -12,7 +12,7 @@ import pytest
 from vaultline.bench.profiling import ProfileRequest, profile_model
 from vaultline.bench.rig import make_rig, make_trust
 from vaultline.cli.main import main
-from vaultline.core.cluster import parse_cluster
+from vaultline.core.cluster_file import parse_cluster
 from vaultline.core.leakage import LeakageReport, write_leakage
 from vaultline.core.plan import Plan, write_plan
 from vaultline.core.privacy import PrivacyPolicy, parse_privacy

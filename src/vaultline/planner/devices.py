@@ -66,12 +66,13 @@ def device_speed(profile: ModelProfile, device: Device) -> Speed:
     if measured is not None:
         return Speed(compute_s=measured.compute_s, rates=measured.rates, isa=measured.isa)
     scale = profile.class_scale.get(name)
-    if scale is None and device.speed_class:
-        known = sorted({*profile.class_scale, *(each.name for each in profile.classes)})
+    own = profile.recorded_on.device_class
+    if scale is None and device.speed_class not in ("", own):
+        known = sorted({own, *profile.class_scale, *(each.name for each in profile.classes)})
         raise InputError(
             f"device {device.name} is of a speed class that the profile lacks",
             got=name,
-            expected="one of " + (", ".join(known) or "none"),
+            expected="one of " + ", ".join(known),
             remedy="profile the model on such a device and merge the profiles, or drop "
             "`speed_class` to plan as if it were the recording host",
         )

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from vaultline.bench import links
 from vaultline.bench.links import LinkRate, measure_link, serve_once
+from vaultline.core.cluster_file import parse_cluster
 from vaultline.core.errors import MachineError, PeerError, RemoteProtocolError
 from vaultline.transport.sockets import (
     Address,
@@ -63,6 +64,18 @@ def test_the_entry_is_what_a_cluster_file_takes() -> None:
     assert rate.entry("edge", "cloud") == (
         "- {source: edge, target: cloud, bandwidth: 30Mbit/s, back: 1Gbit/s, latency: 5.12ms}"
     )
+    cluster = parse_cluster(
+        "owner: edge\nhosts:\n"
+        "- {name: edge, cores: 1, memory: 1GiB}\n- {name: cloud, cores: 1, memory: 1GiB}\n"
+        "devices:\n- {name: d, host: cloud, kind: simulated, trust: attested, memory: 1MiB}\n"
+        f"links:\n{rate.entry('edge', 'cloud')}\n",
+        "c.yaml",
+    )
+    there, back = cluster.link("edge", "cloud"), cluster.link("cloud", "edge")
+    assert there is not None
+    assert back is not None
+    assert (there.bytes_per_s, back.bytes_per_s) == (rate.bytes_per_s, rate.back_bytes_per_s)
+    assert there.latency_s == back.latency_s == rate.latency_s
 
 
 #: Case -> (what a client says, the error that ends the server).

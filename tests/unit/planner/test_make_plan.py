@@ -250,6 +250,15 @@ def test_a_bad_partition_is_refused(case: str) -> None:
         parse_partition(BAD_PARTITIONS[case])
 
 
+def test_a_device_of_the_profiles_own_class_is_as_fast_as_its_host() -> None:
+    own = profile([1.0]).recorded_on.device_class
+    plan = make_plan(profile([1.0]), cluster(device("a", kind="sgx", speed_class=own)))
+    assert (
+        plan.stages[0].predicted_s
+        == make_plan(profile([1.0]), cluster(device("a"))).stages[0].predicted_s
+    )
+
+
 def test_an_unknown_speed_class_is_refused() -> None:
     with pytest.raises(InputError, match="speed class"):
         make_plan(profile([1.0]), cluster(device("a", speed_class="warp")))
