@@ -157,8 +157,10 @@ def random_profile(seed: int, *, cuts: int) -> ModelProfile:
     count = cuts - 1
     share = [rng.random() ** 3 for _ in range(count)]
     times = [each / sum(share) * 0.5 for each in share]
-    weights = [int(rng.random() ** 3 * 4 * (place + 1) / count * 400 * MIB / count) for place in
-               range(count)]
+    weights = [
+        int(rng.random() ** 3 * 4 * (place + 1) / count * 400 * MIB / count)
+        for place in range(count)
+    ]
     blocks = tuple(
         BlockProfile(
             compute_s=_passes(seconds, stacks=place >= count - max(1, count // 50)),

@@ -90,8 +90,7 @@ def assign_units(problem: Problem, solution: Solution) -> tuple[tuple[Device, ..
     """The devices of each stage: those of a type in the order of the cluster file."""
     waiting = [iter(kind.units) for kind in problem.types]
     return tuple(
-        tuple(next(waiting[stage.kind]) for _ in range(stage.replicas))
-        for stage in solution.stages
+        tuple(next(waiting[stage.kind]) for _ in range(stage.replicas)) for stage in solution.stages
     )
 
 
@@ -282,10 +281,7 @@ def _best_option(
 def _kind_of(problem: Problem, units: tuple[Device, ...]) -> int:
     """The type that all devices of a stage are of."""
     kinds = {
-        number
-        for number, kind in enumerate(problem.types)
-        for unit in units
-        if unit in kind.units
+        number for number, kind in enumerate(problem.types) for unit in units if unit in kind.units
     }
     if len(kinds) > 1:
         raise InputError(

@@ -14,7 +14,14 @@ from vaultline.core.profile import ModelProfile
 from vaultline.cost.segments import Segments, Table
 from vaultline.cost.time import link_s
 from vaultline.planner.devices import DeviceType, device_types, group_units, link_rate
-from vaultline.planner.options import Option, Space, build_options, kept_bytes, need_bytes, per_neighbour_bytes
+from vaultline.planner.options import (
+    Option,
+    Space,
+    build_options,
+    kept_bytes,
+    need_bytes,
+    per_neighbour_bytes,
+)
 from vaultline.planner.settings import MODES, Mode, Release, Settings
 
 __all__ = [

@@ -215,7 +215,10 @@ class _ChunkSearch:
                 end, latency_s = first, max(latency_s, below_s)
                 width_s *= 2
             else:
-                end, latency_s = int(np.searchsorted(candidates, found.bottleneck_s)), found.latency_s
+                end, latency_s = (
+                    int(np.searchsorted(candidates, found.bottleneck_s)),
+                    found.latency_s,
+                )
                 self._offer(found)
                 width_s /= 2
         return self.best
