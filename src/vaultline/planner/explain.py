@@ -13,6 +13,7 @@ from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.limits import STAGES_MAX
 from vaultline.core.plan import Plan, PlannedStage
 from vaultline.core.profile import ModelProfile
+from vaultline.core.replicas import neighbours
 from vaultline.core.tensors import layout
 from vaultline.core.units import format_ms
 from vaultline.cost.segments import Segments
@@ -155,15 +156,16 @@ def devices_name(stage: PlannedStage) -> str:
 def _stage(plan: Plan, profile: ModelProfile, number: int, longest_s: float) -> StageExplanation:
     stage = plan.stages[number]
     start, end = (profile.positions.index(node) for node in (stage.first, stage.last))
-    neighbours = [1, *(len(each.devices) for each in plan.stages), 1]
+    counts = [1, *(len(each.devices) for each in plan.stages), 1]  # the owner at both ends
+    before, own, after = counts[number : number + 3]
     need = need_bytes(
         Segments(profile, stages_max=len(plan.stages)),
         stage.mode,
         stage.frames_per_pass,
         stage.queue_frames,
         Settings(step_bytes=stage.step_bytes),
-        sources=neighbours[number],
-        targets=neighbours[number + 2],
+        sources=len(neighbours(0, own, before)),
+        targets=len(neighbours(0, own, after)),
     )
     return StageExplanation(
         device=devices_name(stage),
