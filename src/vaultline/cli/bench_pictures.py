@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vaultline.bench.planning import PlannerTimes
 from vaultline.bench.serdab import PLACEMENTS, SerdabResult
 from vaultline.cli.pictures import PALETTE, STYLE, save
 
@@ -22,6 +23,38 @@ def draw_serdab(found: SerdabResult, path: Path) -> None:
         bars, dots = figure.subplots(1, 2, width_ratios=(2.1, 1))
         _draw_speedups(bars, found)
         _draw_errors(dots, found)
+        save(figure, path)
+
+
+def draw_growth(times: PlannerTimes, path: Path) -> None:
+    """Planning time against cuts, a line for each number of devices, with the fitted growth."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.5, 3.8), dpi=110, layout="constrained")
+        axes = figure.subplots()
+        growth = times.growth
+        counts = sorted({point.devices for point in times.points})
+        for turn, devices in enumerate(counts):
+            points = [point for point in times.points if point.devices == devices]
+            cuts = sorted({point.cuts for point in points})
+            axes.scatter(
+                [point.cuts for point in points],
+                [point.seconds for point in points],
+                s=18,
+                color=PALETTE[turn],
+                label=f"{devices} devices of {-(-devices // 2)} types",
+            )
+            fitted = [growth.seconds(cut, devices) for cut in cuts]
+            axes.plot(cuts, fitted, color=PALETTE[turn], linewidth=0.9)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("cut positions")
+        axes.set_ylabel("processor seconds")
+        axes.set_title(
+            f"planning a chunk; lines: {growth.factor:.1g} s x cuts^{growth.in_cuts:.2f} "
+            f"x devices^{growth.in_devices:.2f}",
+            fontsize=9,
+        )
+        axes.legend(frameon=False, fontsize=8)
         save(figure, path)
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from vaultline.bench.planner_bench import PlannerRequest, bench_planner
+from vaultline.bench.planning import CUTS
 from vaultline.bench.serdab import (
     LINKED,
     PLACEMENTS,
@@ -25,6 +27,54 @@ from vaultline.graph.zoo import ZOO
 
 _QUICK_TABLE = ("squeezenet", "mobilenetv2")
 PlotOption = Annotated[Path | None, typer.Option(help="Draw the result into this PNG.")]
+
+
+def planner(
+    seeds: Annotated[int, typer.Option(min=1, help="Random problems of each size.")] = 3,
+    models_dir: ZooOption = None,
+    plot: PlotOption = None,
+    quick: QuickFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Processor time of planning: random problems of growing size, and the ten models."""
+    if plot is not None:
+        check_target(plot, "the picture")
+    with told() as tell:
+        found = bench_planner(
+            PlannerRequest(
+                zoo=models_dir or default_zoo(),
+                cuts=CUTS[:3] if quick else CUTS,
+                seeds=tuple(range(1, 1 + (1 if quick else seeds))),
+                models=_QUICK_TABLE if quick else ZOO,
+            ),
+            tell,
+        )
+    if plot is not None:
+        from vaultline.cli.bench_pictures import draw_growth  # takes a moment to import
+
+        draw_growth(found.times, plot)
+    if as_json:
+        print_json({"figures": found.figures, "machine": machine(), **asdict(found)})
+        return
+    rows = [
+        (
+            str(each.cuts),
+            f"{each.devices} of {each.types}",
+            str(each.chunk_frames),
+            f"{each.seconds:.3f}",
+            f"{each.seconds_max:.3f}",
+        )
+        for each in found.times.points
+    ]
+    console = results()
+    columns = ("cuts", "devices of types", "frames", "median s", "longest s")
+    console.print(table("processor seconds to plan a chunk", columns, rows))
+    growth = found.times.growth
+    console.print(
+        f"fit: {growth.factor:.2g} s x cuts^{growth.in_cuts:.2f} x devices^{growth.in_devices:.2f}"
+    )
+    models = [(name, f"{seconds:.3f}") for name, seconds in found.models_s.items()]
+    console.print(table("ten models, four devices", ("model", "s"), models))
 
 
 def serdab(

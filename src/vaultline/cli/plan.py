@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vaultline.cli.checking import check_document, run_check, show_check
 from vaultline.cli.common import JsonFlag, note, print_json, results
 from vaultline.cli.files import check_target, load_cluster, load_profile, parse_shapes, write_file
 from vaultline.cli.plan_release import (
@@ -70,6 +71,11 @@ def plan(
         typer.Option(help="A swapped page in the comparison: cipher work measured here, or SGX1."),
     ] = "crypto",
     plot: Annotated[Path | None, typer.Option(help="Draw the plan (.png or .svg).")] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(help="Run the plan on this machine with this model (ONNX), and compare."),
+    ] = None,
+    check_rounds: Annotated[int, typer.Option(min=1, help="Chunks that a check runs.")] = 3,
     plot_compare: Annotated[
         Path | None, typer.Option(help="Draw the comparison (.png or .svg).")
     ] = None,
@@ -118,14 +124,20 @@ def plan(
         from vaultline.cli.plan_picture import draw_comparison
 
         draw_comparison(rows, found, plot_compare)
+    checked = None
+    if check is not None:
+        checked = run_check(found, check, request.input_shapes, rounds=check_rounds)
     if as_json:
+        ran = {"check": check_document(checked)} if checked else {}
         compared = {"comparison": comparison_document(rows, objective)} if rows else {}
         held = {"privacy": release_document(release, measured)} if privacy else {}
-        print_json(plan_document(found, explained) | held | compared)
+        print_json(plan_document(found, explained) | held | compared | ran)
         return
     show_plan(found, explained, release_line(release, measured) if privacy else "")
     if rows:
         show_comparison(rows, objective, chunk_frames)
+    if checked is not None:
+        show_check(checked)
     _show_written(found, out)
 
 
