@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from math import gcd
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -64,14 +65,20 @@ def test_the_prediction_is_above_what_is_held_and_not_far(name: str, data: st.Da
     streamed = data.draw(st.booleans(), "streamed")
     frames = data.draw(st.sampled_from([1, 2, 4]), "frames")
     step = data.draw(st.sampled_from([MIB // 4, MIB, 4 * MIB]), "step") if streamed else 4 * MIB
-    sources = data.draw(st.integers(1, 3), "sources")
-    targets = data.draw(st.integers(1, 3), "targets")
     how = Settings(step_bytes=step)
     segments = Segments(known, stages_max=2)
     at = (end - start - 1, end)
     mode = "streamed" if streamed else "resident"
+    counts = [data.draw(st.integers(1, 4), name) for name in ("sources", "replicas", "targets")]
+    neighbours = [len(range(0, other, gcd(counts[1], other))) for other in counts[::2]]
     need = need_bytes(
-        segments, mode, frames, how.queue_frames(frames), how, sources=sources, targets=targets
+        segments,
+        mode,
+        frames,
+        how.queue_frames(frames),
+        how,
+        sources=neighbours[0],
+        targets=neighbours[1],
     )[at]
     stage = compile_segment(
         model(name),
@@ -85,8 +92,9 @@ def test_the_prediction_is_above_what_is_held_and_not_far(name: str, data: st.Da
             mode=mode,
             frames_per_pass=frames,
             queue_frames=how.queue_frames(frames),
-            sources=sources,
-            targets=targets,
+            sources=counts[0],
+            replicas=counts[1],
+            targets=counts[2],
         ),
         step_bytes=max(1, int(segments.step_bytes(step)[at])),
     )
@@ -105,7 +113,8 @@ def test_a_plan_within_a_budget_loads_within_it(name: str, data: st.DataObject) 
     budget = data.draw(st.integers(MIB, 16 * MIB), "budget")
     stages = data.draw(st.integers(1, 2), "stages")
     step = data.draw(st.sampled_from([MIB // 4, MIB, 4 * MIB]), "step")
-    place = planning.device("enclave", memory_bytes=budget, count=4)
+    devices = data.draw(st.integers(2, 4), "devices")
+    place = planning.device("enclave", memory_bytes=budget, count=devices)
     request = PlanRequest(stages=stages, settings=Settings(step_bytes=step))
     try:
         plan = plan_request(profile(name), planning.cluster(place), request)

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vaultline.core.errors import VaultlineError
+from vaultline.core.plan import PlannedStage
 from vaultline.core.serde import canonical_json
 
 #: The flag of every verb: ``def verb(..., as_json: JsonFlag = False)``.
@@ -27,6 +28,12 @@ JsonFlag = Annotated[
 ]
 #: Columns of tables that go to a file or a pipe, where there is no terminal to fit.
 PIPE_COLUMNS = 120
+
+
+def device_names(stage: PlannedStage) -> str:
+    """The devices of a stage in few words: frames go round several of them."""
+    more = len(stage.devices) - 1
+    return stage.device.name + (f" and {more} more" if more else "")
 
 
 def results() -> Console:

@@ -206,7 +206,8 @@ def _draw(plan: Plan, profile: ModelProfile, seen: _Seen, out: Path) -> list[str
     draw_plan(plan, profile, out / "plan.png")
     # From the middle of the run, where the pipeline is full.
     middle = seen.timeline[len(seen.timeline) // 2 :]
-    draw_timeline(middle, out / "timeline.png", [stage.device.name for stage in plan.stages])
+    devices = [[device.name for device in stage.devices] for stage in plan.stages]
+    draw_timeline(middle, out / "timeline.png", devices)
     return [str(out / "plan.png"), str(out / "timeline.png")]
 
 

@@ -34,38 +34,37 @@ SOFTWARE = {"Software": None}
 TIMELINE_FRAMES_MAX = 40
 
 
-def draw_timeline(
-    records: Sequence[Mapping[str, Any]], path: Path, labels: Sequence[str] = ()
-) -> None:
-    """Draw when each stage computed each frame, one row a stage.
+Records = Sequence[Mapping[str, Any]]
+
+
+def draw_timeline(records: Records, path: Path, devices: Sequence[Sequence[str]] = ()) -> None:
+    """Draw when each stage computed each frame, one row a device.
 
     Frames of one pass (same start and stop) share a bar; its colour is that of the first.
 
     Args:
         records: per frame ``{"frame": n, "stages": [(start_ns, stop_ns), ...]}``, one pair per
             stage, all on one clock. Only the first frames are drawn where there are many.
-        labels: names of the stages.
+        devices: names of each stage's; its frames go round them. One if none are named.
 
     Raises:
         InputError: no records, or records with different numbers of stages.
     """
-    rows = {len(record["stages"]) for record in records}
-    if len(rows) != 1 or rows == {0}:
-        raise InputError("a timeline needs records that all have the same stages", got=str(rows))
-    count = rows.pop()
+    counts = {len(record["stages"]) for record in records}
+    if len(counts) != 1 or counts == {0}:
+        raise InputError("a timeline needs records that all have the same stages", got=str(counts))
+    count = counts.pop()
     shown = sorted(records, key=lambda record: int(record["frame"]))[:TIMELINE_FRAMES_MAX]
     zero_ns = min(start for record in shown for start, _ in record["stages"])
     end_ns = max(stop for record in shown for _, stop in record["stages"])
-    names = [labels[n] if n < len(labels) else f"stage {n}" for n in range(count)]
+    rows = _device_rows(shown, count, devices)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9, 1.3 + 0.62 * count), dpi=110, layout="constrained")
+        figure = Figure(figsize=(9, 1.3 + 0.62 * len(rows)), dpi=110, layout="constrained")
         axes = figure.subplots()
-        for row in range(count):
-            _draw_row(axes, shown, row, zero_ns, (end_ns - zero_ns) / 1e6)
-        busy = [_busy(shown, row) for row in range(count)]
-        ticks = [f"{name}\n{share:.0%} busy" for name, share in zip(names, busy, strict=True)]
-        axes.set_yticks(range(count), ticks)
-        axes.set_ylim(count - 0.5, -0.5)
+        for row, (_, passes) in enumerate(rows):
+            _draw_row(axes, passes, row, zero_ns, (end_ns - zero_ns) / 1e6)
+        axes.set_yticks(range(len(rows)), [f"{name}\n{_busy(p):.0%} busy" for name, p in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(0, (end_ns - zero_ns) / 1e6)
         axes.set_xlabel("ms")
         axes.grid(axis="x", color=FAINT, lw=0.6)
@@ -76,20 +75,34 @@ def draw_timeline(
         save(figure, path)
 
 
-def _passes(records: Sequence[Mapping[str, Any]], row: int) -> dict[tuple[int, int], list[int]]:
+Passes = dict[tuple[int, int], list[int]]
+
+
+def _device_rows(
+    records: Records, stages: int, devices: Sequence[Sequence[str]]
+) -> list[tuple[str, Passes]]:
+    """Name and passes of each device: frame n runs on the n-th of its stage's, in turn."""
+    rows = []
+    for stage in range(stages):
+        names = devices[stage] if stage < len(devices) else [f"stage {stage}"]
+        for turn, name in enumerate(names):
+            own = [record for record in records if int(record["frame"]) % len(names) == turn]
+            rows.append((plain(name), _passes(own, stage)))
+    return rows
+
+
+def _passes(records: Records, stage: int) -> Passes:
     """Frames by the (start, stop) of their computation: those of one pass share it."""
-    passes: dict[tuple[int, int], list[int]] = {}
+    passes: Passes = {}
     for record in records:
-        start_ns, stop_ns = record["stages"][row]
+        start_ns, stop_ns = record["stages"][stage]
         passes.setdefault((start_ns, stop_ns), []).append(int(record["frame"]))
     return passes
 
 
-def _draw_row(
-    axes: Axes, records: Sequence[Mapping[str, Any]], row: int, zero_ns: int, span_ms: float
-) -> None:
-    """One stage's passes, numbered by their frames where there is room."""
-    for (start_ns, stop_ns), frames in _passes(records, row).items():
+def _draw_row(axes: Axes, passes: Passes, row: int, zero_ns: int, span_ms: float) -> None:
+    """One device's passes, numbered by their frames where there is room."""
+    for (start_ns, stop_ns), frames in passes.items():
         left, width = (start_ns - zero_ns) / 1e6, (stop_ns - start_ns) / 1e6
         colour = PALETTE[frames[0] % len(PALETTE)]
         axes.barh(row, width, 0.66, left, color=tint(colour), edgecolor=colour, lw=1.0)
@@ -98,9 +111,11 @@ def _draw_row(
             axes.text(left + width / 2, row, text, ha="center", va="center", fontsize=7)
 
 
-def _busy(records: Sequence[Mapping[str, Any]], row: int) -> float:
-    """Share of the time from its first pass to its last that a stage computed."""
-    spans = list(_passes(records, row))
+def _busy(passes: Passes) -> float:
+    """Share of the time from its first pass to its last that a device computed."""
+    spans = list(passes)
+    if not spans:  # fewer frames than devices
+        return 0.0
     length = max(stop for _, stop in spans) - min(start for start, _ in spans)
     return float(sum(stop - start for start, stop in spans) / length) if length else 1.0
 

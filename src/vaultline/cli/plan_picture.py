@@ -13,6 +13,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vaultline.cli.common import device_names
 from vaultline.cli.pictures import FAINT, INK, PALETTE, STYLE, plain, save, tint
 from vaultline.core.errors import InputError
 from vaultline.core.plan import Plan, PlannedStage
@@ -93,7 +94,7 @@ def _draw_bands(axes: Axes, plan: Plan) -> None:
             0.5, width, 1.0, stage.first, color=tint(_colour(number)), edgecolor=_colour(number),
             lw=1.2, hatch=_hatch(stage),
         )  # fmt: skip
-        name = plain(_devices(stage))
+        name = plain(device_names(stage))
         room = width / total * 118
         if len(name) <= room:
             axes.text(
@@ -116,11 +117,6 @@ def _draw_bands(axes: Axes, plan: Plan) -> None:
 
 
 _BACKED = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.8}
-
-
-def _devices(stage: PlannedStage) -> str:
-    count = len(stage.devices)
-    return stage.device.name if count == 1 else f"{stage.device.name} and {count - 1} more"
 
 
 def _draw_times(axes: Axes, plan: Plan, profile: ModelProfile) -> None:

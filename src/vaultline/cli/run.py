@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.progress import TextColumn
 
-from vaultline.cli.common import JsonFlag, note, print_json, progress, results, table
+from vaultline.cli.common import JsonFlag, device_names, note, print_json, progress, results, table
 from vaultline.cli.files import load_plan, read_text
 from vaultline.cli.running import (
     RunRequest,
@@ -130,7 +130,7 @@ class FrameBar:
     """Frames, frames per second and each stage's compute time, live on a terminal."""
 
     def __init__(self, plan: Plan, frames: int | None) -> None:
-        self._names = [stage.device.name for stage in plan.stages]
+        self._names = [device_names(stage) for stage in plan.stages]
         self.progress = progress(TextColumn("{task.fields[stages]}"))
         self._task = self.progress.add_task("running", total=frames, stages="")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from vaultline.cli.common import device_names
 from vaultline.core.errors import InputError
 from vaultline.core.plan import Plan
 from vaultline.owner.accelerator import ACCELERATOR_FILE, check_accelerator_key
@@ -118,7 +119,7 @@ def open_session(request: RunRequest) -> Session:
             shows untrusted devices more than is allowed.
         InputError: a file is missing or wrong.
     """
-    hosts = {stage.device.host for stage in request.plan.stages}
+    hosts = {device.host for stage in request.plan.stages for device in stage.devices}
     for host in request.places:
         if host not in hosts:
             raise InputError(
@@ -277,7 +278,8 @@ def _close_summary(
         summary.stages.append(
             {
                 "stage": number,
-                "device": stage.device.name,
+                "device": device_names(stage),
+                "devices": [device.name for device in stage.devices],
                 "nodes": [stage.first, stage.last],
                 "open_s": statistics.median(row.open_s for row in rows),
                 "wait_s": statistics.median(row.wait_s for row in rows),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vaultline.cli.pictures import _passes, draw_timeline
+from vaultline.cli.pictures import _device_rows, _passes, draw_timeline
 from vaultline.core.errors import InputError
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -16,7 +16,24 @@ def test_a_timeline_is_drawn_as_a_small_png(tmp_path: Path) -> None:
         for n in range(100)
     ]
     path = tmp_path / "timeline.png"
-    draw_timeline(records, path, labels=("edge",))
+    draw_timeline(records, path, devices=(("edge",),))
+    assert path.read_bytes().startswith(PNG)
+
+
+def test_replicas_have_rows_of_their_own() -> None:
+    records = [{"frame": n, "stages": [(n, n + 1), (n + 10, n + 13)]} for n in range(4)]
+    rows = _device_rows(records, 2, [["edge"], ["a", "b", "$c"]])
+    assert [(name, sorted(passes.values())) for name, passes in rows] == [
+        ("edge", [[0], [1], [2], [3]]),
+        ("a", [[0], [3]]),
+        ("b", [[1]]),
+        (r"\$c", [[2]]),
+    ]
+
+
+def test_a_timeline_with_more_devices_than_frames_is_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "timeline.png"
+    draw_timeline([{"frame": 0, "stages": [(0, 9)]}], path, devices=[["a", "b"]])
     assert path.read_bytes().startswith(PNG)
 
 

@@ -8,7 +8,8 @@ import pytest
 from msgspec.structs import replace
 
 from vaultline.core.errors import InputError, RemoteProtocolError
-from vaultline.core.program import StageProgram, Step, Weight
+from vaultline.core.limits import REPLICAS_MAX
+from vaultline.core.program import StageProgram, StageSettings, Step, Weight
 from vaultline.core.serde import from_msgpack, to_msgpack
 from vaultline.core.tensors import TensorSpec
 from vaultline.testing.vaults import small_stage
@@ -63,3 +64,44 @@ def test_a_sealed_program_with_a_wrong_reference_is_refused() -> None:
     data = to_msgpack(program()).replace(b"\xa7outputs\x91\x01", b"\xa7outputs\x91\xff")
     with pytest.raises(RemoteProtocolError):
         from_msgpack(data, StageProgram, what="the program", bytes_max=4096)
+
+
+@pytest.mark.parametrize("name", ["sources", "replicas", "targets"])
+@pytest.mark.parametrize("count", [-1, 0, REPLICAS_MAX + 1])
+def test_a_number_of_replicas_is_within_its_limits(name: str, count: int) -> None:
+    settings = program().settings
+    with pytest.raises(InputError, match=name):
+        replace(settings, **{name: count}).__post_init__()
+
+
+@pytest.mark.parametrize(
+    ("counts", "connections"),
+    [
+        ((1, 1, 1), (1, 1)),
+        ((1, 16, 1), (1, 1)),
+        ((16, 1, 16), (16, 16)),
+        ((2, 4, 6), (1, 3)),
+        ((3, 4, 5), (3, 5)),
+    ],
+)
+def test_a_replica_has_connections_to_those_with_which_it_shares_frames(
+    counts: tuple[int, int, int], connections: tuple[int, int]
+) -> None:
+    names = dict(zip(("sources", "replicas", "targets"), counts, strict=True))
+    assert replace(program().settings, **names).connections == connections
+
+
+def test_a_stage_sealed_before_there_were_replicas_has_one() -> None:
+    data = to_msgpack(
+        {
+            "stage": 0,
+            "stages": 1,
+            "threads": 1,
+            "budget_bytes": 1,
+            "mode": "resident",
+            "frames_per_pass": 1,
+            "queue_frames": 1,
+        }
+    )
+    read = from_msgpack(data, StageSettings, what="settings", bytes_max=4096)
+    assert (read.sources, read.replicas, read.targets) == (1, 1, 1)

@@ -26,21 +26,32 @@ from vaultline.enclave.pipeline import Pipeline, Progress, StageBuffers
 from vaultline.testing.vaults import small_stage
 from vaultline.transport.streams import HopClock
 
-#: Queue, frames a pass, floats of the frame: messages shorter and longer than one record.
+#: Queue, frames a pass, floats of the frame: messages shorter and longer than one record; replicas
+#: before, of the stage and after, and how many connections they make.
 SHAPES = {
-    "one small frame": (1, 1, 3),
-    "a queue and a pass": (8, 4, 1000),
-    "frames of several records": (5, 2, 700_000),
+    "one small frame": (1, 1, 3, (1, 1, 1), (1, 1)),
+    "a queue and a pass": (8, 4, 1000, (1, 1, 1), (1, 1)),
+    "frames of several records": (5, 2, 700_000, (1, 1, 1), (1, 1)),
+    "two of two between three and four": (5, 2, 700_000, (3, 2, 4), (3, 2)),
+    "one between many": (2, 1, 1000, (3, 1, 4), (3, 4)),
+    "as many before and after": (2, 1, 1000, (4, 4, 4), (1, 1)),
 }
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_stage_takes_what_the_owner_plans_for_its_hops(shape: str) -> None:
-    queue, frames, floats = SHAPES[shape]
+    queue, frames, floats, counts, connections = SHAPES[shape]
     program = small_stage(()).program
     program = replace(
         program,
-        settings=replace(program.settings, queue_frames=queue, frames_per_pass=frames),
+        settings=replace(
+            program.settings,
+            queue_frames=queue,
+            frames_per_pass=frames,
+            sources=counts[0],
+            replicas=counts[1],
+            targets=counts[2],
+        ),
         tensors=(TensorSpec(name="frame", dtype="float32", shape=(1, floats)),),
     )
     ledger = Ledger(1 << 30)
@@ -50,6 +61,7 @@ def test_a_stage_takes_what_the_owner_plans_for_its_hops(shape: str) -> None:
         frames_per_pass=frames,
         input_bytes=buffers.input_layout.message_bytes,
         output_bytes=buffers.output_layout.message_bytes,
+        connections=connections,
     )
     assert ledger.held["io"] == planned == (1 << 30) - ledger.free_bytes
     with pytest.raises(BudgetExceededError):
@@ -147,16 +159,19 @@ class Engine:
             yield position
 
 
-def stage() -> StageProgram:
-    program = small_stage(()).program
+def stage(replicas: int) -> StageProgram:
+    program = small_stage((), replicas=(1, replicas, 1)).program
     how = replace(program.settings, queue_frames=QUEUE, frames_per_pass=FRAMES)
     return replace(program, settings=how)
 
 
-def pipeline(receiver: Receiver, sender: Sender, engine: Engine) -> tuple[Pipeline, Progress]:
-    program, progress = stage(), Progress()
+def pipeline(
+    receiver: Receiver, sender: Sender, engine: Engine, replicas: int = 1
+) -> tuple[Pipeline, Progress]:
+    """The last of so many replicas."""
+    program, progress = stage(replicas), Progress()
     buffers = StageBuffers(program, Ledger(1 << 20))
-    parts = (program, engine, buffers, receiver, sender, progress)
+    parts = (program, engine, buffers, receiver, sender, progress, replicas - 1)
     return Pipeline(*parts), progress  # type: ignore[arg-type]
 
 
@@ -221,6 +236,14 @@ def test_a_failing_engine_ends_the_stage_and_the_next_hop_learns_why(frame: int)
         made.run()
     assert sender.sent == list(range(frame))
     assert sender.aborted == "stage 0: the engine failed on a frame"
+
+
+def test_a_broken_connection_behind_is_told_to_the_replicas_that_still_listen() -> None:
+    sender = Sender(fails_at=1)
+    made, _ = pipeline(Receiver(9), sender, Engine(), replicas=2)
+    with pytest.raises(PeerError):
+        made.run()
+    assert sender.aborted == "stage 0 (replica 1): the next hop broke"
 
 
 @pytest.mark.parametrize("frames", [2, 9, 50])

@@ -8,12 +8,17 @@ import sys
 import pytest
 from msgspec.structs import replace
 
+from vaultline.attest.grant import GrantRefused
 from vaultline.core.control import FailedLine, WorkerConfig
 from vaultline.core.program import Step, Weight
 from vaultline.core.serde import canonical_json, from_json
 from vaultline.core.tensors import TensorSpec
+from vaultline.enclave.__main__ import hops
+from vaultline.enclave.admission import LoadedStage
 from vaultline.enclave.executor import Executor
 from vaultline.enclave.ledger import BudgetExceededError, Ledger
+from vaultline.enclave.pipeline import StageBuffers
+from vaultline.testing.attestation import grant
 from vaultline.testing.vaults import small_stage
 
 #: The worker's own ``main``, with a bug in one of its threads while the others wait for it.
@@ -82,3 +87,32 @@ def test_too_little_memory_names_no_tensor(budget_bytes: int) -> None:
     with pytest.raises(BudgetExceededError) as caught:
         Executor(program, Zeros(), Ledger(budget_bytes))
     assert "sealed" not in caught.value.message
+
+
+def loaded(replica: int) -> LoadedStage:
+    """The middle one of three stages, of 3, 2 and 4 replicas, granted to a replica of it."""
+    program = small_stage((), stage=1, stages=3, replicas=(3, 2, 4)).program
+    ledger = Ledger(1 << 20)
+    buffers = StageBuffers(program, ledger)
+    return LoadedStage(
+        grant=grant(replica=replica),
+        program=program,
+        executor=Executor(program, Zeros(), ledger),
+        buffers=buffers,
+    )
+
+
+def test_hops_are_what_grant_and_vault_say() -> None:
+    stage = loaded(replica=1)
+    before, after = hops(stage)
+    assert (before.number, before.sources, before.targets) == (1, 3, 2)
+    assert (after.number, after.sources, after.targets) == (2, 2, 4)
+    assert (before.epoch, after.epoch) == (stage.grant.epoch, stage.grant.epoch)
+    assert before.secret == stage.grant.hop_in_secret != after.secret
+    assert after.secret == stage.grant.hop_out_secret
+
+
+@pytest.mark.parametrize("replica", [-1, 2, 1 << 40])
+def test_a_grant_for_a_replica_that_was_not_sealed_is_refused(replica: int) -> None:
+    with pytest.raises(GrantRefused, match="replica"):
+        hops(loaded(replica))

@@ -115,6 +115,45 @@ def test_workers_are_asked_for_as_planned(digits: tuple[Model, Plan], tmp_path: 
         assert worker.busy_s_max >= 1.5
 
 
+def with_replicas(plan: Plan, *counts: int) -> Plan:
+    stages = []
+    for number, (stage, count) in enumerate(zip(plan.stages, counts, strict=True)):
+        devices = tuple(replace(stage.device, name=f"d{number}-{k}") for k in range(count))
+        stages.append(replace(stage, devices=devices))
+    return replace(plan, stages=tuple(stages))
+
+
+def test_a_stage_of_several_devices_has_a_worker_on_each(
+    digits: tuple[Model, Plan], tmp_path: Path
+) -> None:
+    plan = with_replicas(digits[1], 1, 3)
+    workers = launch_workers(plan, tmp_path / "v", platform_file=tmp_path / "p", places={})
+    assert [(each.name, each.stage, each.replica) for each in workers] == [
+        ("stage0", 0, 0),
+        ("stage1-0", 1, 0),
+        ("stage1-1", 1, 1),
+        ("stage1-2", 1, 2),
+    ]
+
+
+def test_workers_share_cores_only_where_there_are_too_few(
+    digits: tuple[Model, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 4, 5, 6})
+    files = {"platform_file": tmp_path / "p", "places": {}}
+    enough = launch_workers(with_replicas(digits[1], 2, 2), tmp_path / "v", **files)
+    assert [worker.cores for worker in enough] == [(3,), (4,), (5,), (6,)]
+    too_few = launch_workers(with_replicas(digits[1], 2, 4), tmp_path / "v", **files)
+    assert [worker.cores for worker in too_few] == [(3,), (4,), (5,), (6,), (3,), (4,)]
+
+
+def test_settings_tell_a_stage_its_replicas_and_its_neighbours(digits: tuple[Model, Plan]) -> None:
+    plan = with_replicas(digits[1], 2, 3)
+    first, last = (stage_settings(plan, number) for number in range(2))
+    assert (first.sources, first.replicas, first.targets) == (1, 2, 3)
+    assert (last.sources, last.replicas, last.targets) == (2, 3, 1)
+
+
 def test_devices_that_cannot_be_started_here_are_refused(
     digits: tuple[Model, Plan], tmp_path: Path
 ) -> None:
