@@ -39,6 +39,7 @@ from vaultline.owner.session import OwnerFrame, ResultFrame, Session, SessionSet
 from vaultline.testing.deployment import cut_plan
 from vaultline.testing.middle import Middle, MiddleLink, records
 from vaultline.testing.network import Tap
+from vaultline.testing.privacy import disclosure, on_accelerators
 
 WIDTH = 256
 FRAMES = 12
@@ -89,12 +90,28 @@ def canary_model(folder: Path) -> Model:
         helper.make_node("Gemm", ["h", "w1"], ["b"]),
         helper.make_node("Add", ["b", "x"], ["y"]),
     ]
+    return saved_model(folder, nodes, weights=2)
+
+
+def chain_model(folder: Path) -> Model:
+    """Three products in a row; at the cuts between them nothing else crosses."""
+    nodes = [
+        helper.make_node("Gemm", ["x", "w0"], ["a"]),
+        helper.make_node("Relu", ["a"], ["g"]),
+        helper.make_node("Gemm", ["g", "w1"], ["b"]),
+        helper.make_node("Relu", ["b"], ["h"]),
+        helper.make_node("Gemm", ["h", "w2"], ["y"]),
+    ]
+    return saved_model(folder, nodes, weights=3)
+
+
+def saved_model(folder: Path, nodes: list[onnx.NodeProto], *, weights: int) -> Model:
     graph = helper.make_graph(
         nodes,
         "canary",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, WIDTH])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, WIDTH])],
-        [numpy_helper.from_array(pattern(n, WIDTH, WIDTH), f"w{n}") for n in range(2)],
+        [numpy_helper.from_array(pattern(n, WIDTH, WIDTH), f"w{n}") for n in range(weights)],
     )
     path = folder / "canary.onnx"
     onnx.save_model(
@@ -291,7 +308,8 @@ def watched_run(
 
     with rig.session(settings, places) as session:
         look.needles = frame_needles() | key_needles(rig, session)
-        look.needles |= weight_needles(0) | weight_needles(1)
+        for stage in range(len(rig.plan.stages)):
+            look.needles |= weight_needles(stage)
         look_around(look, rig, session, folders)
         for result in session.stream(frames()):
             look.results.append(result)
@@ -388,6 +406,60 @@ def test_frames_weights_and_keys_are_nowhere_the_host_can_look(
     check_wire(streams.values(), rig, look.needles)
     # Evidence goes in clear, so the tap sees what there is to see.
     assert sum(b"-----BEGIN CERTIFICATE-----" in data for data in streams.values()) == 2
+
+
+def released_needles(folder: Path) -> Needles:
+    """What the policy below lets the accelerator see: the first product of each frame."""
+    nodes = [
+        helper.make_node("Gemm", ["x", "w0"], ["a"]),
+        helper.make_node("Relu", ["a"], ["y"]),
+    ]
+    before = saved_model(folder, nodes, weights=1)
+    needles = {}
+    for number, image in enumerate(images()):
+        (tensor,) = run_plain(before, {"x": image})["y"]
+        start = np.flatnonzero(tensor)[0]  # memory is full of zeros
+        needles[f"released {number}"] = tensor[start:].tobytes()[:NEEDLE_BYTES]
+    return needles
+
+
+def test_an_accelerators_memory_holds_what_is_released_and_nothing_else(tmp_path: Path) -> None:
+    """Enclave, accelerator, enclave: neither frames nor results, no other stage's weights or keys,
+    no secret of a hop that is not its own. The enclaves' memories show what there is to find."""
+    if os.geteuid() != 0:
+        pytest.skip("reading a hardened worker's memory takes root")
+    model = chain_model(tmp_path)
+    plan = on_accelerators(cut_plan(model, [2, 4]), [1])
+    allowed = disclosure(model, {2: 0.2, 4: 0.1}, 0.3, "2:4")
+    rig = make_rig(model, plan, tmp_path, disclosure=allowed)
+    go_on = threading.Event()
+
+    def frames() -> Iterator[OwnerFrame]:
+        for number, image in enumerate(images()):
+            if number == LOOK_AT + 2:
+                go_on.wait()
+            yield OwnerFrame(number, float(number), [image])
+
+    results, here = [], []
+    with rig.session() as session:
+        needles = frame_needles() | key_needles(rig, session) | released_needles(tmp_path)
+        for stage in range(3):
+            needles |= weight_needles(stage)
+        for result in session.stream(frames()):
+            results.append(result)
+            needles[f"result {result.index}"] = result.outputs["y"].tobytes()[:NEEDLE_BYTES]
+            if result.index == LOOK_AT:
+                try:
+                    assert session.endpoints is not None
+                    here = [found_in(memory(pid), needles) for pid in session.endpoints.pids]
+                finally:
+                    go_on.set()
+    check_results(model, results)
+    its_own = re.compile("w1 |key of stage 1|(key|secret) of hop [12]|released")
+    assert {name for name in here[1] if not its_own.match(name)} == set()
+    for stage, kind in enumerate(("frame", "released", "result")):
+        assert any(name.startswith(kind) for name in here[stage]), here[stage]
+        assert any(name.startswith(f"w{stage} ") for name in here[stage]), here[stage]
 
 
 def test_the_tap_would_see_a_frame_in_clear() -> None:
