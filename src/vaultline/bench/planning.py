@@ -64,7 +64,7 @@ class Growth:
 
     def seconds(self, cuts: int, devices: int) -> float:
         """What the fit says of a size."""
-        return self.factor * float(cuts) ** self.in_cuts * float(devices) ** self.in_devices
+        return float(self.factor * cuts**self.in_cuts * devices**self.in_devices)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

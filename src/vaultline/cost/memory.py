@@ -5,10 +5,10 @@
     io       = q * in + (f + extra) * out + sources * record(in) + targets * record(out)
 
 with f frames a pass, q buffers in the input queue, and a record buffer for each neighbour: the
-replicas of the stage before are the sources, those of the stage after the targets. ``kept`` are the tensors of a frame that wait
-between steps: a pass runs step by step over its frames, so those of all frames are alive.
-``scratch`` is what the engine holds within one call. Streaming has one buffer, for the step with
-the most weights.
+replicas of the stage before are the sources, those of the stage after the targets. ``kept`` are
+the tensors of a frame that wait between steps: a pass runs step by step over its frames, so those
+of all frames are alive. ``scratch`` is what the engine holds within one call. Streaming has one
+buffer, for the step with the most weights.
 """
 
 from __future__ import annotations

@@ -119,7 +119,8 @@ class Bands:
         enough = np.array(
             [most_within(limit, number - 1) if number > 1 else -inf for _, number in self.pairs]
         )
-        self._limits = dict(zip(self.pairs, zip(enough.tolist(), most.tolist()), strict=True))
+        limits = zip(enough.tolist(), most.tolist(), strict=True)
+        self._limits = dict(zip(self.pairs, limits, strict=True))
         far = _ends_within(envelopes.lower, kinds, most)
         near = _ends_within(envelopes.upper, kinds, enough)
         self.far = dict(zip(self.pairs, far, strict=True))

@@ -252,6 +252,8 @@ def _reason(plan: Plan, rival: Plan) -> str:
     gaps = {part: rival.predicted[part] - plan.predicted[part] for part in counts}
     part = max(counts, key=lambda each: gaps[each] * counts[each])
     name = part.removesuffix("_s")
+    if all(abs(gap) <= 1e-12 for gap in gaps.values()):
+        return "it is as good"
     if gaps[part] <= 0:
         return f"its {name} is {format_ms(-gaps[part])} shorter"
     where = f" ({bottleneck_name(rival)})" if name == "bottleneck" else ""

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vaultline.core.errors import InputError
 from vaultline.core.plan import Objective
 from vaultline.planner.bands import Way
 from vaultline.planner.options import Space
@@ -28,6 +30,8 @@ from vaultline.planner.problem import Problem
 from vaultline.planner.programme import Path, Programme, Remaining, Run, by_start_and_end
 
 Vector: TypeAlias = NDArray[np.float64]
+#: How many devices of each type are used: so many combinations take minutes.
+STATES_MAX = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +73,11 @@ def search(
 
     Args:
         stages: use exactly so many, where given.
+
+    Raises:
+        InputError: there are too many types of devices to search all ways of using them.
     """
+    _check_size(problem)
     best = None
     for space in problem.spaces:
         found = Search(problem, space, stages).best(objective, chunk_frames)
@@ -78,6 +86,18 @@ def search(
         elif found is not None:
             best = min(best, found, key=lambda each: each.rank(objective, chunk_frames))
     return best
+
+
+def _check_size(problem: Problem) -> None:
+    states = prod(count + 1 for count in problem.counts)
+    if states > STATES_MAX:
+        raise InputError(
+            "there are too many different devices for an exact search",
+            got=f"{sum(problem.counts)} devices of {len(problem.counts)} types, "
+            f"{states} ways of using some of them",
+            expected=f"at most {STATES_MAX}",
+            remedy="name fewer devices, or make more of them alike: equal devices count as one type",
+        )
 
 
 class Search:
