@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vaultline.bench.live import LivePipeline, period_s, stage_work
+from vaultline.bench.live import LivePipeline, stage_work
 from vaultline.bench.rig import make_rig
 from vaultline.core.plan import Plan
 from vaultline.cost.time import chunk_s
@@ -18,8 +18,10 @@ from vaultline.owner.session import SessionSettings
 
 #: Frames that travel alone, for the latency.
 _ALONE_FRAMES = 5
-#: A chunk is long enough that the pipeline is full most of the time, whatever the user planned for.
-_CHUNK_FRAMES_MIN = 16
+#: A chunk is long enough that the pipeline is full most of the time, whatever the user planned for;
+#: what it takes longer than a short one is the time between frames.
+_CHUNK_FRAMES_MIN = 32
+_SHORT_FRAMES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +86,16 @@ def check_plan(
     with tempfile.TemporaryDirectory(prefix="vaultline-check-") as folder:
         rig = make_rig(model, plan, Path(folder), trust)
         with LivePipeline(rig, model.inputs, request.settings, request.places) as pipeline:
-            pipeline.chunk_s(_CHUNK_FRAMES_MIN)  # the first frames also warm the engine
-            chunks = []
+            pipeline.run(_SHORT_FRAMES)  # the first frames also warm the engine
+            chunks, gaps = [], []
             for number in range(request.rounds):
+                short_s = pipeline.chunk_s(_SHORT_FRAMES)
                 chunks.append(pipeline.chunk_s(frames))
+                gaps.append((chunks[-1] - short_s) / (frames - _SHORT_FRAMES))
                 if progress is not None:
                     progress(number + 1, request.rounds)
             alone_s = statistics.median(pipeline.chunk_s(1) for _ in range(_ALONE_FRAMES))
-            timed = pipeline.full(max(_CHUNK_FRAMES_MIN, frames // 2))
+            timed = pipeline.run(frames)
     predicted = plan.predicted
     work = [stage_work(timed, number) for number in range(len(plan.stages))]
     return Checked(
@@ -102,7 +106,10 @@ def check_plan(
             measured_s=statistics.median(chunks),
         ),
         latency=CheckedTime(predicted_s=predicted["latency_s"], measured_s=alone_s),
-        period=CheckedTime(predicted_s=predicted["bottleneck_s"], measured_s=period_s(timed)),
+        period=CheckedTime(
+            predicted_s=predicted["bottleneck_s"],
+            measured_s=max(statistics.median(gaps), 0.0),
+        ),
         stages=tuple(
             CheckedTime(
                 predicted_s=stage.predicted_s,
