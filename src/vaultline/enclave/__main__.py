@@ -100,20 +100,18 @@ def hops(stage: LoadedStage) -> tuple[Hop, Hop]:
     counts = (settings.sources, settings.replicas, settings.targets)
     if not 0 <= grant.replica < settings.replicas:
         raise GrantRefused("the grant is for a replica that the stage does not have")
-    ends = (
-        (grant.hop_in_secret, buffers.input_layout),
-        (grant.hop_out_secret, buffers.output_layout),
-    )
+    secrets = (grant.hop_in_secret, grant.hop_out_secret)
+    layouts = (buffers.input_layout, buffers.output_layout)
     before, after = (
         Hop(
             number=settings.stage + k,
             epoch=grant.epoch,
-            secret=secret,
-            message_bytes=layout.message_bytes,
+            secret=secrets[k],
+            message_bytes=layouts[k].message_bytes,
             sources=counts[k],
             targets=counts[k + 1],
         )
-        for k, (secret, layout) in enumerate(ends)
+        for k in range(2)
     )
     return before, after
 

@@ -189,11 +189,7 @@ class Hop:
 class FanOut:
     """The sending side of a hop for one replica: its frames go to the replicas after in turn.
 
-    Args:
-        socks: to each replica after that shares frames with this one, in their order.
-
-    Raises:
-        MiswiredError: another number of connections.
+    ``socks`` lead to those that share frames with it, in their order.
     """
 
     def __init__(self, hop: Hop, source: int, socks: Sequence[socket.socket]) -> None:
@@ -236,12 +232,8 @@ class FanOut:
 class FanIn:
     """The receiving side of a hop for one replica: each frame from the replica that has it.
 
-    Args:
-        accepts: what takes connections from each replica before that shares frames with this
-            one, in their order.
-
-    Raises:
-        MiswiredError: another number of those.
+    ``accepts`` take connections of those that share frames with it, in their order. Never does it
+    wait on one while another has something to tell: all frames before a missing one still come.
     """
 
     def __init__(self, hop: Hop, target: int, accepts: Sequence[Accept]) -> None:
@@ -255,9 +247,6 @@ class FanIn:
 
     def receive(self, target: memoryview) -> bool:
         """Receive this replica's next frame; False once all before have ended their streams.
-
-        Nothing waits on one connection while it should hear of another: the frame awaited is the
-        first that is missing, and whoever has it depends on later ones in nothing.
 
         Raises:
             RemoteProtocolError, ConnectionLostError: as ``HopReceiver.receive``.
@@ -279,6 +268,7 @@ class FanIn:
 
 
 def _wired(who: range, given: Sequence[T]) -> dict[int, T]:
+    """By replica; the host, which made the connections, may have made another number."""
     if len(given) != len(who):
         got, expected = f"{len(given)} connections", f"{len(who)}"
         raise MiswiredError(MiswiredError.__doc__ or "", got=got, expected=expected)
