@@ -109,7 +109,7 @@ class PrivacyPolicy(Struct, frozen=True):
 
 
 class PrivacyFile(PrivacyPolicy, frozen=True):
-    """In a file the version is written down."""
+    """A privacy policy as the file has it: the version is written down."""
 
     version: Literal[1]
 
