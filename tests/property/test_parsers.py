@@ -15,18 +15,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vaultline.attest.pinned import AcceleratorKey
 from vaultline.bench.journal import Journal, JournalKey
 from vaultline.bench.measuring import Blocks, Inside, Rates, Round
 from vaultline.cli.files import load_cluster
 from vaultline.core.errors import VaultlineError
+from vaultline.core.leakage import LeakageReport, write_leakage
 from vaultline.core.plan import read_plan, write_plan
+from vaultline.core.privacy import PrivacyPolicy, parse_privacy
 from vaultline.core.profile import read_profile, write_profile
 from vaultline.core.serde import canonical_json
+from vaultline.owner.accelerator import check_accelerator_key
 from vaultline.owner.appraisal import load_policy
+from vaultline.owner.disclosure import Disclosure, load_disclosure
 from vaultline.owner.keyfile import load_kek, new_keys, read_keyfile, write_keyfile
 from vaultline.planner import PlanRequest, plan_request
 from vaultline.planner.explain import explain
+from vaultline.planner.release import release_of
 from vaultline.testing import planning
+from vaultline.testing.privacy import RECORDED, cut_leakage
 from vaultline.video.preprocess import load_preprocessing
 
 _KEK_TEXT = '{"k":"' + "A" * 43 + '","kid":"k","kty":"oct"}'
@@ -67,6 +74,11 @@ accept:
     roots: ["{"ab" * 48}"]
     measurements: ["{"cd" * 32}"]
     tcb_statuses: [UpToDate]
+"""
+_PRIVACY = """\
+version: 1
+input: {metric: reconstruction, limit: 0.30}
+model: {disclose: ["0:1", "1:3"]}
 """
 _PREPROCESSING = """\
 input: image
@@ -117,6 +129,39 @@ def _read_key(path: Path) -> None:
     kek = path.parent / "kek.jwk"
     kek.write_text(_KEK_TEXT)
     read_keyfile(_private(path), load_kek(_private(kek)))
+
+
+_REPORT = LeakageReport(
+    model_name="chain",
+    model_digest=_PROFILE.model_digest,
+    images_digest="cd" * 32,
+    images=4,
+    decoder="ridge",
+    recorded_on=RECORDED,
+    positions=(0, 1, 2, 3),
+    cuts=tuple(cut_leakage(at, [f"t{at}"], 0.4 - at / 10) for at in range(4)),
+)
+
+
+def _plan_released(policy: PrivacyPolicy, report: LeakageReport, folder: Path) -> None:
+    """What reads a policy and a report is the planner, and then the owner's own check."""
+    release = release_of(_PROFILE, policy, report)
+    plan = plan_request(_PROFILE, _good_cluster(folder), PlanRequest(release=release))
+    Disclosure(policy=policy, report=report).check(plan)
+
+
+def _read_privacy(path: Path) -> None:
+    _plan_released(load_disclosure(path, None).policy, _REPORT, path.parent)
+
+
+def _read_leakage(path: Path) -> None:
+    report = load_disclosure(None, path).report
+    assert report is not None
+    _plan_released(parse_privacy(_PRIVACY, "privacy.yaml"), report, path.parent)
+
+
+def _accelerator_text(_: Path) -> bytes:
+    return canonical_json(AcceleratorKey(version=1, private_key=bytes(range(32))))
 
 
 def _plan_text(folder: Path) -> bytes:
@@ -188,6 +233,9 @@ PARSERS: dict[str, tuple[Callable[[Path], bytes], Callable[[Path], object]]] = {
     ),
     "journal of a profile": (_journal, _read_journal),
     "policy": (lambda _: _POLICY.encode(), load_policy),
+    "privacy policy": (lambda _: _PRIVACY.encode(), _read_privacy),
+    "leakage report": (lambda _: write_leakage(_REPORT), _read_leakage),
+    "accelerator's key": (_accelerator_text, lambda path: check_accelerator_key(_private(path))),
     "preprocessing": (lambda _: _PREPROCESSING.encode(), load_preprocessing),
     "key file": (_key_text, _read_key),
     "key-encryption key": (

@@ -14,6 +14,7 @@ from vaultline.core.plan import Plan
 from vaultline.cost.time import chunk_s
 from vaultline.graph.structure import Model
 from vaultline.owner.deploy import Place
+from vaultline.owner.disclosure import Disclosure
 from vaultline.owner.session import SessionSettings
 
 #: Frames that travel alone, for the latency.
@@ -31,12 +32,14 @@ class CheckRequest:
     Attributes:
         frames: of the chunk that is timed; the plan's own chunk if None.
         rounds: chunks, one after the other.
+        disclosure: what untrusted stages may see.
     """
 
     frames: int | None = None
     rounds: int = 3
     settings: SessionSettings = field(default_factory=SessionSettings)
     places: Mapping[str, Place] = field(default_factory=dict)
+    disclosure: Disclosure = field(default_factory=Disclosure)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +87,7 @@ def check_plan(
     """
     frames = max(_CHUNK_FRAMES_MIN, request.frames or plan.chunk_frames)
     with tempfile.TemporaryDirectory(prefix="vaultline-check-") as folder:
-        rig = make_rig(model, plan, Path(folder), trust)
+        rig = make_rig(model, plan, Path(folder), trust, request.disclosure)
         with LivePipeline(rig, model.inputs, request.settings, request.places) as pipeline:
             pipeline.run(_SHORT_FRAMES)  # the first frames also warm the engine
             chunks, gaps = [], []

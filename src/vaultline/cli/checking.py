@@ -12,14 +12,21 @@ from vaultline.core.errors import InputError
 from vaultline.core.plan import Plan
 from vaultline.graph.model import load_model
 from vaultline.owner.deploy import check_model
+from vaultline.owner.disclosure import Disclosure
 
 
 def run_check(
-    plan: Plan, model: Path, input_shapes: Mapping[str, tuple[int, ...]], *, rounds: int
+    plan: Plan,
+    model: Path,
+    input_shapes: Mapping[str, tuple[int, ...]],
+    *,
+    rounds: int,
+    disclosure: Disclosure,
 ) -> Checked:
     """Run a plan on this machine under a development root of its own.
 
     Raises:
+        RefusedError: untrusted stages would see or get more than ``disclosure`` allows.
         InputError: the plan is for another model, or for devices that this machine can't stand for.
     """
     foreign = sorted({stage.device.kind for stage in plan.stages} - {"simulated", "accelerator"})
@@ -37,7 +44,7 @@ def run_check(
         return check_plan(
             loaded,
             plan,
-            CheckRequest(rounds=rounds),
+            CheckRequest(rounds=rounds, disclosure=disclosure),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
 

@@ -27,6 +27,7 @@ from vaultline.cli.profile import ShapeOption
 from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.plan import Objective, Plan, write_plan
 from vaultline.core.profile import PageMode
+from vaultline.owner.disclosure import load_disclosure
 from vaultline.planner import PlanRequest, Settings, explain, parse_partition, plan_request
 from vaultline.planner.baselines import Row, as_asked
 from vaultline.planner.baselines import compare as compare_baselines
@@ -126,7 +127,13 @@ def plan(
         draw_comparison(rows, found, plot_compare)
     checked = None
     if check is not None:
-        checked = run_check(found, check, request.input_shapes, rounds=check_rounds)
+        checked = run_check(
+            found,
+            check,
+            request.input_shapes,
+            rounds=check_rounds,
+            disclosure=load_disclosure(privacy, leakage),
+        )
     if as_json:
         ran = {"check": check_document(checked)} if checked else {}
         compared = {"comparison": comparison_document(rows, objective)} if rows else {}

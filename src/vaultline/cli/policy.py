@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from vaultline.bench.rig import make_trust
 from vaultline.cli.common import JsonFlag, print_json, results
+from vaultline.core.privacy import privacy_schema
+from vaultline.core.serde import canonical_json
 from vaultline.owner.accelerator import ACCELERATOR_FILE, accelerator_entry, create_accelerator
 
 
@@ -22,6 +26,8 @@ def register(app: typer.Typer) -> None:
     group.command("dev", epilog="Example: vaultline policy dev --out trust")(dev)
     epilog = "Example: vaultline policy accelerator --out trust"
     group.command("accelerator", epilog=epilog)(accelerator)
+    epilog = "Example: vaultline policy schema > privacy.schema.json"
+    group.command("schema", epilog=epilog)(schema)
     app.add_typer(group, name="policy")
 
 
@@ -60,3 +66,16 @@ def accelerator(
     console = results()
     console.print(f"wrote {path}; add to `accept:` of the policy:")
     console.print(entry, end="", highlight=False, markup=False)
+
+
+def schema(as_json: JsonFlag = False) -> None:
+    """Print the JSON Schema of privacy policies: what untrusted devices may see."""
+    if as_json:
+        print_json(privacy_schema())
+    else:
+        sys.stdout.write(schema_text())
+
+
+def schema_text() -> str:
+    """The schema as it is published: indented, keys sorted."""
+    return msgspec.json.format(canonical_json(privacy_schema()), indent=2).decode() + "\n"

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -28,11 +28,15 @@ _LIMIT_MAX: dict[LeakageMetric, float] = {
 }
 
 
+def _about(text: str) -> msgspec.Meta:
+    return msgspec.Meta(description=text)
+
+
 class InputPrivacy(Struct, frozen=True):
     """Tensors that leak at most ``limit``, by a metric, may reach untrusted devices."""
 
-    metric: LeakageMetric
-    limit: float
+    metric: Annotated[LeakageMetric, _about("How leakage is measured.")]
+    limit: Annotated[float, _about("The most that may leak: SSIM, or pixels for `resolution`.")]
 
     def __post_init__(self) -> None:
         most = _LIMIT_MAX[self.metric]
@@ -47,7 +51,7 @@ class InputPrivacy(Struct, frozen=True):
 class ModelPrivacy(Struct, frozen=True):
     """Weights of these nodes may be disclosed: ranges such as ``12:40`` (12 to 39), or ``all``."""
 
-    disclose: tuple[str, ...]
+    disclose: Annotated[tuple[str, ...], _about('Ranges of nodes, such as "12:40", or all.')]
 
     def __post_init__(self) -> None:
         for text in self.disclose:
@@ -105,9 +109,9 @@ class PrivacyPolicy(Struct, frozen=True):
 
 
 class PrivacyFile(PrivacyPolicy, frozen=True):
-    """In a file the version is written down."""
+    """A privacy policy as the file has it: the version is written down."""
 
-    version: int
+    version: Literal[1]
 
 
 def parse_privacy(text: str, path: str) -> PrivacyPolicy:
@@ -126,4 +130,8 @@ def parse_privacy(text: str, path: str) -> PrivacyPolicy:
 
 def privacy_schema() -> dict[str, Any]:
     """The JSON Schema of privacy policies, for editors and other tools."""
-    return msgspec.json.schema(PrivacyFile)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "privacy policy",
+        **msgspec.json.schema(PrivacyFile),
+    }

@@ -26,6 +26,7 @@ YAML_CHARS_MAX = 1 << 20
 _EXPECTED = re.compile(r"Expected (.*), got (.*?)(?: - at .*)?\Z", re.DOTALL)
 _FIELD = re.compile(r"Object (contains unknown|missing required) field `(.*?)`")
 _FIELD_PROBLEMS = {"contains unknown": "unknown", "missing required": "missing"}
+_SEQUENCES = (list, tuple, set, frozenset)
 _PLAIN_TAGS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
 
@@ -160,7 +161,7 @@ def _children(
     """(node, value, type, name) of the parts of a value whose types are known."""
     kind = _member(kind, value)
     arguments = get_args(kind)
-    if isinstance(node, yaml.SequenceNode) and arguments:
+    if isinstance(node, yaml.SequenceNode) and get_origin(kind) in _SEQUENCES:
         repeated = get_origin(kind) is not tuple or arguments[-1] is Ellipsis
         for index, item in enumerate(node.value):
             if repeated or index < len(arguments):
@@ -183,7 +184,7 @@ def _member(kind: Any, value: Any) -> Any:
         return _member(get_args(kind)[0], value)
     if get_origin(kind) not in (Union, UnionType):
         return kind
-    containers: tuple[type, ...] = (list, tuple, set, frozenset) if isinstance(value, list) else ()
+    containers: tuple[type, ...] = _SEQUENCES if isinstance(value, list) else ()
     containers = (dict,) if isinstance(value, dict) else containers
     members = [_member(member, value) for member in get_args(kind)]
     for member in members:

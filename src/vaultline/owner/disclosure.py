@@ -133,7 +133,7 @@ def check_disclosed(plan: Plan, policy: PrivacyPolicy) -> None:
                 f"stage {number} on {stage.device.name} is untrusted, and its weights may not be "
                 "disclosed",
                 got=f"nodes {stage.first}:{stage.last}, of which {node} is not disclosed",
-                expected=f"nodes of {', '.join(allowed) or 'no range: nothing is disclosed'}",
+                expected=f"nodes of {', '.join(allowed)}" if allowed else "nothing is disclosed",
                 remedy="name a policy with --privacy whose `model: disclose:` holds these nodes, "
                 "or keep the stage on attested devices",
             )

@@ -70,7 +70,7 @@ def _matched(profile: ModelProfile, report: LeakageReport) -> list[CutLeakage | 
         if cut is not None and set(cut.tensors) != names:
             raise ReportForAnotherModelError(
                 f"other tensors cross the cut after {cut.position} nodes than were measured",
-                got=", ".join(cut.tensors),
+                got=", ".join(cut.tensors) or "none",
                 expected=", ".join(sorted(names)),
                 remedy=_AGAIN,
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf, nan
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +17,9 @@ from vaultline.attest.grant import (
     GrantForAnotherPlan,
     GrantForAnotherStage,
     GrantRefused,
+    HopRelease,
+    TensorNotReleased,
+    check_released,
     open_grant,
     public_key_bytes,
     transcript_hash,
@@ -128,3 +133,44 @@ def test_a_grant_with_a_key_of_the_wrong_length_cannot_be_made() -> None:
             hop_in_secret=bytes(32),
             hop_out_secret=bytes(32),
         )
+
+
+NAMES = ("conv1", "skip")
+#: Case -> (what is released, what would be seen).
+UNRELEASED = {
+    "nothing is released": (None, ["conv1"]),
+    "nothing is released, and nothing would be seen": (None, []),
+    "a tensor is not among the released ones": (
+        HopRelease(tensors=NAMES, leakage=0.1, limit=0.3), ["conv1", "image"]
+    ),
+    "they leak more than the limit": (
+        HopRelease(tensors=NAMES, leakage=0.31, limit=0.3), ["conv1"]
+    ),
+    "the leakage is no number": (HopRelease(tensors=NAMES, leakage=nan, limit=0.3), ["conv1"]),
+    "the limit is no number": (HopRelease(tensors=NAMES, leakage=0.1, limit=nan), ["conv1"]),
+    "there is no limit": (HopRelease(tensors=NAMES, leakage=0.1, limit=inf), ["conv1"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNRELEASED)
+def test_an_untrusted_stage_sees_nothing_where(case: str) -> None:
+    released, seen = UNRELEASED[case]
+    with pytest.raises(TensorNotReleased) as caught:
+        check_released(released, seen)
+    said = f"{caught.value.message} {caught.value.got} {caught.value.expected}"
+    assert not any(name in said for name in ("conv1", "image")), "the host hears this"
+
+
+def test_an_untrusted_stage_sees_what_is_released() -> None:
+    for leakage in (-1.0, 0.0, 0.3):
+        check_released(HopRelease(tensors=NAMES, leakage=leakage, limit=0.3), ["skip"])
+
+
+def test_a_grant_carries_the_release_of_a_wide_cut_and_no_more() -> None:
+    wide = tuple(f"model/features/denseblock4/denselayer16/concat_{k:04}" for k in range(4096))
+    release = HopRelease(tensors=wide, leakage=0.1, limit=0.3)
+    sealed = seal_grant(grant(release=release), public_key_bytes(KEY), TRANSCRIPT)
+    assert open_grant(sealed, KEY, TRANSCRIPT, challenge=challenge()).release == release
+    too_wide = HopRelease(tensors=tuple(name * 3 for name in wide), leakage=0.1, limit=0.3)
+    with pytest.raises(InputError, match="too long names"):
+        seal_grant(grant(release=too_wide), public_key_bytes(KEY), TRANSCRIPT)

@@ -33,16 +33,20 @@ accept:
   - kind: simulated
     roots: ["{ROOT.upper()}"]
     measurements: ["{CODE}"]
+  - kind: accelerator
+    public_keys: ["{CODE.upper()}", "{CODE[::-1]}"]
 """)
-    assert [entry.kind for entry in policy.accept] == ["sgx", "tdx", "simulated"]
+    assert [entry.kind for entry in policy.accept] == ["sgx", "tdx", "simulated", "accelerator"]
     assert policy.accept[0].root_ids == {INTEL_ROOT}
     assert policy.accept[2].root_ids == {ROOT}
+    assert policy.accept[3].pinned_keys == {CODE, CODE[::-1]}
     assert policy.accept[1].tcb_statuses == ("UpToDate",)
     assert policy.accept[1].accepted_advisories == ()
 
 
 HEAD = "version: 1\naccept:\n"
 ENTRY = f'{HEAD}  - kind: simulated\n    roots: ["{ROOT}"]\n    measurements: ["{CODE}"]\n'
+PINNED = f'{HEAD}  - kind: accelerator\n    public_keys: ["{CODE}"]\n'
 MISTAKES = {
     "an empty file": ("", "policy.yaml"),
     "nothing accepted": ("version: 1\naccept: []\n", "policy.yaml:1: the policy: the policy acc"),
@@ -76,6 +80,17 @@ MISTAKES = {
     ),
     "a TCB status that does not exist": (ENTRY + "    tcb_statuses: [Fine]\n", "policy.yaml:6:"),
     "a revoked platform accepted": (ENTRY + "    tcb_statuses: [Revoked]\n", "policy.yaml:6:"),
+    "an accelerator without keys": (PINNED.replace(f'"{CODE}"', ""), "needs other reference"),
+    "an accelerator with a key that is too short": (PINNED.replace(CODE, "cd"), "public key"),
+    "an accelerator with a root": (PINNED + f'    roots: ["{ROOT}"]\n', "has no root"),
+    "an accelerator with a measurement": (
+        PINNED + f'    measurements: ["{CODE}"]\n',
+        "needs other reference values",
+    ),
+    "an enclave with an accelerator's key": (
+        ENTRY + f'    public_keys: ["{CODE}"]\n',
+        "needs other reference values",
+    ),
     "no TCB status": (ENTRY + "    tcb_statuses: []\n", "accepts nothing"),
 }
 

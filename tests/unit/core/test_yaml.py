@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 
@@ -34,6 +35,7 @@ class Big(Struct, frozen=True):
     pair: tuple[int, str] = (0, "")
     shape: Circle | Square | None = None
     maybe: Small | None = None
+    mode: Literal["on", "off"] = "on"
 
 
 def load(text: str) -> Big:
@@ -58,6 +60,7 @@ class Mistake:
 
 
 MISTAKES = {
+    "a list where one of some words belongs": Mistake("items: []\nmode: [[x]]\n", 2, ("at mode",)),
     "a field that does not exist": Mistake(
         "items:\n- name: a\n  siez: 3\n", 3, ("items[0]", "unknown field `siez`", "`size`?")
     ),

@@ -9,9 +9,12 @@ import pytest
 from vaultline.attest.challenge import report_data
 from vaultline.attest.evidence import Evidence
 from vaultline.attest.grant import public_key_bytes
+from vaultline.attest.pinned import AcceleratorKey
 from vaultline.core.errors import InputError, MachineError
+from vaultline.core.serde import canonical_json
 from vaultline.enclave.evidence import (
     GramineProvider,
+    PinnedProvider,
     SimulatedProvider,
     answer,
     fresh_key,
@@ -50,7 +53,12 @@ def test_gramine_without_attestation_says_what_to_do(tmp_path: Path) -> None:
 def test_nothing_falls_back_to_another_provider() -> None:
     assert isinstance(open_provider("gramine"), GramineProvider)
     assert isinstance(open_provider("simulated", devroot().platform), SimulatedProvider)
-    for name in ("simulated", "sgx", "auto", ""):
+    key = canonical_json(AcceleratorKey(version=1, private_key=bytes(32)))
+    assert isinstance(open_provider("pinned", key), PinnedProvider)
+    for other, provider in ((devroot().platform, "pinned"), (key, "simulated")):
+        with pytest.raises(InputError):
+            open_provider(provider, other)  # type: ignore[arg-type]
+    for name in ("simulated", "pinned", "sgx", "auto", ""):
         with pytest.raises(InputError):
             open_provider(name)  # type: ignore[arg-type]
 
