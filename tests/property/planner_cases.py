@@ -16,6 +16,7 @@ from vaultline.core.cluster import Cluster, Device, Host, Link
 from vaultline.core.frame_meta import hop_buffers_bytes
 from vaultline.core.frames import FrameLayout, record_buffer_bytes
 from vaultline.core.limits import RECORD_SLACK_BYTES
+from vaultline.core.plan import STEP_WORTH_BYTES
 from vaultline.core.profile import (
     BlockProfile,
     ClassProfile,
@@ -48,14 +49,16 @@ def recorded() -> RecordedOn:
     return RecordedOn(host="test", cpu="test", date="2026-01-01", command="random")
 
 
-def random_case(seed: int, *, blocks_max: int = 13, devices_max: int = 5) -> Case:
+def random_case(
+    seed: int, *, blocks_min: int = 1, blocks_max: int = 13, devices_max: int = 5
+) -> Case:
     """A problem in which times, links, memory, trust and replicas all matter, and often bind.
 
     Up to 12 inner cuts and 5 devices.
     """
     rng = Random(seed)
     cluster = _cluster(rng, devices_max)
-    count = rng.randint(1, blocks_max)
+    count = rng.randint(blocks_min, blocks_max)
     # Small whole numbers make ties; a few extremes make constraints bind.
     blocks = [
         BlockProfile(
@@ -230,13 +233,13 @@ def ways(
     measured = [each for each in profile.classes if each.name == device.speed_class]
     rates = measured[0].rates if measured else profile.rates
     scale = profile.class_scale.get(device.speed_class, 1.0)
-    arrives, leaves = crossing(profile, start), crossing(profile, end)
+    arrives, leaves = crossing(case, start), crossing(case, end)
     weights = sum(block.weight_bytes for block in blocks)
     scratch = max(
         block.scratch_bytes
         + block.activation_bytes
-        + (crossing(profile, cut) if cut > start else 0)
-        + (crossing(profile, cut + 1) if cut + 1 < end else 0)
+        + (crossing(case, cut) if cut > start else 0)
+        + (crossing(case, cut + 1) if cut + 1 < end else 0)
         for cut, block in enumerate(blocks, start)
     )
     stages_max = len(case.cluster.units)
@@ -253,7 +256,7 @@ def ways(
     for streamed in (False, True):
         held = 2 * min(weights, max(settings.step_bytes, largest)) if streamed else weights
         streaming = weights if streamed else 0
-        kept = stacked_bytes(profile, start, end)
+        kept = stacked_bytes(case, start, end)
         kept += between_steps_bytes(case, start, end) if streamed else 0
         periods = []
         for frames in range(1, (1 if alone else settings.frames_per_pass_max) + 1):
@@ -286,40 +289,49 @@ def lost_to_owner(case: Case, device: Device) -> float:
     return case.profile.owner_s / cores if busy else 0.0
 
 
-def crossing(profile: ModelProfile, cut: int) -> int:
-    return layout(profile.crossing[cut])[1]
+@cache
+def crossing(case: Case, cut: int) -> int:
+    return layout(case.profile.crossing[cut])[1]
 
 
-def stacked_bytes(profile: ModelProfile, start: int, end: int) -> int:
+def stacked_bytes(case: Case, start: int, end: int) -> int:
     """What crosses the ends of each run of blocks that stack."""
-    total = 0
+    profile, total = case.profile, 0
     for cut in range(start, end + 1):
         before = cut > start and len(profile.blocks[cut - 1].compute_s) > 1
         after = cut < end and len(profile.blocks[cut].compute_s) > 1
-        total += crossing(profile, cut) if before != after else 0
+        total += crossing(case, cut) if before != after else 0
     return total
 
 
-@cache
 def between_steps_bytes(case: Case, start: int, end: int) -> int:
-    """The least that can cross between steps: all ways of grouping blocks into steps."""
-    profile = case.profile
+    """What the cheapest grouping of blocks into steps keeps between them, each step being worth
+    something itself; less what the fewest steps are worth, for blocks that take several anyway."""
+    wanted = case.settings.step_bytes
+    largest = max(block.largest_weight_bytes for block in case.profile.blocks)
+    fewest = least_steps(case, start, end, max(wanted, largest), False)
+    return least_steps(case, start, end, wanted, True) - fewest
+
+
+@cache
+def least_steps(case: Case, start: int, end: int, wanted: int, crossed: bool) -> int:
+    """The least price of grouping blocks into steps, over all groupings."""
     best = None
     for first in range(start, end):
-        weights = sum(block.weight_bytes for block in profile.blocks[first:end])
-        if weights <= case.settings.step_bytes or first == end - 1:
-            before = 0
+        weights = sum(block.weight_bytes for block in case.profile.blocks[first:end])
+        if weights <= wanted or first == end - 1:
+            price = 0
             if first > start:
-                before = between_steps_bytes(case, start, first)
-                before += crossing(profile, first)
-            best = before if best is None else min(best, before)
+                price = least_steps(case, start, first, wanted, crossed) + STEP_WORTH_BYTES
+                price += crossing(case, first) if crossed else 0
+            best = price if best is None else min(best, price)
     assert best is not None
     return best
 
 
 def hop_s(case: Case, source: str, target: str, cut: int) -> float:
     link = case.cluster.link(source, target) or case.profile.loopback
-    return link.latency_s + crossing(case.profile, cut) / link.bytes_per_s
+    return link.latency_s + crossing(case, cut) / link.bytes_per_s
 
 
 def interchangeable(case: Case, a: Device, b: Device) -> bool:
@@ -381,7 +393,7 @@ def brute_force(case: Case, objective: str, frames: int) -> float:
     best = inf
     for neighbours in range(1, most + 1):
         allowed = [chosen for chosen in sets if len(chosen) <= neighbours]
-        best = min(best, _best_of(case, allowed, neighbours, value_of, objective == "latency"))
+        best = _best_of(case, allowed, neighbours, value_of, objective == "latency", best)
     return best
 
 
@@ -391,15 +403,17 @@ def _best_of(
     neighbours: int,
     value_of: Callable[[float, float], float],
     alone: bool,
+    best: float,
 ) -> float:
+    """The best value below ``best``, or that."""
     owner, last = case.cluster.owner, len(case.profile.blocks)
+    named = [(chosen[0], frozenset(each.name for each in chosen)) for chosen in sets]
 
     @cache
     def options(device: Device, start: int, end: int) -> list[tuple[float, float]]:
         return _undominated(ways(case, device, start, end, alone=alone, neighbours=neighbours))
 
     hop = cache(lambda source, target, cut: hop_s(case, source, target, cut))
-    best = inf
 
     def grow(start: int, host: str, used: frozenset[str], stages: int, so_far: Costs) -> None:
         nonlocal best
@@ -409,20 +423,74 @@ def _best_of(
             if case.stages in (None, stages):
                 best = min(best, value_of(latency + back, max(worst, back)))
             return
-        for chosen in sets:
-            device = chosen[0]
-            if used.isdisjoint(each.name for each in chosen):
-                there = hop(host, device.host, start)
-                taken = used.union(each.name for each in chosen)
-                for end in range(start + 1, last + 1):
-                    for alone_s, period_s in options(device, start, end):
-                        costs = (
-                            latency + there + alone_s,
-                            max(worst, there, period_s / len(chosen)),
-                        )
-                        # Costs only grow: what is no better already cannot become so.
-                        if value_of(*costs) < best:
-                            grow(end, device.host, taken, stages + 1, costs)
+        for device, names in named:
+            if not used.isdisjoint(names):
+                continue
+            there = hop(host, device.host, start)
+            for end in range(start + 1, last + 1):
+                for alone_s, period_s in options(device, start, end):
+                    costs = (latency + there + alone_s, max(worst, there, period_s / len(names)))
+                    # Costs only grow: what is no better already cannot become so.
+                    if value_of(*costs) < best:
+                        grow(end, device.host, used | names, stages + 1, costs)
 
     grow(0, owner, frozenset(), 0, (0.0, 0.0))
     return best
+
+
+def fronts(case: Case, *, alone: bool) -> list[tuple[float, float]]:
+    """Latency and bottleneck of plans that no other plan beats in both, for models too long to try
+    all plans: from cut to cut, keeping every such pair for each way of having used devices."""
+    groups: list[list[Device]] = []
+    for unit in case.cluster.units:
+        home = next((each for each in groups if interchangeable(case, each[0], unit)), None)
+        if home is None:
+            groups.append([unit])
+        else:
+            home.append(unit)
+    most = min(case.settings.replicas_max, max(map(len, groups)))
+    found: list[tuple[float, float]] = []
+    for neighbours in range(1, most + 1):
+        found += _front(case, groups, neighbours, alone=alone)
+    return _undominated(found)
+
+
+def _front(
+    case: Case, groups: list[list[Device]], neighbours: int, *, alone: bool
+) -> list[tuple[float, float]]:
+    owner, last = case.cluster.owner, len(case.profile.blocks)
+
+    @cache
+    def options(number: int, start: int, end: int) -> list[tuple[float, float]]:
+        device = groups[number][0]
+        return _undominated(ways(case, device, start, end, alone=alone, neighbours=neighbours))
+
+    # Per cut: by (devices used of each group, last group, stages), the pairs that reach it.
+    State: TypeAlias = tuple[tuple[int, ...], int, int]
+    reached: list[dict[State, list[Costs]]] = [{} for _ in range(last + 1)]
+    reached[0][(0,) * len(groups), -1, 0] = [(0.0, 0.0)]
+    for start in range(last):
+        for (used, before, stages), pairs in reached[start].items():
+            kept = _undominated(pairs)
+            for number, group in enumerate(groups):
+                free = len(group) - used[number]
+                if not free or stages == (case.stages or last):
+                    continue
+                # Within a group, the hop goes to another of its devices.
+                source = groups[before][0].host if before >= 0 else owner
+                there = hop_s(case, source, group[1 if before == number else 0].host, start)
+                for end in range(start + 1, last + 1):
+                    ran = options(number, start, end)
+                    for replicas in range(1, min(free, neighbours) + 1):
+                        taken = tuple(n + replicas * (k == number) for k, n in enumerate(used))
+                        reached[end].setdefault((taken, number, stages + 1), []).extend(
+                            (latency + there + alone_s, max(worst, there, period_s / replicas))
+                            for latency, worst in kept
+                            for alone_s, period_s in ran
+                        )
+    ended = []
+    for (_, before, stages), pairs in reached[last].items():
+        if case.stages in (None, stages):
+            back = hop_s(case, groups[before][0].host, owner, last)
+            ended += [(latency + back, max(worst, back)) for latency, worst in pairs]
+    return _undominated(ended)

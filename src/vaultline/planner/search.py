@@ -96,7 +96,7 @@ def _check_size(problem: Problem) -> None:
             got=f"{sum(problem.counts)} devices of {len(problem.counts)} types, "
             f"{states} ways of using some of them",
             expected=f"at most {STATES_MAX}",
-            remedy="name fewer devices, or make more of them alike: equal devices count as one type",
+            remedy="name fewer devices, or more equal ones, which count as one type",
         )
 
 
