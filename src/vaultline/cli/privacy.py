@@ -61,7 +61,6 @@ def privacy(
 ) -> None:
     """Attack every cut of a model on your own pictures: what would its tensors show?"""
     positions = None if cuts is None else parse_positions(cuts)
-    cache = prepare_folder(out)
     loaded = load_model(model, input_shapes=parse_shapes(input_shape or []))
     if preprocess is None:
         how = default_preprocessing(loaded.inputs[0])
@@ -71,7 +70,7 @@ def privacy(
     request = LeakageRequest(
         pictures=read_pictures(images),
         preprocessing=how,
-        cache=cache,
+        cache=prepare_folder(out),
         decoder=decoder,
         positions=positions,
         command=shlex.join(["vaultline", *sys.argv[1:]]),

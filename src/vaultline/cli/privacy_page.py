@@ -186,6 +186,8 @@ def _curve(found: LeakageFindings, verdicts: Verdicts) -> str:
         f'<span><span class="key" style="border-color:var({colour})"></span>{escape(text)}</span>'
         for colour, text in legend
     )
+    if verdicts.missed:
+        keys += "<span><span class='patch'></span>the rule passes, the attack succeeds</span>"
     return (
         f'<div class="card"><div class="legend">{keys}</div>'
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '

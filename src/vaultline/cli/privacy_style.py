@@ -47,13 +47,15 @@ a { color: var(--attack); }
 .legend { display: flex; flex-wrap: wrap; gap: 6px 22px; font-size: 13px; margin: 0 0 8px; }
 .key { display: inline-block; width: 22px; height: 0; border-top: 3px solid; margin-right: 7px;
   vertical-align: middle; }
+.patch { display: inline-block; width: 22px; height: 13px; margin-right: 7px;
+  vertical-align: -2px; background: var(--red-ground); border: 1px solid var(--red); }
 svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--soft); font-size: 11px; font-family: inherit; }
 .grid { stroke: var(--line); stroke-width: 1; }
 .limit { stroke: var(--red); stroke-width: 1.2; stroke-dasharray: 5 4; }
 .curve { fill: none; stroke-width: 2.2; stroke-linejoin: round; }
 .dot { stroke: var(--card); stroke-width: 1.5; }
-.band { fill: var(--red-ground); }
+.band { fill: var(--red-ground); shape-rendering: crispEdges; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 16px; }
 .red { background: var(--red-ground); border-color: var(--red); }
 .red h3 { color: var(--red); }
