@@ -55,6 +55,7 @@ from vaultline.video.pixels import Pixels
 from vaultline.video.preprocess import Preprocessing, Preprocessor
 
 DecoderName = Literal["ridge", "conv"]
+FITS: Mapping[DecoderName, Fit] = {"ridge": fit_ridge, "conv": fit_conv}
 #: Raised whenever the same settings would give other scores than before.
 _CACHE_VERSION = 1
 #: Held-out pictures whose reconstructions are kept to be shown.
@@ -128,8 +129,13 @@ def measure_leakage(
     model: Model,
     request: LeakageRequest,
     progress: Callable[[int, int], None] | None = None,
+    fit: Fit | None = None,
 ) -> LeakageFindings:
     """Attack every cut that was asked for.
+
+    Args:
+        progress: told how many cuts are done, of how many.
+        fit: another attack in the place of the request's decoder.
 
     Raises:
         InputError: the model takes no picture, no such cut, or too few pictures.
@@ -150,7 +156,7 @@ def measure_leakage(
     for position in positions:
         if position not in found:
             views.advance(position)
-            found[position] = _measured(views, key, request)
+            found[position] = _measured(views, key, fit or FITS[request.decoder])
             _keep(request.cache, found[position])
             tell(len(found), len(positions))
     records = tuple(found[position] for position in positions)
@@ -279,10 +285,9 @@ class _Views:
         return planes_of(array.reshape(self._shapes.get(name, array.shape)), self._aspect)
 
 
-def _measured(views: _Views, key: str, request: LeakageRequest) -> CutRecord:
+def _measured(views: _Views, key: str, fit: Fit) -> CutRecord:
     """Attack the cut that the views are at."""
     started_s = time.perf_counter()
-    fit: Fit = fit_ridge if request.decoder == "ridge" else fit_conv
     held_out = views.samples(views.held_out)
     try:
         measured = measure_cut(views.samples(views.training), held_out, fit)

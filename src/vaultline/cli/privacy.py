@@ -24,6 +24,8 @@ from vaultline.core.leakage import write_leakage
 from vaultline.graph.model import load_model
 from vaultline.video.preprocess import default_preprocessing, load_preprocessing
 
+#: Beyond this, silhouettes can be told in the reconstructions of photographs.
+LIMIT = 0.2
 REPORT_FILE, PAGE_FILE, CACHE_FOLDER = "leakage.json", "index.html", "cache"
 
 
@@ -50,7 +52,7 @@ def privacy(
     ] = None,
     limit: Annotated[
         float, typer.Option(min=0, max=1, help="Reconstruction that counts as a success.")
-    ] = 0.3,
+    ] = LIMIT,
     preprocess: Annotated[
         Path | None, typer.Option(help="How pictures become the model's input (YAML).")
     ] = None,
@@ -59,7 +61,6 @@ def privacy(
 ) -> None:
     """Attack every cut of a model on your own pictures: what would its tensors show?"""
     positions = None if cuts is None else parse_positions(cuts)
-    cache = prepare_folder(out)
     loaded = load_model(model, input_shapes=parse_shapes(input_shape or []))
     if preprocess is None:
         how = default_preprocessing(loaded.inputs[0])
@@ -69,7 +70,7 @@ def privacy(
     request = LeakageRequest(
         pictures=read_pictures(images),
         preprocessing=how,
-        cache=cache,
+        cache=prepare_folder(out),
         decoder=decoder,
         positions=positions,
         command=shlex.join(["vaultline", *sys.argv[1:]]),

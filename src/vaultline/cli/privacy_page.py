@@ -18,6 +18,8 @@ from vaultline.privacy import RESOLUTION_RULE_PX
 #: What is said of a cut's tensors before "and n more".
 _TENSORS_NAMED = 3
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 1120, 330, 40, 14, 44
+#: Longest side of a picture on the page: three times three of them fit beside the scores.
+_SIDE_PX = 88
 #: Positions written below the curve; more would overlap.
 _TICKS_MAX = 36
 
@@ -100,8 +102,10 @@ def _data_uri(png: bytes) -> str:
 
 
 def _size(png: bytes) -> tuple[int, int]:
-    """Width and height from a PNG's header."""
-    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
+    """Width and height on the page, from those in a PNG's header."""
+    width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
+    ratio = _SIDE_PX / max(width, height)
+    return max(1, round(width * ratio)), max(1, round(height * ratio))
 
 
 def _what_was_done(found: LeakageFindings) -> str:
@@ -182,6 +186,8 @@ def _curve(found: LeakageFindings, verdicts: Verdicts) -> str:
         f'<span><span class="key" style="border-color:var({colour})"></span>{escape(text)}</span>'
         for colour, text in legend
     )
+    if verdicts.missed:
+        keys += "<span><span class='patch'></span>the rule passes, the attack succeeds</span>"
     return (
         f'<div class="card"><div class="legend">{keys}</div>'
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
@@ -306,7 +312,7 @@ def _cut(record: CutRecord, found: LeakageFindings, verdicts: Verdicts) -> str:
     if cut.revealing:
         notes.append(f"channel {cut.revealing}")
     warning = (
-        f'<div class="soft">Who knows the weights can go on from here to position '
+        f'<div class="soft small">Who knows the weights can go on from here to position '
         f"{worse.position}, which shows more ({worse.reconstruction:.2f}).</div>"
         if worse
         else ""
@@ -320,7 +326,7 @@ def _cut(record: CutRecord, found: LeakageFindings, verdicts: Verdicts) -> str:
         f"<h3>Position {cut.position} {chips}</h3>"
         f'<div class="soft mono">{escape(_tensors(cut))} · {escape(shapes)}</div>'
         f"{''.join(scores)}"
-        f'<div class="soft" style="font-size:13px;margin-top:6px">{escape(" · ".join(notes))}</div>'
+        f'<div class="soft small">{escape(" · ".join(notes))}</div>'
         f'{warning}</div><div class="trios">{trios}</div></section>'
     )
 

@@ -23,11 +23,12 @@ body {
   margin: 0; background: var(--ground); color: var(--ink);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
 }
-main { max-width: 1180px; margin: 0 auto; padding: 40px 24px 80px; }
+main { max-width: 1240px; margin: 0 auto; padding: 40px 24px 80px; }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 6px; letter-spacing: -0.01em; }
 h2 { font-size: 20px; margin: 48px 0 10px; letter-spacing: -0.005em; }
 p { margin: 0 0 12px; max-width: 76ch; }
 .soft { color: var(--soft); }
+.small { font-size: 13px; margin-top: 6px; }
 .lead { font-size: 18px; margin: 18px 0 26px; }
 code, .mono {
   font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
@@ -40,18 +41,21 @@ code { overflow-wrap: anywhere; }
 .strip { display: flex; flex-wrap: wrap; gap: 14px; margin: 10px 0 4px; }
 figure { margin: 0; }
 figcaption { font-size: 12px; color: var(--soft); line-height: 1.35; margin-top: 3px; }
+a { color: var(--attack); }
 .pic { display: block; border-radius: 5px; background: var(--line); }
 .in { background-size: 100% 100%; }
 .legend { display: flex; flex-wrap: wrap; gap: 6px 22px; font-size: 13px; margin: 0 0 8px; }
 .key { display: inline-block; width: 22px; height: 0; border-top: 3px solid; margin-right: 7px;
   vertical-align: middle; }
+.patch { display: inline-block; width: 22px; height: 13px; margin-right: 7px;
+  vertical-align: -2px; background: var(--red-ground); border: 1px solid var(--red); }
 svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--soft); font-size: 11px; font-family: inherit; }
 .grid { stroke: var(--line); stroke-width: 1; }
 .limit { stroke: var(--red); stroke-width: 1.2; stroke-dasharray: 5 4; }
 .curve { fill: none; stroke-width: 2.2; stroke-linejoin: round; }
 .dot { stroke: var(--card); stroke-width: 1.5; }
-.band { fill: var(--red-ground); }
+.band { fill: var(--red-ground); shape-rendering: crispEdges; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 16px; }
 .red { background: var(--red-ground); border-color: var(--red); }
 .red h3 { color: var(--red); }
@@ -61,7 +65,7 @@ h3 { font-size: 15px; margin: 0 0 6px; }
 ul { margin: 6px 0 0; padding-left: 20px; }
 li { margin-bottom: 5px; }
 .cut {
-  display: grid; grid-template-columns: minmax(230px, 1fr) auto; gap: 14px 28px;
+  display: grid; grid-template-columns: minmax(220px, 1fr) auto; gap: 14px 28px;
   align-items: start; margin-bottom: 14px;
 }
 .cut.red { background: var(--card); border-left: 5px solid var(--red); }
@@ -78,13 +82,16 @@ li { margin-bottom: 5px; }
 .bar { position: relative; height: 8px; border-radius: 4px; background: var(--line); }
 .bar i { position: absolute; left: 0; top: 0; bottom: 0; border-radius: 4px; }
 .bar u { position: absolute; top: -3px; bottom: -3px; width: 2px; background: var(--red); }
-.trios { display: flex; flex-wrap: wrap; gap: 10px 22px; }
-.trio { display: flex; gap: 5px; }
+.trios { display: flex; flex-wrap: wrap; gap: 10px 20px; }
+.trio { display: flex; gap: 4px; }
 .empty { display: flex; align-items: center; justify-content: center; text-align: center;
   font-size: 11px; color: var(--soft); padding: 6px; }
 table { border-collapse: collapse; font-size: 14px; }
 td { padding: 3px 18px 3px 0; vertical-align: top; }
 td:first-child { color: var(--soft); white-space: nowrap; }
-@media (max-width: 860px) { .cut { grid-template-columns: 1fr; } main { padding: 24px 14px 60px; } }
+@media (max-width: 1160px) {
+  .cut { grid-template-columns: 1fr; }
+  main { padding: 24px 14px 60px; }
+}
 @media print { .cut, .card { break-inside: avoid; } }
 """

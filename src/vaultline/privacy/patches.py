@@ -8,6 +8,7 @@ patches along it, synthesis blends the patches back under a sine window. A pictu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import floor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,20 +37,23 @@ class Axis:
 def make_axis(side: int, places: int, components_max: int) -> Axis:
     """Patches around evenly spread places along a side.
 
-    A patch is twice as long as the distance between places, so that neighbours overlap by half;
-    a single pixel where there are as many places as pixels; the whole side for a single place.
+    A patch is twice as long as the distance between places, so that neighbours overlap by half; a
+    single pixel where there are as many places as pixels; the whole side for a single place.
     Beyond the border the picture is mirrored.
     """
-    stride = side / places
-    length = side if places == 1 else 1 if stride <= 1 else min(side, round(2 * stride))
+    stride = _stride(side, places)
+    centres = side / 2 + (np.arange(places) - (places - 1) / 2) * stride
+    length = side if places == 1 else 1 if stride <= 1 else round(2 * stride)
+    while _first(centres[0], length) > 0 or _first(centres[-1], length) + length < side:
+        length += 1  # so that the border is covered too
     components = min(length, components_max)
     basis = _cosines(length, components)
     window = np.sin(np.pi * (np.arange(length) + 0.5) / length) + _WINDOW_FLOOR
     analysis = np.zeros((places, components, side))
     synthesis = np.zeros((side, places, components))
     weights = np.zeros(side)
-    for place in range(places):
-        first = round((place + 0.5) * stride - length / 2)
+    for place, centre in enumerate(centres):
+        first = _first(centre, length)
         for offset in range(length):
             at = first + offset
             inside = at if 0 <= at < side else -at - 1 if at < 0 else 2 * side - 1 - at
@@ -64,6 +68,25 @@ def make_axis(side: int, places: int, components_max: int) -> Axis:
         analysis=analysis.reshape(-1, side),
         synthesis=synthesis.reshape(side, -1),
     )
+
+
+def _first(centre: float, length: int) -> int:
+    """The first pixel of a patch; halves are always rounded up, so that all patches lie alike."""
+    return floor(centre - length / 2 + 0.5)
+
+
+def _stride(side: int, places: int) -> float:
+    """How many pixels lie between neighbouring places.
+
+    Convolutions without padding lose the border: 55 places on 224 pixels are 4 pixels apart, not
+    4.07, and places that drift against the picture would spoil a decoder that is shared by all.
+    """
+    exact = side / places
+    if exact > 1:
+        for whole in (2.0 ** int(np.log2(exact)), float(round(exact))):
+            if 0.98 < exact / whole < 1.25:
+                return whole
+    return exact
 
 
 def _cosines(length: int, components: int) -> NDArray[np.float64]:

@@ -17,8 +17,8 @@ RESOLUTION_RULE_PX = 20
 def planes_of(array: NDArray[np.generic], height_over_width: float) -> tuple[Planes, ...]:
     """A tensor as stacks of planes (CxHxW).
 
-    Four axes are batch, channels, height, width, or height, width, channels last, whichever has
-    the shape of the input; three are tokens of a grid (a class token apart), on either axis. All
+    Four axes or more end in channels, height, width, or in height, width, channels, whichever has
+    the shape of the input, and what comes before is more channels; three are tokens of a grid (a class token apart), on either axis. All
     else is one column of 1 x 1 planes.
 
     Args:
@@ -26,10 +26,10 @@ def planes_of(array: NDArray[np.generic], height_over_width: float) -> tuple[Pla
     """
     values = np.nan_to_num(np.asarray(array, dtype=np.float32))
     shape = values.shape
-    if len(shape) == 4:
-        last = _misfit(shape[1:3], height_over_width) < _misfit(shape[2:4], height_over_width)
-        merged = np.moveaxis(values, 3, 1) if last else values
-        return (merged.reshape(-1, *merged.shape[2:]),)
+    if len(shape) >= 4:
+        last = _misfit(shape[-3:-1], height_over_width) < _misfit(shape[-2:], height_over_width)
+        planes = np.moveaxis(values, -1, -3) if last else values
+        return (planes.reshape(-1, *planes.shape[-2:]),)
     if len(shape) == 3 and shape[0] == 1:
         for tokens in (values[0].T, values[0]):
             found = _grid(tokens.shape[1], height_over_width)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vaultline.privacy.patches import make_patches
+from vaultline.privacy.patches import make_axis, make_patches
 
 
 @given(
@@ -28,3 +28,20 @@ def test_few_components_keep_what_is_smooth() -> None:
     patches = make_patches((32, 32), (4, 4), components_max=4)
     assert patches.components(smooth).shape == (4, 4, 3 * 4 * 4)
     assert patches.picture(patches.components(smooth)) == pytest.approx(smooth, abs=0.02)
+
+
+@pytest.mark.parametrize("side", [1, 2, 7, 12, 55, 64])
+def test_every_pixel_is_covered_at_every_grid(side: int) -> None:
+    for places in range(1, side + 4):
+        axis = make_axis(side, places, components_max=1000)
+        assert axis.synthesis @ axis.analysis == pytest.approx(np.eye(side), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("places", "stride"), [(112, 2), (111, 2), (55, 4), (54, 4), (27, 8), (13, 16), (6, 32)]
+)
+def test_a_border_lost_to_convolutions_does_not_stretch_the_grid(places: int, stride: int) -> None:
+    axis = make_axis(224, places, components_max=1)
+    centres = np.abs(axis.synthesis).T @ np.arange(224) / np.abs(axis.synthesis).sum(axis=0)
+    inner = centres[places // 3 : 2 * places // 3]
+    assert np.diff(inner) == pytest.approx(stride, abs=0.01)

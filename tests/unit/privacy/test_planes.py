@@ -9,6 +9,7 @@ from vaultline.privacy.planes import on_one_grid, planes_of, resized, resolution
 SHAPES = {
     "channels first": ((1, 64, 56, 56), 1.0, [(64, 56, 56)]),
     "channels last": ((1, 56, 56, 64), 1.0, [(64, 56, 56)]),
+    "channels in groups": ((1, 8, 30, 28, 28), 1.0, [(240, 28, 28)]),
     "a wide input, channels first": ((1, 72, 36, 64), 36 / 64, [(72, 36, 64)]),
     "a wide input, channels last": ((1, 36, 64, 72), 36 / 64, [(72, 36, 64)]),
     "pooled to one place": ((1, 2048, 1, 1), 1.0, [(2048, 1, 1)]),
