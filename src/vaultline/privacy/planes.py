@@ -18,8 +18,8 @@ def planes_of(array: NDArray[np.generic], height_over_width: float) -> tuple[Pla
     """A tensor as stacks of planes (CxHxW).
 
     Four axes or more end in channels, height, width, or in height, width, channels, whichever has
-    the shape of the input, and what comes before is more channels; three are tokens of a grid (a class token apart), on either axis. All
-    else is one column of 1 x 1 planes.
+    the shape of the input, and what comes before is more channels; three are tokens of a grid (a
+    class token apart), on either axis. All else is one column of 1 x 1 planes.
 
     Args:
         height_over_width: the input's aspect ratio.
