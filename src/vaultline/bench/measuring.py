@@ -136,19 +136,15 @@ class Parts:
 
 
 class Wanted(Struct, frozen=True):
-    """What is still to be measured: rounds by frames of a pass, and the other parts.
-
-    ``busy_cores`` are those on which neighbours run.
-    """
+    """What is still to be measured: rounds by frames of a pass, and the other parts."""
 
     single_rounds: int
     stacked_rounds: int
     node_runs: int
     rates: bool = True
-    busy_cores: tuple[int, ...] = ()
 
     @classmethod
-    def after(cls, parts: Parts, repeats: int, busy_cores: tuple[int, ...] = ()) -> Wanted:
+    def after(cls, parts: Parts, repeats: int) -> Wanted:
         """What is missing of a profile with so many repeats."""
         nothing_stacks = parts.blocks is not None and not parts.blocks.stacked
         stacked_rounds = 0 if nothing_stacks else repeats - len(parts.rounds[PASS_FRAMES])
@@ -157,7 +153,6 @@ class Wanted(Struct, frozen=True):
             stacked_rounds=max(0, stacked_rounds),
             node_runs=0 if parts.inside else repeats,
             rates=parts.rates is None,
-            busy_cores=busy_cores,
         )
 
     @property
@@ -194,9 +189,7 @@ def measure(
     if clock is not None:
         yield from _inside(clock, positions, wanted.node_runs)
     if weight is not None:
-        yield Rates(
-            device=device_rates(weight, wanted.busy_cores), loopback=loopback_rate(far_cores)
-        )
+        yield Rates(device=device_rates(weight), loopback=loopback_rate(far_cores))
         weight.close()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,16 +16,6 @@ from vaultline.graph.rewrite import rewrite
 from vaultline.graph.structure import Model
 
 _FOR_EVER = 1 << 40
-
-
-def worker_cores() -> tuple[int, ...]:
-    """This machine's cores, the measured process's first."""
-    return tuple(sorted(os.sched_getaffinity(0)))
-
-
-def neighbour_cores(count: int, cores: Sequence[int]) -> tuple[int, ...]:
-    """The core of each neighbour, in turn after the first, which is the measured process's."""
-    return tuple(cores[(turn + 1) % len(cores)] for turn in range(count))
 
 
 @contextmanager
@@ -45,7 +34,8 @@ def neighbours(model: Model, count: int, cores: Sequence[int]) -> Iterator[None]
                 path = Path(folder) / "model.onnx"
                 save(rewrite(model), path)
                 specs = canonical_json(model.inputs).decode()
-                for core in neighbour_cores(count, cores):
+                for turn in range(count):
+                    core = cores[(turn + 1) % len(cores)]
                     busy = _start([str(path), str(core), specs])
                     stack.enter_context(busy)
                     stack.callback(busy.kill)

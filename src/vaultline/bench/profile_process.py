@@ -14,7 +14,7 @@ import vaultline
 from vaultline.bench.hops import HopRates
 from vaultline.bench.journal import Journal, JournalKey
 from vaultline.bench.measuring import Part, Step, Wanted
-from vaultline.bench.neighbours import neighbour_cores, neighbours, worker_cores
+from vaultline.bench.neighbours import neighbours
 from vaultline.bench.profile_worker import (
     LINE_BYTES_MAX,
     Failed,
@@ -60,6 +60,11 @@ def open_journal(model: Model, request: ProfileRequest, target: Path) -> Journal
     return Journal(target, key)
 
 
+def worker_cores() -> tuple[int, ...]:
+    """This machine's cores, the worker's first."""
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
 def profile_in_worker(
     path: Path,
     model: Model,
@@ -84,10 +89,9 @@ def profile_in_worker(
         MachineError: the worker has died, or this machine lacks what it needs.
         RemoteProtocolError: the worker's lines make no sense.
     """
-    cores = worker_cores()
-    busy = neighbour_cores(request.neighbours, cores)
-    wanted = Wanted.after(journal.parts, request.repeats, busy)
+    wanted = Wanted.after(journal.parts, request.repeats)
     if wanted.anything:
+        cores = worker_cores()
         job = Job(
             model=str(path.absolute()),
             model_digest=model.digest,

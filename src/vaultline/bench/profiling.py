@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from vaultline.bench.hops import HopRates
 from vaultline.bench.measuring import Parts, Step, Wanted, measure, timed_block
-from vaultline.bench.neighbours import neighbour_cores, neighbours, worker_cores
+from vaultline.bench.neighbours import neighbours
 from vaultline.bench.rates import cpu_name
 from vaultline.bench.stage_bench import PASS_FRAMES, InMemoryWeights
 from vaultline.core.errors import MachineError
@@ -65,9 +65,8 @@ def profile_model(
 ) -> ModelProfile:
     """Measure every block between candidate cuts, the whole model, and the machine's rates."""
     parts = Parts(len(candidates(model)) - 1)
-    busy = neighbour_cores(request.neighbours, worker_cores())
     with _apart(model, request.neighbours):
-        for part in measure(model, Wanted.after(parts, request.repeats, busy)):
+        for part in measure(model, Wanted.after(parts, request.repeats)):
             if not isinstance(part, Step):
                 parts.add(part)
             elif progress is not None and part.what.startswith("compiling"):
@@ -79,7 +78,7 @@ def profile_model(
 def _apart(model: Model, count: int) -> Iterator[None]:
     """Neighbours on other cores, and this process on the first."""
     before = os.sched_getaffinity(0)
-    cores = worker_cores()
+    cores = sorted(before)
     with neighbours(model, count, cores):
         try:
             if count:

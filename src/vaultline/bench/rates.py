@@ -8,8 +8,8 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -28,7 +28,6 @@ from vaultline.owner.seal import seal_vault
 
 #: Large enough that the file's open and the first pages don't count.
 _DECRYPTED_BYTES = 64 * MIB
-_DECRYPTIONS = 9
 
 
 def cpu_name() -> str:
@@ -74,54 +73,23 @@ class SealedWeight:
             self._file = path.open("rb")
         self._section = VaultSection(self._file.fileno(), sealing.access(keys.model_key, 0))
 
-    def bytes_per_s(self, busy_cores: Sequence[int] = ()) -> float:
-        """How fast the weight is read and decrypted, from the page cache.
-
-        Args:
-            busy_cores: cores on which others decrypt meanwhile: stages that stream their weights
-                share the memory's bandwidth.
-        """
-        with self._others(busy_cores):
-            buffer = memoryview(bytearray(_DECRYPTED_BYTES))
-            times = []
-            for _ in range(_DECRYPTIONS):
-                before_s = time.perf_counter()
-                self._section.read_weight_into(0, buffer)
-                times.append(time.perf_counter() - before_s)
-        return _DECRYPTED_BYTES / statistics.median(times[1:])
-
-    @contextmanager
-    def _others(self, cores: Sequence[int]) -> Iterator[None]:
-        """Threads that decrypt until this ends; reading and deciphering leave the interpreter."""
-        done = threading.Event()
-        threads = [threading.Thread(target=self._decrypt, args=(core, done)) for core in cores]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            for thread in threads:
-                thread.join()
-
-    def _decrypt(self, core: int, done: threading.Event) -> None:
-        with suppress(OSError):  # a core that this process may not use
-            os.sched_setaffinity(0, {core})
+    def bytes_per_s(self) -> float:
+        """How fast the weight is read and decrypted, from the page cache."""
         buffer = memoryview(bytearray(_DECRYPTED_BYTES))
-        while not done.is_set():
+        times = []
+        for _ in range(4):
+            before_s = time.perf_counter()
             self._section.read_weight_into(0, buffer)
+            times.append(time.perf_counter() - before_s)
+        return _DECRYPTED_BYTES / statistics.median(times[1:])
 
     def close(self) -> None:
         """Give the file back."""
         self._file.close()
 
 
-def device_rates(weight: SealedWeight, busy_cores: Sequence[int] = ()) -> DeviceRates:
-    """Records and weights per second, and the fixed cost of a pass.
-
-    Args:
-        busy_cores: cores of neighbours that stream weights too.
-    """
+def device_rates(weight: SealedWeight) -> DeviceRates:
+    """Records and weights per second, and the fixed cost of a pass."""
     keys = derive_hop_keys(bytes(32), hop=0, epoch=0)
     sealer = RecordSealer(keys)
     opener = RecordOpener(keys, plaintext_bytes_max=RECORD_FRAGMENT_BYTES)
@@ -138,7 +106,7 @@ def device_rates(weight: SealedWeight, busy_cores: Sequence[int] = ()) -> Device
     return DeviceRates(
         seal_bytes_per_s=RECORD_FRAGMENT_BYTES / statistics.median(seal_s),
         open_bytes_per_s=RECORD_FRAGMENT_BYTES / statistics.median(open_s),
-        decrypt_bytes_per_s=weight.bytes_per_s(busy_cores),
+        decrypt_bytes_per_s=weight.bytes_per_s(),
         call_s=_call_s(),
         page_s=page_costs(),
     )
