@@ -146,12 +146,11 @@ def _prediction(plan: Plan, explained: Explanation) -> Iterable[tuple[str, str]]
         f"limited by {explained.bottleneck}; balance {explained.balance:.0%}",
     )
     yield "chunk", f"{frames_text(plan.chunk_frames)} in {explained.chunk_s:.3f} s"
-    rival = explained.runner_up
-    if rival is not None:
+    for place, rival in enumerate(explained.rivals):
         cuts = ", ".join(map(str, rival.cuts))
         where = f", cut at {cuts}" if cuts else ", uncut"
         value = f"{' then '.join(rival.devices)}{where}: {rival.ratio:.2f}x"
-        yield "next best", f"{value}; {rival.reason}"
+        yield "then" if place else "next best", f"{rival.kind}: {value}; {rival.reason}"
 
 
 def show_comparison(rows: Sequence[Row], objective: Objective, chunk_frames: int) -> None:
