@@ -83,6 +83,6 @@ class Verdicts:
         if self.safe_from == self.report.positions[0]:
             return f"the attack gets beyond {self.limit:g} at none of the cuts measured"
         return (
-            f"from position {self.safe_from} on, the attack gets back at most {self.limit:g} at every "
-            "cut measured (0 is a guess, 1 a copy)"
+            f"from position {self.safe_from} on, the attack gets back at most {self.limit:g} "
+            "at every cut measured (0 is a guess, 1 a copy)"
         )
