@@ -45,7 +45,7 @@ def privacy(
     ],
     decoder: Annotated[
         Literal["ridge", "conv"],
-        typer.Option(help="The attack; conv is stronger, slow, and needs PyTorch."),
+        typer.Option(help="The attack; conv adds a network, takes minutes a cut, needs PyTorch."),
     ] = "ridge",
     cuts: Annotated[
         str | None, typer.Option(help="Only these positions: 0,5,10. All candidates if unset.")

@@ -84,5 +84,5 @@ class Verdicts:
             return f"the attack gets beyond {self.limit:g} at none of the cuts measured"
         return (
             f"from position {self.safe_from} on, the attack gets back at most {self.limit:g} "
-            "(0 is a guess, 1 a copy)"
+            "at every cut measured (0 is a guess, 1 a copy)"
         )

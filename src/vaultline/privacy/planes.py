@@ -24,7 +24,9 @@ def planes_of(array: NDArray[np.generic], height_over_width: float) -> tuple[Pla
     Args:
         height_over_width: the input's aspect ratio.
     """
-    values = np.nan_to_num(np.asarray(array, dtype=np.float32))
+    values = np.asarray(array, dtype=np.float32)
+    if not np.isfinite(values).all():
+        values = np.nan_to_num(values)
     shape = values.shape
     if len(shape) >= 4:
         last = _misfit(shape[-3:-1], height_over_width) < _misfit(shape[-2:], height_over_width)

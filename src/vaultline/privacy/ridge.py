@@ -127,28 +127,28 @@ def fit_ridge(
 
 
 class _Grid:
-    """One view's planes, channels last, with their edges repeated for the neighbourhoods."""
+    """One view's planes on one grid, read at places and around them; edges are repeated."""
 
     def __init__(self, planes: Planes, reach: int) -> None:
-        self.channels, self.height, self.width = planes.shape
+        self._planes = planes
+        _, self.height, self.width = planes.shape
         self._reach = reach if self.height * self.width > 1 else 0
-        edge = (self._reach, self._reach)
-        self._padded = np.pad(np.moveaxis(planes, 0, 2), (edge, edge, (0, 0)), mode="edge")
-
-    def around(self, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.float32]:
-        """Features of the neighbourhoods: places x neighbours x channels."""
-        span = range(2 * self._reach + 1)
-        taps = [self._padded[rows + down, columns + right] for down in span for right in span]
-        return np.stack(taps, axis=1)
 
     @property
     def neighbours(self) -> int:
+        """How many places a neighbourhood has."""
         return (2 * self._reach + 1) ** 2
 
     def at(self, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.float32]:
         """Features of the places themselves: places x channels."""
-        found: NDArray[np.float32] = self._padded[rows + self._reach, columns + self._reach]
-        return found
+        return self._planes[:, rows, columns].T
+
+    def around(self, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Features of the neighbourhoods: places x neighbours x channels."""
+        steps = range(-self._reach, self._reach + 1)
+        down = [np.clip(rows + step, 0, self.height - 1) for step in steps]
+        right = [np.clip(columns + step, 0, self.width - 1) for step in steps]
+        return np.stack([self.at(r, c) for r in down for c in right], axis=1)
 
 
 def _places(
