@@ -14,6 +14,12 @@ from vaultline.bench.serdab import PLACEMENTS, SerdabResult
 from vaultline.cli.pictures import PALETTE, STYLE, save
 
 _PREDICTED = "//"
+_NAMES = {
+    "two": "two enclaves",
+    "worker": "enclave + plain worker",
+    "accelerator": "enclave + accelerator",
+    "two+accelerator": "two enclaves + accelerator",
+}
 
 
 def draw_serdab(found: SerdabResult, path: Path) -> None:
@@ -67,7 +73,7 @@ def _draw_speedups(axes: Axes, found: SerdabResult) -> None:
             if speedup is None:
                 continue
             ratio, measured = speedup
-            at = place + (turn - 1) * width
+            at = place + (turn - (len(PLACEMENTS) - 2) / 2) * width
             axes.bar(
                 at,
                 ratio,
@@ -75,15 +81,14 @@ def _draw_speedups(axes: Axes, found: SerdabResult) -> None:
                 color=PALETTE[turn],
                 hatch=None if measured else _PREDICTED,
                 edgecolor="white",
-                label=placement.replace("two", "two enclaves").replace("+", " + ")
-                if place == 0
-                else None,
+                label=_NAMES[placement] if place == 0 else None,
             )
             axes.text(at, ratio, f"{ratio:.1f}", ha="center", va="bottom", fontsize=7)
     axes.axhline(1.0, color="#333333", linewidth=0.8)
     axes.set_xticks(range(len(models)), models, rotation=15)
     axes.set_ylabel("speed-up over one bounded enclave")
-    axes.legend(frameon=False, fontsize=8, title="hatched: predicted", title_fontsize=8)
+    if models:
+        axes.legend(frameon=False, fontsize=8, title="hatched: predicted", title_fontsize=8)
 
 
 def _draw_errors(axes: Axes, found: SerdabResult) -> None:
