@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
@@ -110,8 +111,9 @@ def test_a_server_ends_with_a_named_error_after(case: str) -> None:
     said, kind = CLIENTS[case]
     with serving() as (address, ended):
         sock = connect(address, timeout_s=10.0)
-        sock.sendall(said)
-        sock.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # the server may have hung up already
+            sock.sendall(said)
+            sock.shutdown(socket.SHUT_WR)
         assert type(ended()) is kind
         sock.close()
 
