@@ -20,7 +20,7 @@ PRIVACY_VERSION = 1
 #: Discloses the weights of every node.
 ALL = "all"
 _RANGE = re.compile(r"(0|[1-9][0-9]{0,8}):([1-9][0-9]{0,8})\Z")
-#: SSIM ends at 1, where a reconstruction is the input itself; resolution is in pixels.
+#: Scores end at 1, where a reconstruction is the input itself; resolution is in pixels.
 _LIMIT_MAX: dict[LeakageMetric, float] = {
     "similarity": 1.0,
     "reconstruction": 1.0,
@@ -36,7 +36,7 @@ class InputPrivacy(Struct, frozen=True):
     """Tensors that leak at most ``limit``, by a metric, may reach untrusted devices."""
 
     metric: Annotated[LeakageMetric, _about("How leakage is measured.")]
-    limit: Annotated[float, _about("The most that may leak: SSIM, or pixels for `resolution`.")]
+    limit: Annotated[float, _about("The most that may leak: 0 to 1, or pixels for `resolution`.")]
 
     def __post_init__(self) -> None:
         most = _LIMIT_MAX[self.metric]
@@ -44,7 +44,7 @@ class InputPrivacy(Struct, frozen=True):
             raise InputError(
                 f"not a limit for the metric `{self.metric}`",
                 got=str(self.limit),
-                expected=f"0 to {most:g}" + (" (pixels)" if most > 1 else " (SSIM)"),
+                expected=f"0 to {most:g}" + (" pixels" if most > 1 else ""),
             )
 
 

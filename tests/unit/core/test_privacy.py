@@ -85,7 +85,7 @@ MISTAKES = {
     "an unknown metric": (FULL.replace("reconstruction", "psnr"), "privacy.yaml:3:"),
     "a limit that is missing": ("version: 1\ninput: {metric: similarity}\n", "`limit`"),
     "a negative limit": (FULL.replace("0.30", "-0.1"), "privacy.yaml:3:"),
-    "a limit beyond a perfect reconstruction": (FULL.replace("0.30", "1.5"), "0 to 1 (SSIM)"),
+    "a limit beyond a perfect reconstruction": (FULL.replace("0.30", "1.5"), "0 to 1"),
     "a limit that is no number": (FULL.replace("0.30", ".nan"), "not a limit"),
     "an infinite limit": (FULL.replace("0.30", ".inf"), "not a limit"),
     "pixels without an end": (
