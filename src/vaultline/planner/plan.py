@@ -170,7 +170,7 @@ def _stage(problem: Problem, stage: Placed, replicas: tuple[Device, ...]) -> Pla
         step_bytes=max(step, 1),
         frames_per_pass=frames,
         queue_frames=settings.queue_frames(frames),
-        portable=unit.portable or unit.kind == "accelerator" or speed.isa == "portable",
+        portable=unit.portable or speed.isa == "portable",
         inputs=profile.crossing[stage.start],
         outputs=profile.crossing[stage.end],
         predicted_s=float(option.period_s[at]),

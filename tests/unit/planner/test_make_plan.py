@@ -273,6 +273,14 @@ def test_stacked_frames_count_in_a_busy_pipeline_and_not_for_a_frame_alone() -> 
     assert isclose(alone.predicted["bottleneck_s"], 0.2)
 
 
+def test_programs_are_portable_where_the_cluster_says_so() -> None:
+    """Not for every accelerator: a plain worker on a processor would lose its blocked layout."""
+    parts = parse_partition("0:2@a,2:4@b")
+    machines = cluster(device("a"), device("b", portable=True))
+    plan = make_plan(profile([1.0] * 4), machines, partition=parts)
+    assert [stage.portable for stage in plan.stages] == [False, True]
+
+
 def test_an_untrusted_device_is_not_used_unless_everything_it_sees_is_released() -> None:
     machines = cluster(
         device("gpu", kind="accelerator", trust="none", speed_class="fast"), device("enclave")
@@ -283,7 +291,6 @@ def test_an_untrusted_device_is_not_used_unless_everything_it_sees_is_released()
     request = PlanRequest(objective="latency", release=released)
     plan = plan_request(layers, machines, request)
     assert (devices(plan), cuts(plan)) == (["enclave", "gpu"], [2])
-    assert [stage.portable for stage in plan.stages] == [False, True]
     weights_stay = replace(request, release=Release(cuts=(True,) * 5, blocks=(False,) * 4))
     assert devices(plan_request(layers, machines, weights_stay)) == ["enclave"]
 
