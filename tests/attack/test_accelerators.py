@@ -16,6 +16,7 @@ import pytest
 
 from vaultline.attest.grant import TensorNotReleased
 from vaultline.attest.refusals import EvidenceRefused, KindRefused, PinnedKeyRefused
+from vaultline.bench.cutting import cut_plan
 from vaultline.bench.rig import Rig, make_rig, make_trust
 from vaultline.channel.chunks import VaultOtherPlanError
 from vaultline.core.errors import InputError, VaultlineError
@@ -30,7 +31,6 @@ from vaultline.owner.deploy import launch_workers, stage_secrets
 from vaultline.owner.disclosure import Disclosure, WeightsNotDisclosed
 from vaultline.owner.hostlink import WorkerRefusedError
 from vaultline.owner.session import Session, SessionSettings
-from vaultline.testing.deployment import cut_plan
 from vaultline.testing.privacy import disclosure, on_accelerators
 from vaultline.transport.control import RefusedByPeerError
 

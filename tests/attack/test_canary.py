@@ -23,6 +23,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from vaultline.bench.cutting import cut_plan
 from vaultline.bench.namespaces import Network, why_no_namespaces
 from vaultline.bench.rig import Rig, make_rig
 from vaultline.channel.keys import derive_hop_keys
@@ -36,7 +37,6 @@ from vaultline.graph.structure import Model
 from vaultline.owner.deploy import Place
 from vaultline.owner.hostlink import HostLink
 from vaultline.owner.session import OwnerFrame, ResultFrame, Session, SessionSettings
-from vaultline.testing.deployment import cut_plan
 from vaultline.testing.middle import Middle, MiddleLink, records
 from vaultline.testing.network import Tap
 from vaultline.testing.privacy import disclosure, on_accelerators

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from vaultline.attest.refusals import MeasurementRefused
+from vaultline.bench.cutting import cut_plan
 from vaultline.bench.rig import Rig, make_rig
 from vaultline.core.errors import VaultlineError
 from vaultline.core.frames import FrameLayout
@@ -32,7 +33,7 @@ from vaultline.owner.session import (
     Session,
     SessionSettings,
 )
-from vaultline.testing.deployment import Files, cut_plan, run_command, write_files
+from vaultline.testing.deployment import Files, run_command, write_files
 from vaultline.testing.middle import Attack, Middle, MiddleLink, records
 from vaultline.transport.sockets import ConnectionLostError
 

@@ -12,6 +12,7 @@ import pytest
 from _pytest.mark.structures import ParameterSet
 from msgspec.structs import replace
 
+from vaultline.bench.cutting import cut_plan
 from vaultline.bench.rig import Rig, make_rig, make_trust
 from vaultline.core.control import ReadyLine
 from vaultline.core.errors import VaultlineError
@@ -22,7 +23,6 @@ from vaultline.graph.structure import Model
 from vaultline.host.wiring import data_addresses, next_addresses
 from vaultline.owner.hostlink import WorkerLostError
 from vaultline.owner.session import OwnerFrame, ResultFrame
-from vaultline.testing.deployment import cut_plan
 from vaultline.testing.middle import Middle, MiddleLink
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"

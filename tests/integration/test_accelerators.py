@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vaultline.bench.cutting import cut_plan
 from vaultline.bench.profiling import ProfileRequest, profile_model
 from vaultline.bench.rig import make_rig, make_trust
 from vaultline.cli.main import main
@@ -24,7 +25,6 @@ from vaultline.owner.disclosure import Disclosure
 from vaultline.owner.session import OwnerFrame
 from vaultline.planner import PlanRequest, parse_partition, plan_request
 from vaultline.planner.release import release_of
-from vaultline.testing.deployment import cut_plan
 from vaultline.testing.privacy import leakage_report, on_accelerators
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"

@@ -18,17 +18,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vaultline.bench.cutting import cut_plan
 from vaultline.bench.rig import make_rig
 from vaultline.graph.model import load_model
 from vaultline.host.supervisor import SILENCE_S_MAX
-from vaultline.testing.deployment import (
-    Files,
-    RunningOwner,
-    cut_plan,
-    read_sink,
-    run_command,
-    write_files,
-)
+from vaultline.testing.deployment import Files, RunningOwner, read_sink, run_command, write_files
 from vaultline.testing.rtsp import RtspServer
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"

@@ -19,6 +19,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from vaultline.bench.cutting import cut_plan
 from vaultline.bench.namespaces import Network, why_no_namespaces
 from vaultline.bench.rig import Rig, make_rig, make_trust
 from vaultline.graph import zoo
@@ -27,7 +28,7 @@ from vaultline.graph.engine import run_plain
 from vaultline.graph.model import Model, load_model
 from vaultline.owner.deploy import Place
 from vaultline.owner.session import OwnerFrame, ResultFrame, SessionSettings
-from vaultline.testing.deployment import cut_plan, read_sink, run_command, write_files
+from vaultline.testing.deployment import read_sink, run_command, write_files
 from vaultline.testing.network import Tap
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"

@@ -13,19 +13,13 @@ import numpy as np
 import pytest
 from _pytest.mark.structures import ParameterSet
 
+from vaultline.bench.cutting import cut_plan
 from vaultline.bench.rig import Rig, make_rig, make_trust
 from vaultline.graph.engine import run_plain
 from vaultline.graph.model import load_model
 from vaultline.graph.structure import Model
 from vaultline.owner.session import OwnerFrame, SessionSettings
-from vaultline.testing.deployment import (
-    Files,
-    RunningOwner,
-    cut_plan,
-    read_sink,
-    run_command,
-    write_files,
-)
+from vaultline.testing.deployment import Files, RunningOwner, read_sink, run_command, write_files
 from vaultline.testing.rtsp import RtspServer
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"

@@ -13,20 +13,17 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from msgspec.structs import replace
 
+from vaultline.bench.cutting import cut_plan
 from vaultline.bench.live import LivePipeline
 from vaultline.bench.rig import make_rig
 from vaultline.core.errors import MachineError
-from vaultline.core.plan import PLAN_VERSION, Plan, PlannedDevice, PlannedStage
 from vaultline.core.profile import DeviceRates
-from vaultline.graph.cuts import cuts
 from vaultline.graph.model import load_model
 from vaultline.graph.probe import save_hop_probe
-from vaultline.graph.structure import Model
 
 #: About a photo of 224 x 224 pixels, as it enters a network: 602 kB.
 _ELEMENTS = 3 * 224 * 224
@@ -79,7 +76,7 @@ def hop_rates(frames: int = _FRAMES, rounds: int = _ROUNDS) -> HopRates:
         path = Path(folder) / "probe.onnx"
         save_hop_probe(path, _ELEMENTS)
         model = load_model(path)
-        rig = make_rig(model, _probe_plan(model), Path(folder))
+        rig = make_rig(model, cut_plan(model, [1, 2], frames_per_pass=1), Path(folder))
         with LivePipeline(rig, model.inputs) as pipeline:
             pipeline.run(frames)
             measured = [_round(pipeline, frames) for _ in range(rounds)]
@@ -96,47 +93,6 @@ def hop_rates(frames: int = _FRAMES, rounds: int = _ROUNDS) -> HopRates:
         seal_bytes_per_s=1.0 / max(seal_s, _LEAST_S_PER_BYTE),
         owner_frame_s=max(small, 0.0),
         owner_bytes_per_s=nbytes / max(owner - small, nbytes * _LEAST_S_PER_BYTE),
-    )
-
-
-def _probe_plan(model: Model) -> Plan:
-    """One node a stage; as unhurried with passes and queues as the planner's own plans."""
-    all_cuts = cuts(model)
-    stages = [
-        PlannedStage(
-            devices=(
-                PlannedDevice(
-                    name=f"probe-{first}",
-                    host="local",
-                    kind="simulated",
-                    cores=1,
-                    memory_bytes=1 << 30,
-                ),
-            ),
-            first=first,
-            last=last,
-            threads=1,
-            mode="resident",
-            step_bytes=1 << 20,
-            frames_per_pass=1,
-            queue_frames=2,
-            portable=False,
-            inputs=all_cuts[first].tensors,
-            outputs=all_cuts[last].tensors,
-            predicted_s=0.0,
-        )
-        for first, last in pairwise(range(model.node_count + 1))
-    ]
-    return Plan(
-        version=PLAN_VERSION,
-        model_name=model.name,
-        model_digest=model.digest,
-        input_shapes={},
-        objective="chunk",
-        chunk_frames=1,
-        stages=tuple(stages),
-        hop_s=(0.0,) * (len(stages) + 1),
-        predicted={"latency_s": 0.0, "bottleneck_s": 0.0, "chunk_s": 0.0},
     )
 
 

@@ -1,4 +1,4 @@
-"""Real deployments for tests: plans at given cuts, the command line as a process, its whole family.
+"""Real deployments for tests: a plan as files, the command line as a process, its whole family.
 
 What a test needs to put a run together, to disturb it, and to see that nothing is left of it.
 """
@@ -12,83 +12,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
 from vaultline.bench.rig import Rig
 from vaultline.core.errors import InputError
-from vaultline.core.plan import PLAN_VERSION, Plan, PlannedDevice, PlannedStage, write_plan
+from vaultline.core.plan import write_plan
 from vaultline.core.serde import from_json
-from vaultline.graph.cuts import cuts
-from vaultline.graph.structure import Model
 from vaultline.owner.keyfile import load_kek, write_keyfile
 
-_MIB = 1 << 20
 _POLL_S = 0.005
-
-
-def cut_plan(
-    model: Model,
-    positions: Sequence[int],
-    *,
-    hosts: Sequence[str] = (),
-    modes: Sequence[str] = (),
-    replicas: Sequence[int] = (),
-    frames_per_pass: int = 2,
-    portable: bool = False,
-    memory_bytes: int = 256 * _MIB,
-) -> Plan:
-    """A plan with cuts at the given inner positions, priced at nothing.
-
-    Args:
-        positions: strictly between 0 and the number of nodes, ascending; cuts need not be
-            candidates of the search.
-        hosts: of each stage; one host for all if empty.
-        modes: of each stage; all resident if empty.
-        replicas: of each stage, all on its host; one each if empty.
-    """
-    all_cuts = cuts(model)
-    stages = []
-    for number, (first, last) in enumerate(pairwise((0, *positions, model.node_count))):
-        count = replicas[number] if replicas else 1
-        devices = tuple(
-            PlannedDevice(
-                name=f"enclave-{number}" + f"-{replica}" * (count > 1),
-                host=hosts[number] if hosts else "local",
-                kind="simulated",
-                cores=1,
-                memory_bytes=memory_bytes,
-            )
-            for replica in range(count)
-        )
-        stages.append(
-            PlannedStage(
-                devices=devices,
-                first=first,
-                last=last,
-                threads=1,
-                mode="streamed" if modes and modes[number] == "streamed" else "resident",
-                step_bytes=4 * _MIB,
-                frames_per_pass=frames_per_pass,
-                queue_frames=2 * frames_per_pass,
-                portable=portable,
-                inputs=all_cuts[first].tensors,
-                outputs=all_cuts[last].tensors,
-                predicted_s=0.0,
-            )
-        )
-    return Plan(
-        version=PLAN_VERSION,
-        model_name=model.name,
-        model_digest=model.digest,
-        input_shapes={},
-        objective="chunk",
-        chunk_frames=1,
-        stages=tuple(stages),
-        hop_s=(0.0,) * (len(stages) + 1),
-        predicted={"latency_s": 0.0, "bottleneck_s": 0.0, "chunk_s": 0.0},
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

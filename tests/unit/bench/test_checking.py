@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from vaultline.bench.checking import Checked, CheckedTime, CheckRequest, check_plan
+from vaultline.bench.cutting import cut_plan
 from vaultline.graph.model import load_model
-from vaultline.testing.deployment import cut_plan
 
 DIGITS = Path(__file__).parents[3] / "examples" / "digits" / "digits.onnx"
 

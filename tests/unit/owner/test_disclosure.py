@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from vaultline.attest.grant import HopRelease, TensorNotReleased
+from vaultline.bench.cutting import cut_plan
 from vaultline.core.errors import InputError
 from vaultline.core.leakage import write_leakage
 from vaultline.core.plan import Plan
@@ -23,7 +24,6 @@ from vaultline.owner.disclosure import (
 )
 from vaultline.owner.release import StageSecrets
 from vaultline.planner.release import ReportForAnotherModelError
-from vaultline.testing.deployment import cut_plan
 from vaultline.testing.privacy import disclosure, leakage_report, on_accelerators, privacy
 
 MODEL = load_model(Path(__file__).parents[3] / "examples" / "digits" / "digits.onnx")
