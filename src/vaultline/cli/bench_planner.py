@@ -135,7 +135,12 @@ def _document(found: SerdabResult) -> dict[str, Any]:
     return {
         "placed": [asdict(each) for each in found.placed],
         "checks": [
-            {"model": each.model, "where": each.where, **check_document(each.checked)}
+            {
+                "model": each.model,
+                "where": each.where,
+                "plan": each.checked.plan,
+                **check_document(each.checked),
+            }
             for each in found.checks
         ],
     }
