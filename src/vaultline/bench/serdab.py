@@ -73,6 +73,7 @@ _WARM_FRAMES = 16
 _LISTEN_S = 10.0
 #: Quick models are timed in more rounds, for about so many seconds.
 _ROUNDS_S, _REPEATS_MAX = 1.5, 99
+_PROFILES = 2
 _CHECK_S, _CHECK_ROUNDS_MAX = 5.0, 25
 
 
@@ -200,7 +201,12 @@ def bench_serdab(request: SerdabRequest, progress: Callable[[str, int, int], Non
             progress(name, number, len(names))
             model = load_model(build(name, request.zoo))
             repeats = _repeats(model, request.repeats)
-            profile = profile_model(model, ProfileRequest(repeats=repeats, neighbours=1), hops=hops)
+            taken = [
+                profile_model(model, ProfileRequest(repeats=repeats, neighbours=1), hops=hops)
+                for _ in range(_PROFILES)
+            ]
+            # Whatever else runs only adds to the times: the quicker of the profiles saw less of it.
+            profile = min(taken, key=lambda each: sum(b.compute_s[0][1] for b in each.blocks))
             profile = msgspec.structs.replace(
                 profile, class_scale={_ACCELERATED: request.accelerator_factor}
             )
