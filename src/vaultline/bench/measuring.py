@@ -18,13 +18,11 @@ from msgspec.structs import replace
 
 from vaultline.bench.noise import frames_of
 from vaultline.bench.rates import SealedWeight, device_rates, loopback_rate
-from vaultline.bench.stage_bench import PASS_FRAMES, StageBench, bench_settings
+from vaultline.bench.stage_bench import PASS_FRAMES, StageBench, segment_bench
 from vaultline.core.errors import RemoteProtocolError
-from vaultline.core.limits import MIB
 from vaultline.core.profile import TIME_S_MAX, BlockProfile, DeviceRates, LoopbackRate
 from vaultline.core.program import Isa
 from vaultline.core.serde import Struct
-from vaultline.graph.compile import CompiledStage, compile_segment
 from vaultline.graph.cuts import candidates
 from vaultline.graph.node_times import NodeClock
 from vaultline.graph.structure import Model
@@ -178,7 +176,7 @@ def measure(
     weight = SealedWeight() if wanted.rates else None
     timed: list[StageBench] = []
     if wanted.single_rounds or wanted.stacked_rounds:
-        timed.append(StageBench(_compiled(model, 0, model.node_count)))
+        timed.append(segment_bench(model, 0, model.node_count))
         timed[0].pass_s(1)
         for bench in _benches(model, positions):
             timed.append(bench)
@@ -236,15 +234,11 @@ def feeds_of(model: Model) -> Mapping[str, Any]:
     return {spec.name: tensor for spec, tensor in zip(model.inputs, frame, strict=True)}
 
 
-def _compiled(model: Model, first: int, last: int) -> CompiledStage:
-    return compile_segment(model, first, last, settings=bench_settings(), step_bytes=8 * MIB)
-
-
 def _benches(model: Model, positions: Sequence[int]) -> Iterator[StageBench]:
     """Every block, fed with what the block before it makes of seeded noise."""
     carried = [tensor.tobytes() for tensor in frames_of(model.inputs, 1)[0]]
     for first, last in pairwise(positions):
-        bench = StageBench(_compiled(model, first, last))
+        bench = segment_bench(model, first, last)
         for buffer in bench.inputs:
             for part, data in zip(buffer.parts, carried, strict=True):
                 part[:] = np.frombuffer(data, np.uint8)

@@ -11,9 +11,7 @@ import select
 import sys
 from pathlib import Path
 
-from vaultline.bench.stage_bench import PASS_FRAMES, StageBench, bench_settings
-from vaultline.core.limits import MIB
-from vaultline.graph.compile import compile_segment
+from vaultline.bench.stage_bench import PASS_FRAMES, segment_bench
 from vaultline.graph.model import load_model
 
 
@@ -22,9 +20,7 @@ def main() -> None:
     path, core = Path(sys.argv[1]), int(sys.argv[2])
     os.sched_setaffinity(0, {core})
     model = load_model(path)
-    settings = bench_settings()
-    stage = compile_segment(model, 0, model.node_count, settings=settings, step_bytes=8 * MIB)
-    bench = StageBench(stage)
+    bench = segment_bench(model, 0, model.node_count)
     bench.pass_s(PASS_FRAMES)
     print("ready", flush=True)
     hung_up = select.poll()

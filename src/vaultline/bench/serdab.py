@@ -28,7 +28,7 @@ from vaultline.bench.live import LivePipeline
 from vaultline.bench.namespaces import Network
 from vaultline.bench.profiling import ProfileRequest, profile_model
 from vaultline.bench.rig import make_rig, make_trust
-from vaultline.bench.stage_bench import StageBench, bench_settings
+from vaultline.bench.stage_bench import segment_bench
 from vaultline.core.cluster import Cluster, Device, Host, Link
 from vaultline.core.leakage import PSNR_DB_MAX, CutLeakage, LeakageReport
 from vaultline.core.limits import MIB
@@ -42,7 +42,6 @@ from vaultline.core.privacy import (
 )
 from vaultline.core.profile import ModelProfile
 from vaultline.core.tensors import TensorSpec
-from vaultline.graph.compile import compile_segment
 from vaultline.graph.model import load_model
 from vaultline.graph.structure import Model
 from vaultline.graph.zoo import ZOO, build
@@ -217,10 +216,7 @@ def bench_serdab(request: SerdabRequest, progress: Callable[[str, int, int], Non
 
 def _repeats(model: Model, least: int) -> int:
     """More rounds of quick models: a moment when something else runs must not be all of them."""
-    stage = compile_segment(
-        model, 0, model.node_count, settings=bench_settings(), step_bytes=8 * MIB
-    )
-    whole = StageBench(stage)
+    whole = segment_bench(model, 0, model.node_count)
     whole.pass_s(1)
     return max(least, min(_REPEATS_MAX, round(_ROUNDS_S / whole.pass_s(1))))
 
@@ -297,9 +293,9 @@ class _Subject:
         rounds = 1 if longest_s > self.request.chunk_s_max else self.request.rounds
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vaultline-")))
+            disclosure = disclosed(self.profile)
             live = {}
             for place, plan in plans.items():
-                disclosure = disclosed(self.profile)
                 rig = make_rig(self.model, plan, folder, self.trust, disclosure)
                 live[place] = stack.enter_context(LivePipeline(rig, self.model.inputs))
                 live[place].run(_WARM_FRAMES)

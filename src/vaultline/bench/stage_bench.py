@@ -6,11 +6,13 @@ import time
 from dataclasses import dataclass
 
 from vaultline.core.frames import FrameLayout
+from vaultline.core.limits import MIB
 from vaultline.core.program import StageSettings
 from vaultline.core.tensors import TensorSpec
 from vaultline.enclave.executor import Executor, FrameBuffer
 from vaultline.enclave.ledger import Ledger
-from vaultline.graph.compile import CompiledStage
+from vaultline.graph.compile import CompiledStage, compile_segment
+from vaultline.graph.structure import Model
 
 #: More than any block needs: profiling is not what the budget protects from.
 _BUDGET_BYTES = 1 << 40
@@ -53,6 +55,13 @@ class StageBench:
         for _ in self.executor.run_pass(self.inputs[:frames], self.outputs[:frames]):
             pass
         return time.perf_counter() - before_s
+
+
+def segment_bench(model: Model, first: int, last: int) -> StageBench:
+    """A segment compiled as profiles time it."""
+    return StageBench(
+        compile_segment(model, first, last, settings=bench_settings(), step_bytes=8 * MIB)
+    )
 
 
 def bench_settings(frames: int = PASS_FRAMES) -> StageSettings:
