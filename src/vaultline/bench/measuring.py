@@ -273,17 +273,15 @@ def _block(
     program = bench.program
     edge = {*program.inputs, *program.outputs}
     specs = [weight.spec for weight in program.weights]
-    tiled = {k for step in program.steps if step.stackable for _, k in step.weights}
+    tiled = {each.weight for step in program.steps if step.stackable for each in step.weights}
     whole = [spec.nbytes for k, spec in enumerate(specs) if k not in tiled]
     # A convolution reads its kernel and its bias in one step.
     biases = [spec.nbytes for k, spec in enumerate(specs) if len(spec.shape) == 1]
     return BlockProfile(
         compute_s=((1, 0.0),),
         weight_bytes=sum(spec.nbytes for spec in specs),
-        activation_bytes=sum(
-            spec.nbytes for k, spec in enumerate(program.tensors) if k not in edge
-        ),
-        scratch_bytes=max((step.scratch_bytes for step in program.steps), default=0),
+        activation_bytes=0,
+        scratch_bytes=program.workspace_bytes + program.engine_bytes,
         inner_bytes=_inner_bytes(model, first, last) + sum(program.tensors[k].nbytes for k in edge),
         largest_weight_bytes=min(sum(whole), max(whole, default=0) + max(biases, default=0)),
         ops=dict(Counter(node.op for node in model.nodes[first:last])),

@@ -19,7 +19,7 @@ from vaultline.channel.keys import derive_hop_keys
 from vaultline.channel.records import OVERHEAD_BYTES, RecordKind, RecordOpener, RecordSealer
 from vaultline.core.limits import MIB, RECORD_FRAGMENT_BYTES
 from vaultline.core.profile import DeviceRates, LoopbackRate
-from vaultline.core.program import PROGRAM_VERSION, StageProgram, Weight
+from vaultline.core.program import PROGRAM_VERSION, Place, StageProgram, Weight
 from vaultline.core.tensors import TensorSpec
 from vaultline.enclave.vault import VaultSection
 from vaultline.graph.compile import CompiledStage
@@ -53,6 +53,7 @@ class SealedWeight:
             isa="portable",
             settings=bench_settings(),
             tensors=(frame,),
+            places=(Place(),),
             inputs=(0,),
             outputs=(0,),
             weights=(Weight(spec=spec),),

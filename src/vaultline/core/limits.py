@@ -29,8 +29,8 @@ STAGES_MAX = 64
 REPLICAS_MAX = 16
 #: Workers of one plan: one host process watches them all.
 WORKERS_MAX = 256
-#: The tensors that cross one cut (a whole DenseNet block crosses fewer than 100).
-TENSORS_PER_STAGE_MAX = 4096
+#: The tensors of a stage, those inside its steps too (densenet121 whole: about 250).
+TENSORS_PER_STAGE_MAX = 1 << 16
 #: One tensor, and the tensors of one frame on one hop together.
 TENSOR_BYTES_MAX = 8 * GIB
 FRAME_BYTES_MAX = 1 * GIB

@@ -18,17 +18,52 @@ from vaultline.core.limits import (
 )
 from vaultline.core.replicas import neighbours
 from vaultline.core.serde import Struct
-from vaultline.core.tensors import TensorSpec
+from vaultline.core.tensors import TensorSpec, align
 
-PROGRAM_VERSION = 1
+PROGRAM_VERSION = 2
 #: Instruction sets by the width of the engine's blocked convolution layout; ``portable`` has none.
 Isa = Literal["portable", "x86-64-avx2", "x86-64-avx512", "aarch64"]
 
 
+#: How a stage keeps its weights: all of them; as many as fit, the others decrypted on every pass; or
+#: all of them in memory that is larger than what is protected, with a page cache underneath.
+Mode = Literal["resident", "streamed", "paged"]
+
+
 class Weight(Struct, frozen=True):
-    """A weight of the stage; its bytes are the vault's tensor of the same index plus one."""
+    """A weight of the stage; its bytes are the vault's tensor of the same index plus one.
+
+    Attributes:
+        resident_at: its offset among the weights that are kept, or None if it is streamed.
+    """
 
     spec: TensorSpec
+    resident_at: int | None = None
+
+
+class StepWeight(Struct, frozen=True):
+    """A weight as a step reads it.
+
+    Attributes:
+        input: the graph's name for it.
+        weight: its index in the program.
+        offset: where in the workspace it is decrypted to, if it is streamed.
+    """
+
+    input: str
+    weight: int
+    offset: int = 0
+
+
+class Place(Struct, frozen=True):
+    """Where a tensor is kept: ``frames`` of them side by side in the workspace, from ``offset``.
+
+    A tensor inside a step has room for one frame, which all frames use in turn; one between steps
+    for every frame of a pass; one that lives in messages for none, unless a step stacks it.
+    """
+
+    offset: int = 0
+    frames: int = 0
 
 
 class Step(Struct, frozen=True):
@@ -37,19 +72,20 @@ class Step(Struct, frozen=True):
     Attributes:
         graph: index into the program's graphs (tiles of one shape share a graph and a session).
         feeds: (graph input name, tensor index) of each per-frame input.
-        weights: (graph input name, weight index) of each weight.
-        fetches: (graph output name, tensor index) of each per-frame output.
+        weights: each weight that it reads, once for every name.
+        fetches: (graph output name, tensor index) of each per-frame output, those that only the
+            step itself reads included: so the engine allocates none of them.
         stackable: frames may be stacked along axis 0 and run in one call: every feed and fetch
             has 1 as its first side and rows don't influence each other.
-        scratch_bytes: the engine's live internal tensors at their peak, for one frame.
+        activation_bytes: most that tensors in the workspace take at once while it runs.
     """
 
     graph: int
     feeds: tuple[tuple[str, int], ...]
-    weights: tuple[tuple[str, int], ...]
+    weights: tuple[StepWeight, ...]
     fetches: tuple[tuple[str, int], ...]
     stackable: bool = False
-    scratch_bytes: int = 0
+    activation_bytes: int = 0
 
 
 class StageSettings(Struct, frozen=True):
@@ -59,7 +95,7 @@ class StageSettings(Struct, frozen=True):
         stage, stages: this stage's index and how many there are.
         threads: intra-op threads of the engine.
         budget_bytes: protected memory that the ledger may hand out.
-        mode: ``resident`` keeps every weight in memory, ``streamed`` decrypts them on every pass.
+        mode: how weights are kept: see ``Mode``.
         frames_per_pass: the most waiting frames that one pass takes.
         queue_frames: buffers of the input queue; when all are full the sender blocks.
         sources, replicas, targets: replicas of the stage before, of this one and of the one
@@ -71,7 +107,7 @@ class StageSettings(Struct, frozen=True):
     stages: int
     threads: int
     budget_bytes: int
-    mode: Literal["resident", "streamed"]
+    mode: Mode
     frames_per_pass: int
     queue_frames: int
     sources: int = 1
@@ -108,10 +144,15 @@ class StageProgram(Struct, frozen=True):
     Attributes:
         engine_version: onnxruntime's version that compiled the graphs; must match exactly
             unless ``isa`` is ``portable``.
-        tensors: every tensor at a step boundary, stage inputs and outputs included.
+        tensors: every tensor that steps read or write; places: where each is kept.
         inputs, outputs: indices into ``tensors`` of the hop's tensors, in the hop's order. A
             tensor in both is passed through.
         graphs: serialised ONNX models whose weights are graph inputs.
+        resident_bytes: of the buffer of weights that are kept.
+        workspace_bytes: of the buffer that tensors and streamed weights share, each for as long as
+            it is needed: the owner's side has laid out what lives at the same time apart.
+        engine_bytes: what the engine takes for itself: sessions, and tensors that it allocates.
+        prefetch: a step's weights are decrypted while the step before runs.
     """
 
     version: int
@@ -119,11 +160,16 @@ class StageProgram(Struct, frozen=True):
     isa: Isa
     settings: StageSettings
     tensors: tuple[TensorSpec, ...]
+    places: tuple[Place, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     weights: tuple[Weight, ...]
     graphs: tuple[bytes, ...]
     steps: tuple[Step, ...]
+    resident_bytes: int = 0
+    workspace_bytes: int = 0
+    engine_bytes: int = 0
+    prefetch: bool = False
 
     def __post_init__(self) -> None:
         if self.version != PROGRAM_VERSION:
@@ -136,6 +182,29 @@ class StageProgram(Struct, frozen=True):
         if len(self.tensors) > TENSORS_PER_STAGE_MAX:
             raise InputError("stage program has too many tensors", got=str(len(self.tensors)))
         self._check_references()
+        self._check_places()
+
+    def _check_places(self) -> None:
+        """Nothing reaches beyond the buffer that it is in."""
+        if len(self.places) != len(self.tensors) or not 0 <= self.engine_bytes <= 1 << 62:
+            raise InputError("stage program does not say where each tensor is kept")
+        ends = [
+            (place.offset, place.frames * spec.nbytes, self.workspace_bytes)
+            for place, spec in zip(self.places, self.tensors, strict=True)
+            if place.frames
+        ]
+        for weight in self.weights:
+            if weight.resident_at is not None:
+                ends.append((weight.resident_at, weight.spec.nbytes, self.resident_bytes))
+        for step in self.steps:
+            for each in step.weights:
+                weight = self.weights[each.weight]
+                if weight.resident_at is None:
+                    ends.append((each.offset, weight.spec.nbytes, self.workspace_bytes))
+        counts = {1, self.settings.frames_per_pass}
+        fine = all(place.frames in {0, *counts} for place in self.places)
+        if not fine or any(start < 0 or start + size > most for start, size, most in ends):
+            raise InputError("stage program places a tensor outside of its buffer")
 
     def _check_references(self) -> None:
         """Every index is in range, and every tensor is written before it is read, once."""
@@ -149,12 +218,12 @@ class StageProgram(Struct, frozen=True):
             writes = [index for _, index in step.fetches]
             fine = (
                 0 <= step.graph < len(self.graphs)
-                and all(0 <= weight < len(self.weights) for _, weight in step.weights)
+                and all(0 <= each.weight < len(self.weights) for each in step.weights)
                 and all(0 <= index < len(self.tensors) for index in writes)
                 and reads <= ready
                 and not ready.intersection(writes)
                 and len(set(writes)) == len(writes)
-                and step.scratch_bytes >= 0
+                and step.activation_bytes >= 0
             )
             if not fine:
                 raise InputError(f"step {number} of the stage program is inconsistent")
@@ -165,3 +234,10 @@ class StageProgram(Struct, frozen=True):
     def specs(self, indices: tuple[int, ...]) -> tuple[TensorSpec, ...]:
         """The specs of tensors by index."""
         return tuple(self.tensors[index] for index in indices)
+
+
+def streamed_bytes(program: StageProgram, step: Step) -> int:
+    """Bytes of the workspace that a step's streamed weights take."""
+    streamed = {each.weight for each in step.weights}
+    specs = [program.weights[index] for index in streamed]
+    return sum(align(weight.spec.nbytes) for weight in specs if weight.resident_at is None)

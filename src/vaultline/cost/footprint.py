@@ -9,25 +9,15 @@ from __future__ import annotations
 from vaultline.core.frame_meta import hop_buffers_bytes
 from vaultline.core.frames import FrameLayout
 from vaultline.core.program import StageProgram
-from vaultline.core.tensors import align
 
 
 def footprint(program: StageProgram) -> dict[str, int]:
-    """Bytes by kind, as the enclave's ledger names them."""
+    """Bytes by kind, as the enclave's ledger holds them once the stage is loaded."""
     settings = program.settings
-    specs = [weight.spec for weight in program.weights]
-    needs = [{index for _, index in step.weights} for step in program.steps]
-    resident = tile = 0
-    if settings.mode == "resident":
-        resident = sum(specs[index].nbytes for index in set().union(*needs))
-    else:
-        tile = max((sum(align(specs[index].nbytes) for index in need) for need in needs), default=0)
-    scratch = max((step.scratch_bytes for step in program.steps), default=0)
-    slots = sum(program.tensors[tensor].nbytes for tensor in _slots(program))
     return {
-        "resident": resident,
-        "tile": tile,
-        "activation": scratch + settings.frames_per_pass * slots,
+        "resident": program.resident_bytes,
+        "tile": 0,
+        "activation": 0,
         "io": hop_buffers_bytes(
             queue_frames=max(settings.queue_frames, settings.frames_per_pass),
             frames_per_pass=settings.frames_per_pass,
@@ -35,18 +25,8 @@ def footprint(program: StageProgram) -> dict[str, int]:
             output_bytes=_message_bytes(program, program.outputs),
             connections=settings.connections,
         ),
-    }
-
-
-def _slots(program: StageProgram) -> set[int]:
-    """Tensors with a buffer per frame of a pass: all between steps, and those of the messages
-    that a stacked step needs side by side."""
-    edge = {*program.inputs, *program.outputs}
-    return {
-        tensor
-        for step in program.steps
-        for _, tensor in (*step.feeds, *step.fetches)
-        if tensor not in edge or (step.stackable and program.settings.frames_per_pass > 1)
+        "engine": program.engine_bytes,
+        "idle": program.workspace_bytes,
     }
 
 

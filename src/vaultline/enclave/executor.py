@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
 
-from vaultline.core.errors import MachineError
+from vaultline.core.errors import LocalProtocolError, MachineError
 from vaultline.core.frames import FrameLayout
-from vaultline.core.program import StageProgram, Step
-from vaultline.core.tensors import TensorSpec, align
+from vaultline.core.program import StageProgram, Step, streamed_bytes
+from vaultline.core.tensors import TensorSpec
 from vaultline.enclave.ledger import Bytes, Ledger
 
 #: ONNX's element types in the order of their numbers (onnx.proto, TensorProto.DataType), from 1.
@@ -71,44 +71,102 @@ class FrameBuffer:
         self.values = tuple(map(_value, self.parts, layout.specs))
 
 
-@dataclass(slots=True)
 class _LoadedStep:
-    """A step with its session's binding; weights are bound once, frames on every run."""
+    """A step with its session. Everything that is always at the same place is bound once, for each
+    frame of a pass; only messages are bound on every run.
 
-    step: Step
-    session: ort.InferenceSession
-    binding: Any
-    weights: tuple[tuple[int, Bytes], ...]
+    Attributes:
+        streamed: the weights to be decrypted before it runs, and where to.
+        tile_bytes: what those take.
+        inputs, outputs: the names that stand for tensors in messages, with their positions there;
+            ``reread`` are outputs of the stage that the step reads.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        session: ort.InferenceSession,
+        weights: Sequence[tuple[str, ort.OrtValue]],
+        streamed: tuple[tuple[int, Bytes], ...],
+        tile_bytes: int,
+        program: StageProgram,
+    ) -> None:
+        self.step, self.streamed, self.tile_bytes = step, streamed, tile_bytes
+        self._session = session
+        self._weights = weights
+        self._bindings: dict[tuple[int, int], Any] = {}
+        inputs = {tensor: position for position, tensor in enumerate(program.inputs)}
+        outputs = {tensor: position for position, tensor in enumerate(program.outputs)}
+        self.inputs = [(name, inputs[t]) for name, t in step.feeds if t in inputs]
+        self.reread = [
+            (name, outputs[t]) for name, t in step.feeds if t in outputs and t not in inputs
+        ]
+        self.outputs = [(name, outputs[t]) for name, t in step.fetches if t in outputs]
+        edge = inputs.keys() | outputs.keys()
+        self._kept_feeds = [(name, t) for name, t in step.feeds if t not in edge]
+        self._kept_fetches = [(name, t) for name, t in step.fetches if t not in edge]
+
+    def binding(self, frame: int, rows: int, kept: Callable[[int, int, int], ort.OrtValue]) -> Any:
+        """The binding for ``rows`` frames from ``frame`` on; ``kept`` finds what isn't in messages."""
+        key = (frame, rows)
+        if key not in self._bindings:
+            binding = self._session.io_binding()
+            for name, value in self._weights:
+                binding.bind_ortvalue_input(name, value)
+            feeds, fetches = self._kept_feeds, self._kept_fetches
+            if rows > 1:
+                feeds, fetches = list(self.step.feeds), list(self.step.fetches)
+            for name, tensor in feeds:
+                binding.bind_ortvalue_input(name, kept(tensor, frame, rows))
+            for name, tensor in fetches:
+                binding.bind_ortvalue_output(name, kept(tensor, frame, rows))
+            self._bindings[key] = binding
+        return self._bindings[key]
+
+    def run(self, binding: Any) -> None:
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise MachineError("the engine failed on a frame", got=str(error)) from error
 
 
 class Executor:
     """A stage in memory.
 
-    What it holds: resident weights, or one buffer for the largest step's weights; a slot per frame
-    of a pass for every tensor between steps; and, reserved, the engine's internal tensors.
+    What it holds: the weights that stay; a workspace, in which the program has a place for every
+    tensor and for the streamed weights of each step; and, reserved, what the engine takes.
     """
 
-    def __init__(self, program: StageProgram, weights: WeightSource, ledger: Ledger) -> None:
-        settings = program.settings
-        self._program = program
-        self._source = weights
-        self._ledger = ledger
-        self._frames = settings.frames_per_pass
-        self._streamed = settings.mode == "streamed"
-        #: Tensors that live in messages, and their positions there.
+    def __init__(
+        self,
+        program: StageProgram,
+        weights: WeightSource,
+        ledger: Ledger,
+        workspace: Bytes | None = None,
+    ) -> None:
+        """Load a stage: the weights that stay are read here, once.
+
+        Args:
+            workspace: shared with other stages of this process, of which one runs at a time; at
+                least as large as this program's. By default the stage has its own.
+
+        Raises:
+            BudgetExceededError: the ledger has too little.
+        """
+        self._program, self._source, self._ledger = program, weights, ledger
+        self._frames = program.settings.frames_per_pass
+        ledger.reserve("engine", program.engine_bytes, "the engine's sessions")
+        self._resident = ledger.take("resident", program.resident_bytes, "the weights that stay")
+        if workspace is None:
+            workspace = ledger.take("idle", program.workspace_bytes, "the workspace")
+        if len(workspace) < program.workspace_bytes:
+            raise LocalProtocolError("the shared workspace is too small for the stage")
+        self._workspace = workspace
+        self._read_residents()
+        sessions = [_session(graph, program.settings.threads) for graph in program.graphs]
+        self._steps = [self._load(step, sessions[step.graph]) for step in program.steps]
         self._inputs = {tensor: position for position, tensor in enumerate(program.inputs)}
         self._outputs = {tensor: position for position, tensor in enumerate(program.outputs)}
-        scratch_bytes = max((step.scratch_bytes for step in program.steps), default=0)
-        ledger.reserve("activation", scratch_bytes, "the engine's internal tensors")
-        self._slots = self._take_slots()
-        self._slot_values: dict[tuple[int, int, int], ort.OrtValue] = {}
-        buffers = self._take_weights()
-        # One arena a session: for the few of a resident stage it saves page faults, for the
-        # many small ones of a streamed stage it would hold memory that the next one needs.
-        self._sessions = [
-            _session(graph, settings.threads, arena=not self._streamed) for graph in program.graphs
-        ]
-        self._steps = list(map(self._load, program.steps, buffers))
         #: Frames of one pass are all done at the same moment.
         self.ends_stacked = bool(program.steps) and program.steps[-1].stackable
         self._through = tuple(
@@ -116,6 +174,8 @@ class Executor:
             for tensor, position in self._outputs.items()
             if tensor in self._inputs
         )
+        self._ahead = ThreadPoolExecutor(1, "decrypt") if program.prefetch else None
+        self._decrypting: Future[None] | None = None
 
     def run_pass(
         self, inputs: Sequence[FrameBuffer], outputs: Sequence[FrameBuffer]
@@ -131,108 +191,94 @@ class Executor:
                 after.parts[target][:] = before.parts[source]
         done = 0
         for number, loaded in enumerate(self._steps):
-            if self._streamed:
-                for index, buffer in loaded.weights:
-                    self._source.read_weight_into(index, buffer.data)
-            if loaded.step.stackable and len(inputs) > 1:
-                self._run_stacked(loaded, inputs, outputs)
-                continue
-            for frame, (before, after) in enumerate(zip(inputs, outputs, strict=True)):
-                self._run_one(loaded, frame, before, after)
-                if number == len(self._steps) - 1:
-                    done = frame + 1
-                    yield frame
+            self._await_weights(number)
+            with self._ledger.lent("activation", loaded.step.activation_bytes):
+                if loaded.step.stackable and len(inputs) > 1:
+                    self._run_stacked(loaded, inputs, outputs)
+                else:
+                    for frame, (before, after) in enumerate(zip(inputs, outputs, strict=True)):
+                        self._run_one(loaded, frame, before, after)
+                        if number == len(self._steps) - 1:
+                            done = frame + 1
+                            yield frame
+            self._ledger.give_back("tile", loaded.tile_bytes)
         yield from range(done, len(inputs))
 
-    def _take_slots(self) -> dict[int, Bytes]:
-        """``frames_per_pass`` of every tensor between steps, one after another.
+    def _await_weights(self, number: int) -> None:
+        """Return when a step's weights are in the workspace; those of the next may be on the way."""
+        if self._decrypting is None:
+            self._begin(number)
+        if self._decrypting is not None:
+            self._decrypting.result()
+            self._decrypting = None
+        if self._ahead is not None and number + 1 < len(self._steps):
+            self._begin(number + 1)
 
-        Stage inputs and outputs live in their messages; they get slots only where a stacked step
-        needs the frames side by side.
-        """
-        slots: dict[int, Bytes] = {}
-        for step in self._program.steps:
-            stacked = step.stackable and self._frames > 1
-            for _, tensor in (*step.feeds, *step.fetches):
-                inner = tensor not in self._inputs and tensor not in self._outputs
-                if tensor not in slots and (inner or stacked):
-                    spec = self._program.tensors[tensor]
-                    size_bytes = spec.nbytes * self._frames
-                    slots[tensor] = self._ledger.take(
-                        "activation", size_bytes, "frames between steps"
-                    )
-        return slots
+    def _begin(self, number: int) -> None:
+        """Decrypt a step's weights, in the background if the program has room for it."""
+        loaded = self._steps[number]
+        self._ledger.lend("tile", loaded.tile_bytes)
+        if self._ahead is None:
+            self._decrypt(loaded)
+        else:
+            self._decrypting = self._ahead.submit(self._decrypt, loaded)
 
-    def _take_weights(self) -> list[dict[int, Bytes]]:
-        """For each step, the buffer of each of its weights; resident ones are read here, once."""
-        specs = [weight.spec for weight in self._program.weights]
-        needs = [sorted({index for _, index in step.weights}) for step in self._program.steps]
-        if not self._streamed:
-            resident: dict[int, Bytes] = {}
-            for index in sorted({index for need in needs for index in need}):
-                buffer = self._ledger.take("resident", specs[index].nbytes, "the weights")
-                self._source.read_weight_into(index, buffer.data)
-                resident[index] = buffer
-            return [resident] * len(needs)
-        largest = max((sum(align(specs[i].nbytes) for i in need) for need in needs), default=0)
-        tile = self._ledger.take("tile", largest, "the largest step's weights")
-        placed = []
-        for need in needs:
-            offset, buffers = 0, {}
-            for index in need:
-                buffers[index] = tile[offset : offset + specs[index].nbytes]
-                offset += align(specs[index].nbytes)
-            placed.append(buffers)
-        return placed
+    def _decrypt(self, loaded: _LoadedStep) -> None:
+        for index, buffer in loaded.streamed:
+            self._source.read_weight_into(index, buffer.data)
 
-    def _load(self, step: Step, mine: dict[int, Bytes]) -> _LoadedStep:
-        session = self._sessions[step.graph]
-        binding = session.io_binding()
-        for name, index in step.weights:
-            value = _value(mine[index], self._program.weights[index].spec)
-            binding.bind_ortvalue_input(name, value)
-        used = sorted({index for _, index in step.weights})
-        weights = tuple((index, mine[index]) for index in used)
-        return _LoadedStep(step=step, session=session, binding=binding, weights=weights)
+    def _read_residents(self) -> None:
+        for index, weight in enumerate(self._program.weights):
+            if weight.resident_at is not None:
+                part = self._resident[weight.resident_at :][: weight.spec.nbytes]
+                self._source.read_weight_into(index, part.data)
 
-    def _slot(self, tensor: int, first: int, rows: int) -> ort.OrtValue:
-        key = (tensor, first, rows)
-        if key not in self._slot_values:
-            spec = self._program.tensors[tensor]
-            part = self._slots[tensor][first * spec.nbytes : (first + rows) * spec.nbytes]
-            self._slot_values[key] = _value(part, spec, rows if rows > 1 else None)
-        return self._slot_values[key]
+    def _load(self, step: Step, session: ort.InferenceSession) -> _LoadedStep:
+        values, streamed = [], {}
+        for each in step.weights:
+            weight = self._program.weights[each.weight]
+            if weight.resident_at is None:
+                buffer = self._workspace[each.offset :][: weight.spec.nbytes]
+                streamed[each.weight] = buffer
+            else:
+                buffer = self._resident[weight.resident_at :][: weight.spec.nbytes]
+            values.append((each.input, _value(buffer, weight.spec)))
+        tile_bytes = streamed_bytes(self._program, step)
+        parts = tuple(streamed.items())
+        return _LoadedStep(step, session, values, parts, tile_bytes, self._program)
+
+    def _kept(self, tensor: int, frame: int, rows: int) -> ort.OrtValue:
+        """The engine's view of ``rows`` frames of a tensor in the workspace."""
+        spec = self._program.tensors[tensor]
+        part = self._slots(tensor, frame, rows)
+        return _value(part, spec, rows if rows > 1 else None)
+
+    def _slots(self, tensor: int, frame: int, rows: int) -> Bytes:
+        place, size = self._program.places[tensor], self._program.tensors[tensor].nbytes
+        first = place.offset + (frame * size if place.frames > 1 else 0)
+        return self._workspace[first : first + rows * size]
 
     def _run_one(
         self, loaded: _LoadedStep, frame: int, before: FrameBuffer, after: FrameBuffer
     ) -> None:
-        for name, tensor in loaded.step.feeds:
-            loaded.binding.bind_ortvalue_input(name, self._find(tensor, frame, before, after))
-        for name, tensor in loaded.step.fetches:
-            loaded.binding.bind_ortvalue_output(name, self._find(tensor, frame, before, after))
-        _run(loaded)
-
-    def _find(
-        self, tensor: int, frame: int, before: FrameBuffer, after: FrameBuffer
-    ) -> ort.OrtValue:
-        if tensor in self._inputs:
-            return before.values[self._inputs[tensor]]
-        if tensor in self._outputs:
-            return after.values[self._outputs[tensor]]
-        return self._slot(tensor, frame, 1)
+        binding = loaded.binding(frame, 1, self._kept)
+        for name, position in loaded.inputs:
+            binding.bind_ortvalue_input(name, before.values[position])
+        for name, position in loaded.reread:
+            binding.bind_ortvalue_input(name, after.values[position])
+        for name, position in loaded.outputs:
+            binding.bind_ortvalue_output(name, after.values[position])
+        loaded.run(binding)
 
     def _run_stacked(
         self, loaded: _LoadedStep, inputs: Sequence[FrameBuffer], outputs: Sequence[FrameBuffer]
     ) -> None:
         """All frames in one call: the weights are read from memory once for all of them."""
         rows = len(inputs)
-        for name, tensor in loaded.step.feeds:
+        for _, tensor in loaded.step.feeds:
             for part, slot in self._in_messages(tensor, inputs, outputs):
                 slot[:] = part
-            loaded.binding.bind_ortvalue_input(name, self._slot(tensor, 0, rows))
-        for name, tensor in loaded.step.fetches:
-            loaded.binding.bind_ortvalue_output(name, self._slot(tensor, 0, rows))
-        _run(loaded)
+        loaded.run(loaded.binding(0, rows, self._kept))
         for _, tensor in loaded.step.fetches:
             for part, slot in self._in_messages(tensor, inputs, outputs):
                 part[:] = slot
@@ -247,16 +293,18 @@ class Executor:
             parts = [frame.parts[self._outputs[tensor]] for frame in outputs]
         else:
             return []
-        slots = self._slots[tensor][: len(parts) * len(parts[0])].reshape(len(parts), -1)
+        slots = self._slots(tensor, 0, len(parts)).reshape(len(parts), -1)
         return list(zip(parts, slots, strict=True))
 
 
-def _session(graph: bytes, threads: int, *, arena: bool) -> ort.InferenceSession:
+def _session(graph: bytes, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.enable_cpu_mem_arena = arena
+    options.enable_cpu_mem_arena = False
+    # In the order of the graph: the program's places depend on it. (The default order is another.)
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
@@ -266,10 +314,3 @@ def _session(graph: bytes, threads: int, *, arena: bool) -> ort.InferenceSession
         )
     except Exception as error:
         raise MachineError("the engine refuses a step of the stage", got=str(error)) from error
-
-
-def _run(loaded: _LoadedStep) -> None:
-    try:
-        loaded.session.run_with_iobinding(loaded.binding)
-    except Exception as error:
-        raise MachineError("the engine failed on a frame", got=str(error)) from error

@@ -1,16 +1,20 @@
-"""Every buffer of protected memory, accounted for: held + free == budget after every step."""
+"""Every buffer of protected memory, accounted for: held + free == budget after every event."""
 
 from __future__ import annotations
 
 import mmap
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from vaultline.core.errors import MachineError
 
-BufferKind = Literal["resident", "tile", "activation", "io"]
+#: ``idle``: held for tiles and activations, and momentarily used by neither; ``engine``: what the
+#: inference engine allocates for itself.
+BufferKind = Literal["resident", "tile", "activation", "io", "engine", "idle"]
 Bytes = npt.NDArray[np.uint8]
 #: From here on a buffer gets pages of its own: aligned, and given back when it is released.
 _MAPPED_BYTES_MIN = 1 << 16
@@ -25,7 +29,7 @@ class Ledger:
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget_bytes = budget_bytes
-        self._held: dict[BufferKind, int] = {"resident": 0, "tile": 0, "activation": 0, "io": 0}
+        self._held: dict[BufferKind, int] = dict.fromkeys(get_args(BufferKind), 0)
 
     @property
     def held(self) -> dict[str, int]:
@@ -53,6 +57,42 @@ class Ledger:
                 remedy="give the device more memory in the cluster file and plan again",
             )
         self._held[kind] += size_bytes
+
+    def lend(self, kind: BufferKind, size_bytes: int) -> None:
+        """Put idle memory to a use.
+
+        Raises:
+            BudgetExceededError: more than is idle.
+        """
+        if not 0 <= size_bytes <= self._held["idle"]:
+            raise BudgetExceededError(
+                f"the stage needs more memory for its {kind}s than its program says",
+                got=f"{self._held['idle']:,} bytes idle",
+                expected=f"{size_bytes:,} bytes",
+                remedy="seal the model again",
+            )
+        self._held["idle"] -= size_bytes
+        self._held[kind] += size_bytes
+
+    def give_back(self, kind: BufferKind, size_bytes: int) -> None:
+        """Make lent memory idle again.
+
+        Raises:
+            BudgetExceededError: more than was lent.
+        """
+        if not 0 <= size_bytes <= self._held[kind]:
+            raise BudgetExceededError(f"more {kind} memory is given back than was lent")
+        self._held[kind] -= size_bytes
+        self._held["idle"] += size_bytes
+
+    @contextmanager
+    def lent(self, kind: BufferKind, size_bytes: int) -> Iterator[None]:
+        """Idle memory, put to a use for a while."""
+        self.lend(kind, size_bytes)
+        try:
+            yield
+        finally:
+            self.give_back(kind, size_bytes)
 
     def take(self, kind: BufferKind, size_bytes: int, what: str) -> Bytes:
         """A zeroed buffer aligned to 64 bytes.

@@ -37,7 +37,7 @@ def step_graph(model: Model, nodes: Iterable[Node], kept: set[str], stackable: b
     """Serialise nodes as a graph whose weights are inputs.
 
     Args:
-        kept: tensors that are needed after the step.
+        kept: tensors that are to be outputs of the graph.
         stackable: leave the first side of every frame tensor open.
     """
     nodes = list(nodes)

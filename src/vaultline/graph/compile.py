@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnxruntime as ort
 
 from vaultline.core.errors import InputError
-from vaultline.core.program import PROGRAM_VERSION, Isa, StageProgram, StageSettings, Step, Weight
+from vaultline.core.frame_meta import hop_buffers_bytes
+from vaultline.core.frames import FrameLayout
+from vaultline.core.memory import StreamRates
+from vaultline.core.program import (
+    PROGRAM_VERSION,
+    Isa,
+    Place,
+    StageProgram,
+    StageSettings,
+    Step,
+    StepWeight,
+    Weight,
+)
 from vaultline.core.tensors import TensorSpec
 from vaultline.graph import engine, parse
-from vaultline.graph.canonical import StepGraph, step_graph
+from vaultline.graph.canonical import step_graph
 from vaultline.graph.extract import extract
 from vaultline.graph.isa import local_isa
+from vaultline.graph.layout import Layout, Limits, lay_out
 from vaultline.graph.rewrite import rewrite
-from vaultline.graph.steps import Part, partition
+from vaultline.graph.steps import Part, regions
 from vaultline.graph.structure import Array, Model, Node, raw_bytes, with_sizes
 from vaultline.graph.tiles import tiled
 from vaultline.graph.turn import turned
+
+
+#: What a node takes of its session, measured: 1 to 10 KiB.
+_NODE_BYTES = 8 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +55,8 @@ def compile_segment(
     *,
     settings: StageSettings,
     step_bytes: int,
+    rates: StreamRates | None = None,
+    prefetch: bool = False,
     portable: bool = False,
     isa: Isa | None = None,
     rewrites: bool = True,
@@ -45,29 +65,68 @@ def compile_segment(
 
     Args:
         settings: sealed with the program; its mode decides how the segment is cut into steps.
-        step_bytes: when weights are streamed, the most that one step may need at once. A node other
-            than Gemm and MatMul whose weights are larger is a step of its own.
+        step_bytes: when weights are streamed, the largest tile of a Gemm or MatMul.
+        rates: of the device; they decide what is worth keeping.
+        prefetch: decrypt a step's weights while the step before runs, on another core.
         portable: standard operators only, no blocked layout: any engine version may run it.
         isa: the instruction set of the device, by default this machine's.
         rewrites: apply the rewrites of ``rewrite``.
 
     Raises:
-        InputError: no such segment, an unusable cut, or an instruction set that is not this
-            machine's (the engine can prepare the blocked layout for its own only).
+        InputError: no such segment, an unusable cut, an instruction set that is not this
+            machine's (the engine can prepare the blocked layout for its own only), or more memory
+            needed than the settings grant.
     """
     target = _target(portable, isa)
     plain = extract(model, first, last)
     source = rewrite(plain) if rewrites else plain
     made = optimised(source, blocked=target != "portable")
-    streamed = settings.mode == "streamed"
     alone: frozenset[str] = frozenset()
-    if streamed:
+    if settings.mode != "resident":
         made, alone = tiled(made, step_bytes)
-    parts = partition(made, step_bytes if streamed else None, alone)
-    if not streamed:
+    parts = regions(made)
+    if settings.mode == "resident":
         # A streamed tile is in cache when it is multiplied: packing it costs little.
         made, parts = turned(made, parts)
-    return _assemble(made, parts, settings, target)
+    taken = engine_bytes(made, parts, settings.frames_per_pass)
+    memory_bytes = settings.budget_bytes - io_bytes(settings, made.inputs, made.outputs) - taken
+    limits = Limits(
+        mode=settings.mode,
+        memory_bytes=None if settings.mode == "paged" else memory_bytes,
+        frames=settings.frames_per_pass,
+        prefetch=prefetch,
+        rates=rates or StreamRates(),
+    )
+    layout = lay_out(made, parts, alone, limits)
+    return _assemble(made, layout, settings, target, taken, prefetch=prefetch)
+
+
+def io_bytes(
+    settings: StageSettings, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+) -> int:
+    """The message buffers of both hops."""
+    before, after = (FrameLayout(specs, settings.stages) for specs in (inputs, outputs))
+    return hop_buffers_bytes(
+        queue_frames=max(settings.queue_frames, settings.frames_per_pass),
+        frames_per_pass=settings.frames_per_pass,
+        input_bytes=before.message_bytes,
+        output_bytes=after.message_bytes,
+        connections=settings.connections,
+    )
+
+
+def engine_bytes(model: Model, parts: Sequence[Part], frames: int) -> int:
+    """What the engine takes for itself: a session's account of each node, and the tensors inside
+    of steps that stack frames."""
+    inside = max(
+        (
+            sum(node.output_bytes for node in model.nodes[part.first : part.last])
+            for part in parts
+            if part.stackable and frames > 1
+        ),
+        default=0,
+    )
+    return len(model.nodes) * _NODE_BYTES + frames * inside
 
 
 def _target(portable: bool, isa: Isa | None) -> Isa:
@@ -130,54 +189,68 @@ def _opsets(nodes: list[Node], listed: dict[str, int]) -> dict[str, int]:
 
 
 def _assemble(
-    model: Model, parts: list[Part], settings: StageSettings, target: Isa
+    model: Model,
+    layout: Layout,
+    settings: StageSettings,
+    target: Isa,
+    engine_bytes: int,
+    *,
+    prefetch: bool,
 ) -> CompiledStage:
     """Number tensors, weights and graphs, and put the program together."""
-    needed = _needed(model, parts)
+    needed = _needed(model, layout.parts)
     graphs: dict[bytes, int] = {}
     weights: dict[str, int] = {}
     tensors = {spec.name: index for index, spec in enumerate(model.inputs)}
     steps = []
-    for part, kept in zip(parts, needed, strict=True):
+    for number, (part, kept) in enumerate(zip(layout.parts, needed, strict=True)):
+        stacked = part.stackable and settings.frames_per_pass > 1
+        # What only the step itself reads: it is bound too, so that the engine allocates nothing.
+        inside = set() if stacked else layout.places.keys()
         nodes = model.nodes[part.first : part.last]
-        made = step_graph(model, nodes, kept, part.stackable)
+        made = step_graph(model, nodes, kept | inside, part.stackable)
         for _, name in made.weights:
             weights.setdefault(name, len(weights))
         for _, name in made.fetches:
             tensors.setdefault(name, len(tensors))
-        steps.append(_step(made, part, graphs, weights, tensors, _peak(model, nodes, kept)))
+        streamed = layout.streamed[number]
+        steps.append(
+            Step(
+                graph=graphs.setdefault(made.graph, len(graphs)),
+                feeds=tuple((alias, tensors[name]) for alias, name in made.feeds),
+                weights=tuple(
+                    StepWeight(input=alias, weight=weights[name], offset=streamed.get(name, 0))
+                    for alias, name in made.weights
+                ),
+                fetches=tuple((alias, tensors[name]) for alias, name in made.fetches),
+                stackable=part.stackable,
+                activation_bytes=layout.activation_bytes[number],
+            )
+        )
     program = StageProgram(
         version=PROGRAM_VERSION,
         engine_version=ort.__version__,
         isa=target,
         settings=settings,
         tensors=tuple(model.specs[name] for name in tensors),
+        places=tuple(layout.places.get(name, Place()) for name in tensors),
         inputs=tuple(tensors[spec.name] for spec in model.inputs),
         outputs=tuple(tensors[spec.name] for spec in model.outputs),
-        weights=tuple(Weight(spec=_weight_spec(name, model.weights[name])) for name in weights),
+        weights=tuple(
+            Weight(
+                spec=_weight_spec(name, model.weights[name]), resident_at=layout.resident.get(name)
+            )
+            for name in weights
+        ),
         graphs=tuple(graphs),
         steps=tuple(steps),
+        resident_bytes=layout.resident_bytes,
+        workspace_bytes=layout.workspace_bytes,
+        engine_bytes=engine_bytes,
+        prefetch=prefetch,
     )
     return CompiledStage(
         program=program, weights=tuple(raw_bytes(model.weights[name]) for name in weights)
-    )
-
-
-def _step(
-    made: StepGraph,
-    part: Part,
-    graphs: dict[bytes, int],
-    weights: dict[str, int],
-    tensors: dict[str, int],
-    scratch_bytes: int,
-) -> Step:
-    return Step(
-        graph=graphs.setdefault(made.graph, len(graphs)),
-        feeds=tuple((alias, tensors[name]) for alias, name in made.feeds),
-        weights=tuple((alias, weights[name]) for alias, name in made.weights),
-        fetches=tuple((alias, tensors[name]) for alias, name in made.fetches),
-        stackable=part.stackable,
-        scratch_bytes=scratch_bytes,
     )
 
 
@@ -185,7 +258,7 @@ def _weight_spec(name: str, array: Array) -> TensorSpec:
     return TensorSpec(name=name, dtype=str(array.dtype), shape=tuple(array.shape))
 
 
-def _needed(model: Model, parts: list[Part]) -> list[set[str]]:
+def _needed(model: Model, parts: Sequence[Part]) -> list[set[str]]:
     """Per step, what must outlive it: read by a later step, or an output of the stage."""
     later = {spec.name for spec in model.outputs}
     needed: list[set[str]] = []
@@ -194,19 +267,3 @@ def _needed(model: Model, parts: list[Part]) -> list[set[str]]:
         for node in model.nodes[part.first : part.last]:
             later.update(node.reads)
     return needed[::-1]
-
-
-def _peak(model: Model, nodes: tuple[Node, ...], kept: set[str]) -> int:
-    """The most bytes of a step's internal tensors alive at once, for one frame."""
-    last_use: dict[str, int] = {}
-    for index, node in enumerate(nodes):
-        last_use.update(dict.fromkeys((*node.reads, *node.writes), index))
-    live: dict[str, int] = {}
-    peak = 0
-    for index, node in enumerate(nodes):
-        for name in node.writes:
-            if name not in kept and name in model.specs:
-                live[name] = model.specs[name].nbytes
-        peak = max(peak, sum(live.values()))
-        live = {name: size for name, size in live.items() if last_use[name] > index}
-    return peak

@@ -40,7 +40,7 @@ class ReferenceRunner:
 
     def _step(self, step: Step, values: Mapping[int, Array]) -> dict[int, Array]:
         fed = {name: values[index] for name, index in step.feeds}
-        fed.update({name: self._weights[index] for name, index in step.weights})
+        fed.update({each.input: self._weights[each.weight] for each in step.weights})
         results = self.session(step).run([name for name, _ in step.fetches], fed)
         made = {index: a for (_, index), a in zip(step.fetches, results, strict=True)}
         for index, array in made.items():

@@ -1,15 +1,13 @@
-"""Where an optimised segment is cut into steps, and which steps may stack frames."""
+"""Which nodes of an optimised segment may stack frames."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from onnx import helper
 
-from vaultline.core.plan import STEP_WORTH_BYTES
 from vaultline.core.tensors import TensorSpec
 from vaultline.graph.structure import Model, Node
 
@@ -30,7 +28,7 @@ _GEMM = frozenset({"Gemm", "com.microsoft.FusedGemm"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Nodes ``[first, last)`` of the optimised order, run in one step."""
+    """Nodes ``[first, last)`` of the optimised order."""
 
     first: int
     last: int
@@ -42,23 +40,12 @@ def attributes(node: Node) -> dict[str, Any]:
     return {item.name: helper.get_attribute_value(item) for item in node.proto.attribute}
 
 
-def partition(model: Model, step_bytes: int | None, alone: frozenset[str]) -> list[Part]:
-    """Cut the order of nodes into steps.
-
-    Args:
-        step_bytes: bound on the weights of one step, or None for as few steps as possible. A node
-            whose own weights exceed it is a step of its own.
-        alone: first outputs of nodes that must be steps of their own (tiles).
-    """
-    crossing = boundary_bytes(model)
-    parts: list[Part] = []
-    for first, last, stackable in _regions(model, crossing):
-        places = _places(model, (first, last), alone)
-        for start, end in pairwise(places):
-            cuts = _best_cuts(model, crossing, (start, end), step_bytes)
-            edges = [start, *cuts, end]
-            parts += [Part(first=a, last=b, stackable=stackable) for a, b in pairwise(edges)]
-    return parts
+def regions(model: Model) -> list[Part]:
+    """Ranges of nodes that no step may cross: runs that may stack frames, and what lies between."""
+    return [
+        Part(first=first, last=last, stackable=stackable)
+        for first, last, stackable in _regions(model, boundary_bytes(model))
+    ]
 
 
 def boundary_bytes(model: Model) -> list[int | None]:
@@ -100,41 +87,6 @@ def _regions(model: Model, crossing: list[int | None]) -> list[tuple[int, int, b
     if start < len(rowwise):
         regions.append((start, len(rowwise), False))
     return regions
-
-
-def _places(model: Model, bounds: tuple[int, int], alone: frozenset[str]) -> list[int]:
-    """Positions where a step has to end: around each node that must be alone."""
-    places = {*bounds}
-    for index in range(*bounds):
-        if model.nodes[index].writes[0] in alone:
-            places.update((index, index + 1))
-    return sorted(places)
-
-
-def _best_cuts(
-    model: Model, crossing: list[int | None], bounds: tuple[int, int], step_bytes: int | None
-) -> list[int]:
-    """Where to cut ``bounds`` so that no step exceeds the bound and least is kept between steps.
-
-    Dynamic programming over the last cut; a step that cannot be made smaller may exceed the bound.
-    """
-    start, end = bounds
-    if step_bytes is None or weights_of(model, start, end) <= step_bytes:
-        return []
-    allowed = [p for p in range(start, end + 1) if p in bounds or crossing[p] is not None]
-    best: dict[int, tuple[int, list[int]]] = {start: (0, [])}
-    for index, here in enumerate(allowed[1:], start=1):
-        options = []
-        for before in reversed(allowed[:index]):
-            fits = weights_of(model, before, here) <= step_bytes
-            if not fits and before != allowed[index - 1]:
-                break
-            cost, cuts = best[before]
-            options.append((cost + STEP_WORTH_BYTES + (crossing[here] or 0), [*cuts, here]))
-            if not fits:
-                break
-        best[here] = min(options, key=lambda option: option[0])
-    return best[end][1][:-1]
 
 
 def weights_of(model: Model, first: int, last: int) -> int:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vaultline.channel.chunks import HEADER_BYTES, TAG_BYTES, places
 from vaultline.channel.vaultfile import VaultHeader, read_front
-from vaultline.core.program import StageProgram, StageSettings, Weight
+from vaultline.core.program import PROGRAM_VERSION, Place, StageProgram, StageSettings, Weight
 from vaultline.core.serde import to_msgpack
 from vaultline.core.tensors import TensorSpec
 from vaultline.enclave.vault import VaultSection
@@ -53,11 +53,12 @@ def small_stage(
         targets=replicas[2],
     )
     program = StageProgram(
-        version=1,
+        version=PROGRAM_VERSION,
         engine_version="1.0.0",
         isa="portable",
         settings=settings,
         tensors=(TensorSpec(name="frame", dtype="float32", shape=(1, 3)),),
+        places=(Place(),),
         inputs=(0,),
         outputs=(0,),
         weights=tuple(

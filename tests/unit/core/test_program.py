@@ -9,18 +9,22 @@ from msgspec.structs import replace
 
 from vaultline.core.errors import InputError, RemoteProtocolError
 from vaultline.core.limits import REPLICAS_MAX
-from vaultline.core.program import StageProgram, StageSettings, Step, Weight
+from vaultline.core.program import Place, StageProgram, StageSettings, Step, StepWeight, Weight
 from vaultline.core.serde import from_msgpack, to_msgpack
 from vaultline.core.tensors import TensorSpec
 from vaultline.testing.vaults import small_stage
 
 TENSORS = tuple(TensorSpec(name=name, dtype="uint8", shape=(1, 4)) for name in "abc")
-STEP = Step(graph=0, feeds=(("i", 0),), weights=(("w", 0),), fetches=(("o", 1),))
+STEP = Step(
+    graph=0, feeds=(("i", 0),), weights=(StepWeight(input="w", weight=0),), fetches=(("o", 1),)
+)
 
 
 def program(**changes: Any) -> StageProgram:
     parts: dict[str, Any] = {
         "tensors": TENSORS,
+        "places": (Place(),) * 3,
+        "workspace_bytes": 64,
         "outputs": (1,),
         "weights": (Weight(spec=TENSORS[0]),),
         "graphs": (b"",),
@@ -37,14 +41,30 @@ WRONG: dict[str, dict[str, Any]] = {
     "an output from behind": {"outputs": (-2,)},
     "an output that no step makes": {"outputs": (2,)},
     "a graph from behind": {"steps": (replace(STEP, graph=-1),)},
-    "a weight from behind": {"steps": (replace(STEP, weights=(("w", -1),)),)},
-    "a weight that is not there": {"steps": (replace(STEP, weights=(("w", 1),)),)},
+    "a weight from behind": {
+        "steps": (replace(STEP, weights=(StepWeight(input="w", weight=-1),)),)
+    },
+    "a weight that is not there": {
+        "steps": (replace(STEP, weights=(StepWeight(input="w", weight=1),)),)
+    },
     "a feed from behind": {"steps": (replace(STEP, feeds=(("i", -3),)),)},
     "a feed that no step has made": {"steps": (replace(STEP, feeds=(("i", 2),)),)},
     "a fetch from behind": {"steps": (replace(STEP, fetches=(("o", -2),)),)},
     "a fetch into an input": {"steps": (replace(STEP, fetches=(("o", 0),)),)},
     "a fetch twice": {"steps": (STEP, STEP)},
-    "less than no memory": {"steps": (replace(STEP, scratch_bytes=-1),)},
+    "a weight beyond the workspace": {
+        "steps": (replace(STEP, weights=(StepWeight(input="w", weight=0, offset=61),)),)
+    },
+    "a weight before the workspace": {
+        "steps": (replace(STEP, weights=(StepWeight(input="w", weight=0, offset=-1),)),)
+    },
+    "a resident weight beyond its buffer": {"weights": (Weight(spec=TENSORS[0], resident_at=0),)},
+    "a tensor beyond the workspace": {"places": (Place(), Place(offset=61, frames=1), Place())},
+    "a tensor with room for more frames than a pass has": {
+        "places": (Place(), Place(frames=2), Place())
+    },
+    "a tensor without a place": {"places": (Place(), Place())},
+    "less than no memory": {"steps": (replace(STEP, activation_bytes=-1),)},
 }
 
 
