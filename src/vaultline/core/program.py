@@ -25,8 +25,8 @@ PROGRAM_VERSION = 2
 Isa = Literal["portable", "x86-64-avx2", "x86-64-avx512", "aarch64"]
 
 
-#: How a stage keeps its weights: all of them; as many as fit, the others decrypted on every pass; or
-#: all of them in memory that is larger than what is protected, with a page cache underneath.
+#: How a stage keeps its weights: all of them; as many as fit, the others decrypted on every pass;
+#: or all of them in more memory than is protected, with a page cache underneath.
 Mode = Literal["resident", "streamed", "paged"]
 
 

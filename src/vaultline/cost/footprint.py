@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from vaultline.core.frame_meta import hop_buffers_bytes
 from vaultline.core.frames import FrameLayout
-from vaultline.core.program import StageProgram
+from vaultline.core.memory import MemoryPlan, StepMemory
+from vaultline.core.program import StageProgram, streamed_bytes
 
 
 def footprint(program: StageProgram) -> dict[str, int]:
@@ -28,6 +29,28 @@ def footprint(program: StageProgram) -> dict[str, int]:
         "engine": program.engine_bytes,
         "idle": program.workspace_bytes,
     }
+
+
+def memory_of(program: StageProgram) -> MemoryPlan:
+    """How a compiled stage uses its protected memory, to the byte."""
+    frames = program.settings.frames_per_pass
+    return MemoryPlan(
+        resident_bytes=program.resident_bytes,
+        workspace_bytes=program.workspace_bytes,
+        engine_bytes=program.engine_bytes,
+        io_bytes=footprint(program)["io"],
+        prefetch=program.prefetch,
+        steps=tuple(
+            StepMemory(
+                first=number,
+                last=number + 1,
+                frames=frames if step.stackable else 1,
+                streamed_bytes=streamed_bytes(program, step),
+                activation_bytes=step.activation_bytes,
+            )
+            for number, step in enumerate(program.steps)
+        ),
+    )
 
 
 def _message_bytes(program: StageProgram, tensors: tuple[int, ...]) -> int:

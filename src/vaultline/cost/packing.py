@@ -1,8 +1,8 @@
 """Buffers that live at different times, laid out in one block of memory.
 
-Offline dynamic storage allocation: greedy by size is what inference engines use for it (Y. Pisarchyk
-and J. Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020). It is tried in
-three orders, and the lowest block wins.
+Offline dynamic storage allocation: greedy by size is what inference engines use for it
+(Y. Pisarchyk and J. Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020). It is
+tried in three orders, and the lowest block wins.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class _LoadedStep:
         self._kept_fetches = [(name, t) for name, t in step.fetches if t not in edge]
 
     def binding(self, frame: int, rows: int, kept: Callable[[int, int, int], ort.OrtValue]) -> Any:
-        """The binding for ``rows`` frames from ``frame`` on; ``kept`` finds what isn't in messages."""
+        """The binding for ``rows`` frames from ``frame`` on; ``kept`` finds those in the workspace."""
         key = (frame, rows)
         if key not in self._bindings:
             binding = self._session.io_binding()
@@ -205,7 +205,7 @@ class Executor:
         yield from range(done, len(inputs))
 
     def _await_weights(self, number: int) -> None:
-        """Return when a step's weights are in the workspace; those of the next may be on the way."""
+        """Return when a step's weights are there; those of the next one may be on their way."""
         if self._decrypting is None:
             self._begin(number)
         if self._decrypting is not None:

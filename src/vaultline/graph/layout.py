@@ -91,7 +91,7 @@ def lay_out(model: Model, regions: Sequence[Part], alone: frozenset[str], limits
         alone: first outputs of nodes that must be steps of their own.
 
     Raises:
-        InfeasibleError: no way of running the segment fits; says which step needs most, and for what.
+        InfeasibleError: no way of running the segment fits; says which step needs most.
     """
     found = _Search(model, regions, alone, limits)
     if limits.mode != "streamed":
@@ -422,11 +422,13 @@ class _Tensors:
 
     def inner(self, first: int) -> Table:
         """Per node, bytes of those alive while it runs that were made from ``first`` on."""
-        return self._inner[first]
+        alive: Table = self._inner[first]
+        return alive
 
     def made(self, first: int, ends: NDArray[np.int64]) -> Table:
         """Per end, bytes alive there that were made from ``first`` on."""
-        return self._made[first, ends]
+        alive: Table = self._made[first, ends]
+        return alive
 
 
 def _within(buffers: Sequence[Lifetime], first: int, last: int) -> list[Lifetime]:
