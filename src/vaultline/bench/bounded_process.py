@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from vaultline.bench.bounded_memory import ProcessMemory, page_cache_bytes
+from vaultline.bench.bounded_memory import page_cache_bytes
 from vaultline.bench.bounded_worker import (
     LINE_BYTES_MAX,
     Command,
@@ -137,7 +137,8 @@ class MemoryUse:
         held_bytes: what the ledger says.
         vault_mapped_bytes: file pages of the vaults in the process; not in the others.
         page_cache_bytes: of the vaults, in the kernel: nobody's protected memory.
-        imported_bytes: what the process took before.
+        idle_bytes: what the process took before, its engine warmed up; imported_bytes: before
+            that.
     """
 
     budget_bytes: int
@@ -146,6 +147,7 @@ class MemoryUse:
     held_bytes: int
     vault_mapped_bytes: int
     page_cache_bytes: int
+    idle_bytes: int
     imported_bytes: int
 
     @property
@@ -154,11 +156,9 @@ class MemoryUse:
         return self.peak_bytes / self.budget_bytes - 1.0
 
 
-def memory_use(
-    budget_bytes: int, before: ProcessMemory, weighed: Weighed, page_cache: int
-) -> MemoryUse:
+def memory_use(budget_bytes: int, loaded: Loaded, weighed: Weighed, page_cache: int) -> MemoryUse:
     """The difference between two readings."""
-    after = weighed.memory
+    before, after = loaded.before, weighed.memory
     return MemoryUse(
         budget_bytes=budget_bytes,
         peak_bytes=after.peak_bytes - before.resident_bytes - weighed.vault_mapped_bytes,
@@ -166,7 +166,8 @@ def memory_use(
         held_bytes=sum(weighed.held.values()),
         vault_mapped_bytes=weighed.vault_mapped_bytes,
         page_cache_bytes=page_cache,
-        imported_bytes=before.resident_bytes,
+        idle_bytes=before.resident_bytes,
+        imported_bytes=loaded.cold.resident_bytes,
     )
 
 
@@ -183,7 +184,7 @@ class BoundedProcess:
         asked = tuple(stage.asked for stage in self.stages)
         try:
             self._write(Job(budget_bytes=self._budget_bytes, stages=asked))
-            self._before = self._read(Loaded).before
+            self._loaded = self._read(Loaded)
         except BaseException:
             self.__exit__()
             raise
@@ -226,7 +227,7 @@ class BoundedProcess:
     def memory(self) -> MemoryUse:
         """What it has taken at most so far."""
         cached = sum(page_cache_bytes(Path(stage.asked.vault)) for stage in self.stages)
-        return memory_use(self._budget_bytes, self._before, self.weigh(), cached)
+        return memory_use(self._budget_bytes, self._loaded, self.weigh(), cached)
 
     def _write(self, line: Job | Command) -> None:
         if self._popen.stdin is not None:
@@ -245,12 +246,3 @@ class BoundedProcess:
         if not isinstance(line, kind):
             raise MachineError("a bounded worker said something else", got=type(line).__name__)
         return line
-
-
-def matched(outputs: Sequence[str], specs: Sequence[TensorSpec]) -> Callable[[str], int]:
-    """Where the output of a name is among the specs."""
-    places = {spec.name: place for place, spec in enumerate(specs)}
-    missing = set(outputs) - places.keys()
-    if missing:
-        raise MachineError("a compiled stage lacks outputs of its model", got=str(sorted(missing)))
-    return lambda name: places[name]

@@ -26,7 +26,7 @@ from vaultline.core.frames import record_buffer_bytes
 from vaultline.core.section import SectionAccess
 from vaultline.core.serde import Struct, canonical_json, from_json
 from vaultline.enclave.__main__ import local_isa
-from vaultline.enclave.executor import Executor, check_engine
+from vaultline.enclave.executor import Executor, check_engine, warm_up
 from vaultline.enclave.hardening import harden
 from vaultline.enclave.ledger import Ledger
 from vaultline.enclave.pipeline import StageBuffers
@@ -84,11 +84,13 @@ class Loaded(Struct, frozen=True, tag="loaded"):
 
     Attributes:
         held: the ledger's bytes by kind.
-        before: memory after all imports, before the first vault was opened.
+        before: memory of a worker without a stage: imports done and the engine warmed up.
+        cold: before that.
     """
 
     held: dict[str, int]
     before: ProcessMemory
+    cold: ProcessMemory
 
 
 class Timed(Struct, frozen=True, tag="timed"):
@@ -208,6 +210,8 @@ def work(job: Job, meter: PeakMeter, ask: Callable[[], Command | None], fd: int)
     """
     vaults = {stage.vault: os.open(stage.vault, os.O_RDONLY) for stage in job.stages}
     harden(read_paths=[Path(stage.frames) for stage in job.stages])
+    cold = meter.now()
+    warm_up()
     made = Sessions()
     before = meter.reset()
     ledger = Ledger(job.budget_bytes)
@@ -218,7 +222,7 @@ def work(job: Job, meter: PeakMeter, ask: Callable[[], Command | None], fd: int)
         _Stage(asked, section, ledger, workspace)
         for asked, section in zip(job.stages, sections, strict=True)
     ]
-    say(fd, Loaded(held=ledger.held, before=before))
+    say(fd, Loaded(held=ledger.held, before=before, cold=cold))
     while (command := ask()) is not None:
         match command:
             case Run():
