@@ -64,7 +64,8 @@ class Worker:
                 hardening=tuple(hardening),
             )
         )
-        stage = admit(control, provider, measurement, vault_fd, isa)
+        mapped = config.platform == "process"
+        stage = admit(control, provider, measurement, vault_fd, isa, mapped=mapped)
         control.close()
         try:
             self._work(stage, data, wires.get().next)

@@ -43,13 +43,19 @@ class LoadedStage:
 
 
 def admit(
-    listener: Listener, provider: Provider, measurement: bytes, vault_fd: int, isa: str
+    listener: Listener,
+    provider: Provider,
+    measurement: bytes,
+    vault_fd: int,
+    isa: str,
+    *,
+    mapped: bool = True,
 ) -> LoadedStage:
     """Answer challenges until one is followed by a grant that opens and a vault that loads.
 
     A stranger's challenge is answered too: evidence is public and each has a key of its own. A
     grant that doesn't open ends that exchange only; a granted stage that doesn't load ends the
-    worker, since its keys have been used.
+    worker, since its keys have been used. ``mapped``: see ``VaultSection``.
     """
     while True:
         sock = listener.accept()
@@ -59,7 +65,7 @@ def admit(
             _refuse(sock, error)
             continue
         try:
-            stage, seconds, held = _load(grant, vault_fd, isa)
+            stage, seconds, held = _load(grant, vault_fd, isa, mapped=mapped)
         except VaultlineError as error:
             _refuse(sock, error)
             raise
@@ -80,9 +86,11 @@ def _exchange(sock: socket.socket, provider: Provider, measurement: bytes) -> Gr
     return grant
 
 
-def _load(grant: Grant, vault_fd: int, isa: str) -> tuple[LoadedStage, float, dict[str, int]]:
+def _load(
+    grant: Grant, vault_fd: int, isa: str, *, mapped: bool
+) -> tuple[LoadedStage, float, dict[str, int]]:
     before_s = time.monotonic()
-    section = VaultSection(vault_fd, grant)
+    section = VaultSection(vault_fd, grant, mapped=mapped)
     program = section.program
     if program.settings.next_untrusted:  # held against the owner's policy, not against the plan
         check_released(grant.release, [spec.name for spec in program.specs(program.outputs)])

@@ -107,7 +107,7 @@ class _LoadedStep:
         self._kept_fetches = [(name, t) for name, t in step.fetches if t not in edge]
 
     def binding(self, frame: int, rows: int, kept: Callable[[int, int, int], ort.OrtValue]) -> Any:
-        """The binding for ``rows`` frames from ``frame`` on; ``kept`` finds those in the workspace."""
+        """The binding for ``rows`` frames from ``frame`` on; ``kept`` finds what isn't a message."""
         key = (frame, rows)
         if key not in self._bindings:
             binding = self._session.io_binding()

