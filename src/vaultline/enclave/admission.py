@@ -59,11 +59,12 @@ def admit(
             _refuse(sock, error)
             continue
         try:
-            stage, seconds, held = _load(grant, vault_fd, isa)
+            stage, seconds = _load(grant, vault_fd, isa)
         except VaultlineError as error:
             _refuse(sock, error)
             raise
-        send_control(sock, LoadedMessage(seconds=seconds, held_bytes=held))
+        held_bytes = stage.executor.metrics.held_bytes
+        send_control(sock, LoadedMessage(seconds=seconds, held_bytes=held_bytes))
         hang_up(sock)
         return stage
 
@@ -80,7 +81,7 @@ def _exchange(sock: socket.socket, provider: Provider, measurement: bytes) -> Gr
     return grant
 
 
-def _load(grant: Grant, vault_fd: int, isa: str) -> tuple[LoadedStage, float, dict[str, int]]:
+def _load(grant: Grant, vault_fd: int, isa: str) -> tuple[LoadedStage, float]:
     before_s = time.monotonic()
     section = VaultSection(vault_fd, grant)
     program = section.program
@@ -91,7 +92,7 @@ def _load(grant: Grant, vault_fd: int, isa: str) -> tuple[LoadedStage, float, di
     buffers = StageBuffers(program, ledger)
     executor = Executor(program, section, ledger)
     stage = LoadedStage(grant=grant, program=program, executor=executor, buffers=buffers)
-    return stage, time.monotonic() - before_s, ledger.held
+    return stage, time.monotonic() - before_s
 
 
 def _refuse(sock: socket.socket, error: VaultlineError) -> None:
