@@ -65,11 +65,12 @@ def admit(
             _refuse(sock, error)
             continue
         try:
-            stage, seconds, held = _load(grant, vault_fd, isa, mapped=mapped)
+            stage, seconds = _load(grant, vault_fd, isa, mapped=mapped)
         except VaultlineError as error:
             _refuse(sock, error)
             raise
-        send_control(sock, LoadedMessage(seconds=seconds, held_bytes=held))
+        held_bytes = stage.executor.metrics.held_bytes
+        send_control(sock, LoadedMessage(seconds=seconds, held_bytes=held_bytes))
         hang_up(sock)
         return stage
 
@@ -86,9 +87,7 @@ def _exchange(sock: socket.socket, provider: Provider, measurement: bytes) -> Gr
     return grant
 
 
-def _load(
-    grant: Grant, vault_fd: int, isa: str, *, mapped: bool
-) -> tuple[LoadedStage, float, dict[str, int]]:
+def _load(grant: Grant, vault_fd: int, isa: str, *, mapped: bool) -> tuple[LoadedStage, float]:
     before_s = time.monotonic()
     section = VaultSection(vault_fd, grant, mapped=mapped)
     program = section.program
@@ -99,7 +98,7 @@ def _load(
     buffers = StageBuffers(program, ledger)
     executor = Executor(program, section, ledger)
     stage = LoadedStage(grant=grant, program=program, executor=executor, buffers=buffers)
-    return stage, time.monotonic() - before_s, ledger.held
+    return stage, time.monotonic() - before_s
 
 
 def _refuse(sock: socket.socket, error: VaultlineError) -> None:

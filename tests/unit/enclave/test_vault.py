@@ -23,6 +23,7 @@ from vaultline.channel.chunks import (
 )
 from vaultline.core.errors import InputError, LocalProtocolError, MachineError
 from vaultline.core.limits import VAULT_CHUNK_BYTES_MAX
+from vaultline.core.program import PROGRAM_VERSION
 from vaultline.core.serde import to_msgpack
 from vaultline.enclave.vault import VaultSection
 from vaultline.owner import seal
@@ -93,7 +94,8 @@ def test_a_program_of_another_version_says_to_seal_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def of_the_future(program: object) -> bytes:
-        return to_msgpack(msgspec.to_builtins(program, builtin_types=(bytes,)) | {"version": 99})
+        future = {"version": PROGRAM_VERSION + 1}
+        return to_msgpack(msgspec.to_builtins(program, builtin_types=(bytes,)) | future)
 
     monkeypatch.setattr(seal, "to_msgpack", of_the_future)
     vault = sealed(tmp_path, small_stage(()))
