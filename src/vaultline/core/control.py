@@ -11,7 +11,6 @@ from typing import Literal
 
 from vaultline.core.serde import Struct
 
-
 #: What protected memory is held for. ``idle``: for tiles and activations, and momentarily used by
 #: neither; ``engine``: what the inference engine allocates for itself.
 BufferKind = Literal["resident", "tile", "activation", "io", "engine", "idle"]
