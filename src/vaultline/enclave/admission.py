@@ -43,13 +43,19 @@ class LoadedStage:
 
 
 def admit(
-    listener: Listener, provider: Provider, measurement: bytes, vault_fd: int, isa: str
+    listener: Listener,
+    provider: Provider,
+    measurement: bytes,
+    vault_fd: int,
+    isa: str,
+    *,
+    mapped: bool = True,
 ) -> LoadedStage:
     """Answer challenges until one is followed by a grant that opens and a vault that loads.
 
     A stranger's challenge is answered too: evidence is public and each has a key of its own. A
     grant that doesn't open ends that exchange only; a granted stage that doesn't load ends the
-    worker, since its keys have been used.
+    worker, since its keys have been used. ``mapped``: see ``VaultSection``.
     """
     while True:
         sock = listener.accept()
@@ -59,11 +65,12 @@ def admit(
             _refuse(sock, error)
             continue
         try:
-            stage, seconds, held = _load(grant, vault_fd, isa)
+            stage, seconds = _load(grant, vault_fd, isa, mapped=mapped)
         except VaultlineError as error:
             _refuse(sock, error)
             raise
-        send_control(sock, LoadedMessage(seconds=seconds, held_bytes=held))
+        held_bytes = stage.executor.metrics.held_bytes
+        send_control(sock, LoadedMessage(seconds=seconds, held_bytes=held_bytes))
         hang_up(sock)
         return stage
 
@@ -80,9 +87,9 @@ def _exchange(sock: socket.socket, provider: Provider, measurement: bytes) -> Gr
     return grant
 
 
-def _load(grant: Grant, vault_fd: int, isa: str) -> tuple[LoadedStage, float, dict[str, int]]:
+def _load(grant: Grant, vault_fd: int, isa: str, *, mapped: bool) -> tuple[LoadedStage, float]:
     before_s = time.monotonic()
-    section = VaultSection(vault_fd, grant)
+    section = VaultSection(vault_fd, grant, mapped=mapped)
     program = section.program
     if program.settings.next_untrusted:  # held against the owner's policy, not against the plan
         check_released(grant.release, [spec.name for spec in program.specs(program.outputs)])
@@ -91,7 +98,7 @@ def _load(grant: Grant, vault_fd: int, isa: str) -> tuple[LoadedStage, float, di
     buffers = StageBuffers(program, ledger)
     executor = Executor(program, section, ledger)
     stage = LoadedStage(grant=grant, program=program, executor=executor, buffers=buffers)
-    return stage, time.monotonic() - before_s, ledger.held
+    return stage, time.monotonic() - before_s
 
 
 def _refuse(sock: socket.socket, error: VaultlineError) -> None:

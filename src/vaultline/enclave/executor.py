@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
 
+from vaultline.core.control import StageMetrics
 from vaultline.core.errors import LocalProtocolError, MachineError
 from vaultline.core.frames import FrameLayout
 from vaultline.core.program import StageProgram, Step, streamed_bytes
@@ -117,7 +118,7 @@ class _LoadedStep:
         self._kept_fetches = [(name, t) for name, t in step.fetches if t not in edge]
 
     def binding(self, frame: int, rows: int, kept: Callable[[int, int, int], ort.OrtValue]) -> Any:
-        """The binding for ``rows`` frames from ``frame`` on; ``kept`` finds those in the workspace."""
+        """The binding for ``rows`` frames from ``frame`` on; ``kept`` views the workspace."""
         key = (frame, rows)
         if key not in self._bindings:
             binding = self._session.io_binding()
@@ -186,11 +187,30 @@ class Executor:
         )
         self._ahead = ThreadPoolExecutor(1, "decrypt") if program.prefetch else None
         self._decrypting: Future[None] | None = None
+        self._tile_bytes = self._streamed_bytes = self._passes = 0
+
+    @property
+    def metrics(self) -> StageMetrics:
+        """Memory and work so far."""
+        return StageMetrics(
+            budget_bytes=self._ledger.budget_bytes,
+            held_bytes=self._ledger.held,
+            peak_bytes=self._ledger.peak,
+            streamed_bytes=self._streamed_bytes,
+            passes=self._passes,
+        )
+
+    def close(self) -> None:
+        """End the thread that decrypts ahead; no pass may follow."""
+        if self._ahead is not None:
+            self._ahead.shutdown()
 
     def run_pass(
         self, inputs: Sequence[FrameBuffer], outputs: Sequence[FrameBuffer]
     ) -> Iterator[int]:
         """Run up to ``frames_per_pass`` frames; yields each frame's position once it is done.
+
+        However a pass ends, nothing is being decrypted after it and all that was lent is idle.
 
         Raises:
             MachineError: the engine failed.
@@ -199,6 +219,19 @@ class Executor:
         for before, after in zip(inputs, outputs, strict=True):
             for source, target in self._through:
                 after.parts[target][:] = before.parts[source]
+        try:
+            yield from self._run_steps(inputs, outputs)
+            self._passes += 1
+        finally:
+            if self._decrypting is not None:
+                wait([self._decrypting])
+                self._decrypting = None
+            self._ledger.give_back("tile", self._tile_bytes)
+            self._tile_bytes = 0
+
+    def _run_steps(
+        self, inputs: Sequence[FrameBuffer], outputs: Sequence[FrameBuffer]
+    ) -> Iterator[int]:
         done = 0
         for number, loaded in enumerate(self._steps):
             self._await_weights(number)
@@ -211,6 +244,7 @@ class Executor:
                         if number == len(self._steps) - 1:
                             done = frame + 1
                             yield frame
+            self._tile_bytes -= loaded.tile_bytes
             self._ledger.give_back("tile", loaded.tile_bytes)
         yield from range(done, len(inputs))
 
@@ -228,6 +262,7 @@ class Executor:
         """Decrypt a step's weights, in the background if the program has room for it."""
         loaded = self._steps[number]
         self._ledger.lend("tile", loaded.tile_bytes)
+        self._tile_bytes += loaded.tile_bytes
         if self._ahead is None:
             self._decrypt(loaded)
         else:
@@ -236,6 +271,7 @@ class Executor:
     def _decrypt(self, loaded: _LoadedStep) -> None:
         for index, buffer in loaded.streamed:
             self._source.read_weight_into(index, buffer.data)
+            self._streamed_bytes += len(buffer)
 
     def _read_residents(self) -> None:
         for index, weight in enumerate(self._program.weights):

@@ -35,7 +35,6 @@ from vaultline.graph.structure import Array, Model, Node, raw_bytes, with_sizes
 from vaultline.graph.tiles import tiled
 from vaultline.graph.turn import turned
 
-
 #: What a node takes of its session, measured: 1 to 10 KiB.
 _NODE_BYTES = 8 << 10
 

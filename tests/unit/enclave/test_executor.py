@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -13,10 +13,11 @@ from onnx import TensorProto, helper
 
 from vaultline.core.errors import MachineError
 from vaultline.core.frames import FrameLayout
-from vaultline.core.program import StageProgram, StageSettings, Step, Weight
+from vaultline.core.program import StageProgram, Step, StepWeight
 from vaultline.core.tensors import TensorSpec
 from vaultline.enclave.executor import Executor, FrameBuffer, ProgramRefusedError, check_engine
 from vaultline.enclave.ledger import BudgetExceededError, Ledger
+from vaultline.testing.programs import Arrangement, Draft, arranged
 
 _ONNX = {
     "float32": TensorProto.FLOAT,
@@ -77,33 +78,23 @@ def program(
     steps: Sequence[Step],
     weights: Sequence[Array] = (),
     *,
+    how: Arrangement = "apart",
     frames: int = 4,
-    mode: Any = "resident",
-    isa: Any = "portable",
+    **options: Any,
 ) -> StageProgram:
-    return StageProgram(
-        version=1,
-        engine_version="0.0",
-        isa=isa,
-        settings=StageSettings(
-            stage=0,
-            stages=1,
-            threads=1,
-            budget_bytes=1 << 24,
-            mode=mode,
-            frames_per_pass=frames,
-            queue_frames=frames,
-        ),
+    draft = Draft(
         tensors=tuple(tensors),
         inputs=ends[0],
         outputs=ends[1],
-        weights=tuple(
-            Weight(spec=spec(f"w{k}", array.shape, str(array.dtype)))
-            for k, array in enumerate(weights)
-        ),
         graphs=tuple(graphs),
         steps=tuple(steps),
+        weights=tuple(
+            spec(f"w{k}", array.shape, str(array.dtype)) for k, array in enumerate(weights)
+        ),
+        frames=frames,
+        **options,
     )
+    return arranged(draft, how)
 
 
 def run(
@@ -127,7 +118,9 @@ def run(
     return [[part.tobytes() for part in buffer.parts] for buffer in after]
 
 
-def perceptron(mode: str, frames: int = 4) -> tuple[StageProgram, list[Array]]:
+def perceptron(
+    mode: str, how: Arrangement = "apart", **options: Any
+) -> tuple[StageProgram, list[Array]]:
     """Stage input -> stackable product -> plain step -> stackable product -> stage output.
 
     The first and last steps stack tensors that live in messages; what is between lives in slots.
@@ -146,7 +139,7 @@ def perceptron(mode: str, frames: int = 4) -> tuple[StageProgram, list[Array]]:
         return Step(
             graph=number,
             feeds=((names[0], reads),),
-            weights=() if weight is None else (("w", weight),),
+            weights=() if weight is None else (StepWeight(input="w", weight=weight),),
             fetches=((names[1], writes),),
             stackable=weight is not None,
         )
@@ -155,14 +148,19 @@ def perceptron(mode: str, frames: int = 4) -> tuple[StageProgram, list[Array]]:
     graphs = [product(x, first, h), relu, product(r, second, y)]
     steps = [step(0, 0, 1, 0), step(1, 1, 2, None), step(2, 2, 3, 1)]
     weights = [first, second]
-    made = program([x, h, r, y], ((0,), (3,)), graphs, steps, weights, frames=frames, mode=mode)
+    ends = ((0,), (3,))
+    made = program([x, h, r, y], ends, graphs, steps, weights, mode=mode, how=how, **options)
     return made, weights
 
 
+@pytest.mark.parametrize("prefetch", [False, True])
+@pytest.mark.parametrize("how", get_args(Arrangement))
 @pytest.mark.parametrize("mode", ["resident", "streamed"])
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_stacked_frames_come_out_as_one_by_one(mode: str, count: int) -> None:
-    made, weights = perceptron(mode)
+def test_stacked_frames_come_out_as_one_by_one(
+    mode: str, count: int, how: Arrangement, prefetch: bool
+) -> None:
+    made, weights = perceptron(mode, how, prefetch=prefetch)
     random = np.random.default_rng(count)
     frames = [[random.standard_normal((1, 6)).astype(np.float32)] for _ in range(count)]
     together = run(made, frames, Weights(weights))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from vaultline.enclave.ledger import BudgetExceededError, BufferKind, Ledger
 
-KINDS = st.sampled_from(["resident", "tile", "activation", "io"])
+KINDS = st.sampled_from(get_args(BufferKind))
 SIZES = st.one_of(st.integers(-5, 300), st.integers(1 << 15, 1 << 18))
 EVENTS = st.lists(st.tuples(st.booleans(), KINDS, SIZES), max_size=30)
 
@@ -20,7 +22,7 @@ def test_held_and_free_are_the_budget_at_every_event(
     budget: int, events: list[tuple[bool, BufferKind, int]]
 ) -> None:
     ledger = Ledger(budget)
-    held = dict.fromkeys(("resident", "tile", "activation", "io"), 0)
+    held = dict.fromkeys(get_args(BufferKind), 0)
     for real, kind, size in events:
         fits = 0 <= size <= budget - sum(held.values())
         try:

@@ -6,9 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
-from vaultline.core.errors import InputError
-from vaultline.core.program import StageProgram, StageSettings
+from vaultline.core.errors import InfeasibleError, InputError
+from vaultline.core.limits import MIB
+from vaultline.core.program import StageProgram, StageSettings, streamed_bytes
 from vaultline.core.serde import from_msgpack, to_msgpack
+from vaultline.cost.footprint import footprint
 from vaultline.graph.compile import CompiledStage, compile_segment
 from vaultline.graph.engine import run_plain
 from vaultline.graph.isa import local_isa
@@ -17,12 +19,12 @@ from vaultline.graph.reference import ReferenceRunner, run_program
 from vaultline.graph.structure import CONSTANT_BYTES_MAX
 
 
-def settings(mode: str = "resident") -> StageSettings:
+def settings(mode: str = "resident", budget_bytes: int = 1 << 30) -> StageSettings:
     return StageSettings(
         stage=0,
         stages=1,
         threads=1,
-        budget_bytes=1 << 30,
+        budget_bytes=budget_bytes,
         mode=mode,
         frames_per_pass=4,
         queue_frames=4,
@@ -30,11 +32,17 @@ def settings(mode: str = "resident") -> StageSettings:
 
 
 def compiled(
-    model: Model, first: int = 0, last: int | None = None, *, mode: str = "resident", **more: object
+    model: Model,
+    first: int = 0,
+    last: int | None = None,
+    *,
+    mode: str = "resident",
+    budget_bytes: int = 1 << 30,
+    **more: object,
 ) -> CompiledStage:
     end = model.node_count if last is None else last
     more = {"step_bytes": 1 << 16, **more}
-    return compile_segment(model, first, end, settings=settings(mode), **more)
+    return compile_segment(model, first, end, settings=settings(mode, budget_bytes), **more)
 
 
 def close(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -48,6 +56,7 @@ VARIANTS = {
     "resident": {"mode": "resident"},
     "streamed": {"mode": "streamed"},
     "streamed in tiny steps": {"mode": "streamed", "step_bytes": 256},
+    "paged": {"mode": "paged"},
     "portable": {"portable": True},
     "without rewrites": {"rewrites": False},
 }
@@ -92,17 +101,38 @@ def test_compiling_is_deterministic(sample: Model) -> None:
     assert [bytes(data) for data in one.weights] == [bytes(data) for data in two.weights]
 
 
-def test_streamed_steps_stay_within_their_bound(samples, write) -> None:
+BUDGETS = {"ample": 4 * MIB, "half of the weights": 2 * MIB, "scarce": 1_200_000}
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+def test_streamed_stages_hold_no_more_than_their_budget(budget: str, samples, write) -> None:
     model = load_model(write(samples["a wide perceptron"]()))
-    program = compiled(model, mode="streamed", step_bytes=200_000).program
+    memory = BUDGETS[budget]
+    program = compiled(model, mode="streamed", step_bytes=200_000, budget_bytes=memory).program
+    assert sum(footprint(program).values()) <= memory
+    streams = sum(streamed_bytes(program, step) for step in program.steps)
+    assert (streams > 0) == (memory < model.weight_bytes)
+
+
+def test_tiles_are_steps_of_their_own(samples, write) -> None:
+    model = load_model(write(samples["a wide perceptron"]()))
+    program = compiled(model, mode="streamed", step_bytes=200_000, budget_bytes=1_200_000).program
     for step in program.steps:
-        weights = {index for _, index in step.weights}
-        assert sum(program.weights[index].spec.nbytes for index in weights) <= 200_000
+        read = {each.weight for each in step.weights}
+        assert sum(program.weights[index].spec.nbytes for index in read) <= 200_000
+
+
+def test_too_little_memory_is_refused_with_the_node_that_needs_most(samples, write) -> None:
+    model = load_model(write(samples["a wide perceptron"]()))
+    with pytest.raises(InfeasibleError) as error:
+        compiled(model, mode="streamed", step_bytes=200_000, budget_bytes=100_000)
+    assert "Gemm" in error.value.expected
+    assert error.value.remedy
 
 
 def test_tiles_of_one_shape_share_a_graph(samples, write) -> None:
     model = load_model(write(samples["a wide perceptron"]()))
-    program = compiled(model, mode="streamed", step_bytes=200_000).program
+    program = compiled(model, mode="streamed", step_bytes=200_000, budget_bytes=1_200_000).program
     tiles = [step for step in program.steps if step.weights]
     assert len(tiles) > 8
     assert len({step.graph for step in tiles}) <= 5
@@ -142,10 +172,10 @@ def test_only_row_independent_steps_are_stackable(sample: Model, feeds) -> None:
             for name, index in step.feeds
         }
         fed = {
-            name: np.frombuffer(weights[index], np.float32).reshape(
-                stage.program.weights[index].spec.shape
+            each.input: np.frombuffer(weights[each.weight], np.float32).reshape(
+                stage.program.weights[each.weight].spec.shape
             )
-            for name, index in step.weights
+            for each in step.weights
         }
         session = runner.session(step)
         plain = session.run(None, {**frames, **fed})
@@ -154,10 +184,10 @@ def test_only_row_independent_steps_are_stackable(sample: Model, feeds) -> None:
             np.testing.assert_allclose(np.roll(one, 1, 0), two, rtol=1e-5, atol=1e-7)
 
 
-def test_scratch_is_the_peak_of_internal_tensors(samples, write) -> None:
+def test_activations_are_the_peak_of_a_frames_tensors(samples, write) -> None:
     model = load_model(write(samples["a small convolutional network"]()))
     (step,) = compiled(model, 0, 2, portable=True).program.steps
-    assert step.scratch_bytes == 20 * 16 * 16 * 4  # Conv's result, before Relu makes the output
+    assert step.activation_bytes == 20 * 16 * 16 * 4  # Conv's result, before Relu makes the output
 
 
 def test_a_foreign_instruction_set_is_refused(samples, write) -> None:
