@@ -25,6 +25,7 @@ from vaultline.core.errors import InputError
 from vaultline.core.limits import MIB
 from vaultline.graph.zoo import ZOO
 
+_PICTURE = "bounded.png"
 _QUICK_MODELS = ("squeezenet", "googlenet")
 _QUICK_TIMING = Timing(rounds=5, seconds=0.1)
 #: Small enough that the quick models don't fit together.
@@ -38,21 +39,21 @@ def bounded(
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 7,
     models_dir: ZooOption = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw time against budget into PNGs in this folder.")
+        Path | None, typer.Option(help="Draw time against budget into bounded.png in this folder.")
     ] = None,
     quick: QuickFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Models in little protected memory against the plain engine, paged enclaves, pipelines."""
     if plot is not None:
-        check_target(plot / "bounded.png", "the pictures")
+        check_target(plot / _PICTURE, "the picture")
     request = _request(_names(models, quick=quick), models_dir, rounds, quick=quick)
     with told() as tell:
         found = bench_bounded(request, tell)
     if plot is not None:
         from vaultline.cli.bounded_pictures import draw_bounded  # takes a moment to import
 
-        draw_bounded(found, plot)
+        draw_bounded(found, plot / _PICTURE)
     if as_json:
         print_json({"figures": figures(found), "machine": machine(), **document(found)})
     else:
