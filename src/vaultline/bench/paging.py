@@ -7,7 +7,7 @@ import time
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from vaultline.core.profile import PageMode
+from vaultline.core.program import PageMode
 from vaultline.cost.paging import PAGE_BYTES
 
 #: The SGX driver of Linux reclaims so many pages at a time.

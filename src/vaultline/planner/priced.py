@@ -10,7 +10,8 @@ import numpy as np
 from vaultline.core.cluster import Cluster, Device
 from vaultline.core.errors import InfeasibleError
 from vaultline.core.plan import Objective, Plan
-from vaultline.core.profile import ModelProfile, PageMode
+from vaultline.core.profile import ModelProfile
+from vaultline.core.program import PageMode
 from vaultline.core.units import format_bytes
 from vaultline.planner.explain import bottleneck_name
 from vaultline.planner.plan import write_down
