@@ -58,7 +58,8 @@ def pages_touched(
     resident_page: int = 0,
     workspace_page: int | None = None,
 ) -> tuple[PageRange, ...]:
-    """Pages that a step touches: what it is fed, its weights, what it makes, in this order.
+    """Pages that a step touches: what it is fed, its weights, what it makes, in this order; ranges
+    that continue each other as one.
 
     Args:
         resident_page: the first page of the resident buffer; ``workspace_page``: of the workspace,
@@ -72,7 +73,12 @@ def pages_touched(
         *_pages(weights_touched(program, step), resident_page),
         *_pages(tensors_touched(program, fetches, frame, rows), workspace_page),
     ]
-    return tuple(dict.fromkeys(parts))
+    merged: list[PageRange] = []
+    for first, end in parts:
+        if merged and merged[-1][0] <= first <= merged[-1][1]:
+            first, end = merged[-1][0], max(end, merged.pop()[1])
+        merged.append((first, end))
+    return tuple(dict.fromkeys(merged))
 
 
 def distinct_pages(ranges: Iterable[PageRange]) -> int:
