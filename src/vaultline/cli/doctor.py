@@ -129,8 +129,8 @@ def _print_base(base: TrustedBase) -> None:
     if base.simulated:
         names = ", ".join(module.name for module in base.simulated)
         console.print(
-            f"not among them: {base.simulated_code_lines} lines of code that only simulated enclaves "
-            f"load, for paged stages, measured like the rest ({names})"
+            f"not among them: {base.simulated_code_lines} lines of code that only simulated "
+            f"enclaves load, for paged stages, measured like the rest ({names})"
         )
     for place in base.dynamic:
         console.print(f"not counted: {place} imports by a computed name; name the module instead")

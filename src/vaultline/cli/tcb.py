@@ -4,8 +4,8 @@ The closure is computed from the sources, without running them, so that it holds
 functions as well. It is an upper bound: a module counts in full once a single name of it is used.
 
 Code that only simulated enclaves load, for paged stages, is counted apart: what nothing else than
-the modules in ``SIMULATED`` brings in. It counts as trusted again as soon as one of them is imported
-when another module is, instead of within a function. It is measured like all the rest.
+the modules in ``SIMULATED`` brings in. It counts as trusted again as soon as one of them is
+imported when another module is, instead of within a function. It is measured like all the rest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 #: docstrings are no burden. A larger base is refused, so that growing it is a decision and not an
 #: accident. All lines together are reported beside it.
 TCB_LINES_MAX = 2500
-#: Loaded by simulated enclaves only, when a stage asks for it: ``enclave.admission`` refuses others.
+#: Loaded by simulated enclaves only, for a stage that asks for it: ``enclave.admission`` sees to it.
 SIMULATED = ("vaultline.enclave.simulated_epc",)
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _REQUIREMENT = re.compile(r"[A-Za-z0-9._-]+")
@@ -118,7 +118,7 @@ class _Closure:
 
 
 def _closure(source: Path, starts: list[str], lazily_not: tuple[str, ...]) -> _Closure:
-    """All that importing ``starts`` can bring in, but for imports of ``lazily_not`` in functions."""
+    """All that ``starts`` can bring in, but for imports of ``lazily_not`` within functions."""
     waiting = list(starts)
     found = _Closure({}, set(), [])
     while waiting:
