@@ -27,6 +27,9 @@ from vaultline.graph.structure import Model, Node
 Table = NDArray[np.float64]
 #: Bounds on a step's memory that are tried: more of them gain less than a hundredth of the time.
 _BOUNDS_TRIED = 64
+#: A step of a paged stage touches at most this part of the page cache, unless one node needs more:
+#: many more steps cost time for calls, much larger ones leave reclaim no choice.
+_PAGED_SHARE = 8
 #: Results may be written over an operand that nobody else reads: by operator, which operands.
 #: These are kernels that the engine itself runs in place (their ``MayInplace`` declarations).
 _IN_PLACE: Mapping[str, tuple[int, ...]] = {
@@ -94,9 +97,8 @@ def lay_out(model: Model, regions: Sequence[Part], alone: frozenset[str], limits
         InfeasibleError: no way of running the segment fits; says which step needs most.
     """
     found = _Search(model, regions, alone, limits)
-    if limits.mode != "streamed":
-        return found.all_resident()
-    return found.best()
+    ways = {"resident": found.all_resident, "streamed": found.best, "paged": found.paged}
+    return ways[limits.mode]()
 
 
 class _Search:
@@ -119,15 +121,20 @@ class _Search:
 
     def all_resident(self) -> Layout:
         """Every weight stays: as few steps as possible."""
-        if self._limits.mode == "paged":
-            # One node at a time: what a step touches must fit the page cache.
-            places = tuple(int(place) for place in np.flatnonzero(self._life.known))
-        else:
-            cut = cheapest(self._need, self._price, self._memory - self._total)
-            if cut is None:
-                raise self._infeasible(least_peak(self._need) + self._total)
-            places = cut[1]
-        return self._finished(self._parts(places), set(self._sizes))
+        cut = cheapest(self._need, self._price, self._memory - self._total)
+        if cut is None:
+            raise self._infeasible(least_peak(self._need) + self._total)
+        return self._finished(self._parts(cut[1]), set(self._sizes))
+
+    def paged(self) -> Layout:
+        """Every weight has a place in memory that is not all protected. Steps touch little of it
+        at once, so that pages come and go about as they would under one long step."""
+        need = self._need + self._step_weights()
+        least = least_peak(need)
+        if least > self._memory:
+            raise self._infeasible(least)
+        cut = cheapest(need, self._price, max(least, self._memory / _PAGED_SHARE))
+        return self._finished(self._parts(cut[1] if cut else ()), set(self._sizes))
 
     def best(self) -> Layout:
         """The layout of least time, over bounds on what a step may need."""
@@ -354,7 +361,7 @@ class _Search:
 
     def _infeasible(self, least: float) -> InfeasibleError:
         """Which step can't be made smaller, and what it holds."""
-        need = self._need + (self._step_weights() if self._limits.mode == "streamed" else 0.0)
+        need = self._need + (self._step_weights() if self._limits.mode != "resident" else 0.0)
         own = np.diagonal(need, offset=1)
         worst = int(np.where(np.isfinite(own), own, 0.0).argmax())
         node = self._nodes[worst]
