@@ -7,14 +7,11 @@ import time
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from vaultline.core.profile import PageMode
-from vaultline.cost.paging import PAGE_BYTES
+from vaultline.core.paged import PAGE_BYTES, SGX1_PAGE_S
+from vaultline.core.program import PageMode
 
 #: The SGX driver of Linux reclaims so many pages at a time.
 RECLAIM_PAGES = 16
-#: An EPC fault, eviction and reload of a page: about 40,000 cycles (M. Taassori, A. Shafiee and
-#: R. Balasubramonian, "VAULT", ASPLOS 2018), which are 11 us at the 3.8 GHz of a Xeon E-2276G.
-SGX1_PAGE_S = 11e-6
 _TAG_BYTES = 16
 
 

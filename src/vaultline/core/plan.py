@@ -16,6 +16,7 @@ from vaultline.core.limits import (
     TENSOR_BYTES_MAX,
     WORKERS_MAX,
 )
+from vaultline.core.program import Mode, PageMode
 from vaultline.core.serde import Struct, canonical_json, from_json
 from vaultline.core.tensors import TensorSpec, layout
 
@@ -52,6 +53,7 @@ class PlannedStage(Struct, frozen=True):
         inputs, outputs: the tensors crossing the cuts before and after, in the order in which
             they travel.
         step_bytes: bound on the weights of one step when they are streamed.
+        page_mode: what a swapped page costs when the stage is paged, in a simulation.
         predicted_s: seconds that a busy replica takes per frame of its own.
         estimated: the time was not measured on such a device but scaled from another one.
     """
@@ -60,7 +62,7 @@ class PlannedStage(Struct, frozen=True):
     first: int
     last: int
     threads: int
-    mode: Literal["resident", "streamed"]
+    mode: Mode
     step_bytes: int
     frames_per_pass: int
     queue_frames: int
@@ -69,6 +71,7 @@ class PlannedStage(Struct, frozen=True):
     outputs: tuple[TensorSpec, ...]
     predicted_s: float
     estimated: bool = False
+    page_mode: PageMode = "crypto"
 
     def __post_init__(self) -> None:
         if not 0 <= self.first < self.last:

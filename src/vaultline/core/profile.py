@@ -6,19 +6,16 @@ A model's nodes, in topological order, are grouped into blocks between candidate
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
 
 import msgspec
 
 from vaultline.core.errors import InputError
 from vaultline.core.limits import TENSOR_BYTES_MAX
-from vaultline.core.program import Isa
+from vaultline.core.program import Isa, PageMode
 from vaultline.core.serde import Struct, canonical_json, from_json
 from vaultline.core.tensors import TensorSpec, layout
 
 PROFILE_VERSION = 2
-#: How a swapped page is priced: see ``DeviceRates.page_s``.
-PageMode = Literal["crypto", "sgx1"]
 #: Beyond these a number is no measurement but a mistake, and sums of it would not stay finite.
 TIME_S_MAX = 1e9
 RATE_MIN, RATE_MAX = 1e-6, 1e24

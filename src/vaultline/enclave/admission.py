@@ -18,10 +18,10 @@ from vaultline.core.control import (
     LoadedMessage,
     RefusedMessage,
 )
-from vaultline.core.errors import RemoteProtocolError, VaultlineError
+from vaultline.core.errors import RefusedError, RemoteProtocolError, VaultlineError
 from vaultline.core.program import StageProgram
 from vaultline.enclave.evidence import Provider, answer, fresh_key
-from vaultline.enclave.executor import Executor, check_engine
+from vaultline.enclave.executor import Executor, WeightSource, check_engine
 from vaultline.enclave.ledger import Ledger
 from vaultline.enclave.pipeline import StageBuffers
 from vaultline.enclave.vault import VaultSection
@@ -30,6 +30,10 @@ from vaultline.transport.sockets import Listener, hang_up
 
 #: An owner that has connected speaks at once; a stranger that doesn't must not block it for long.
 _OWNER_TIMEOUT_S = 10.0
+
+
+class PagedRefusedError(RefusedError):
+    """A page cache is simulated by simulated enclaves only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +69,7 @@ def admit(
             _refuse(sock, error)
             continue
         try:
-            stage, seconds = _load(grant, vault_fd, isa, mapped=mapped)
+            stage, seconds = _load(grant, vault_fd, isa, provider, mapped=mapped)
         except VaultlineError as error:
             _refuse(sock, error)
             raise
@@ -87,7 +91,9 @@ def _exchange(sock: socket.socket, provider: Provider, measurement: bytes) -> Gr
     return grant
 
 
-def _load(grant: Grant, vault_fd: int, isa: str, *, mapped: bool) -> tuple[LoadedStage, float]:
+def _load(
+    grant: Grant, vault_fd: int, isa: str, provider: Provider, *, mapped: bool
+) -> tuple[LoadedStage, float]:
     before_s = time.monotonic()
     section = VaultSection(vault_fd, grant, mapped=mapped)
     program = section.program
@@ -96,9 +102,28 @@ def _load(grant: Grant, vault_fd: int, isa: str, *, mapped: bool) -> tuple[Loade
     check_engine(program, isa)
     ledger = Ledger(program.settings.budget_bytes)
     buffers = StageBuffers(program, ledger)
-    executor = Executor(program, section, ledger)
+    executor = executor_of(program, section, ledger, provider)
     stage = LoadedStage(grant=grant, program=program, executor=executor, buffers=buffers)
     return stage, time.monotonic() - before_s
+
+
+def executor_of(
+    program: StageProgram, weights: WeightSource, ledger: Ledger, provider: Provider
+) -> Executor:
+    """The stage in memory; a paged one on top of a page cache, which only simulated enclaves have.
+
+    Raises:
+        PagedRefusedError: a paged stage in any other enclave.
+    """
+    if program.settings.mode != "paged":
+        return Executor(program, weights, ledger)
+    if provider.kind != "simulated":
+        remedy = "plan for a simulated device, or in another mode"
+        got = f"{provider.kind}, a paged stage"
+        raise PagedRefusedError("page caches are simulated", got=got, remedy=remedy)
+    from vaultline.enclave.simulated_epc import PagedExecutor
+
+    return PagedExecutor(program, weights, ledger)
 
 
 def _refuse(sock: socket.socket, error: VaultlineError) -> None:

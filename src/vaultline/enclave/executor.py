@@ -167,12 +167,9 @@ class Executor:
         self._program, self._source, self._ledger = program, weights, ledger
         self._frames = program.settings.frames_per_pass
         ledger.reserve("engine", program.engine_bytes, "the engine's sessions")
-        self._resident = ledger.take("resident", program.resident_bytes, "the weights that stay")
-        if workspace is None:
-            workspace = ledger.take("idle", program.workspace_bytes, "the workspace")
-        if len(workspace) < program.workspace_bytes:
+        self._resident, self._workspace = self._buffers(workspace)
+        if len(self._workspace) < program.workspace_bytes:
             raise LocalProtocolError("the shared workspace is too small for the stage")
-        self._workspace = workspace
         self._read_residents()
         sessions = [_session(graph, program.settings.threads) for graph in program.graphs]
         self._steps = [self._load(step, sessions[step.graph]) for step in program.steps]
@@ -273,11 +270,21 @@ class Executor:
             self._source.read_weight_into(index, buffer.data)
             self._streamed_bytes += len(buffer)
 
+    def _buffers(self, workspace: Bytes | None) -> tuple[Bytes, Bytes]:
+        """For weights that stay, and the workspace."""
+        program, take = self._program, self._ledger.take
+        resident = take("resident", program.resident_bytes, "the weights that stay")
+        if workspace is None:
+            workspace = take("idle", program.workspace_bytes, "the workspace")
+        return resident, workspace
+
     def _read_residents(self) -> None:
         for index, weight in enumerate(self._program.weights):
             if weight.resident_at is not None:
-                part = self._resident[weight.resident_at :][: weight.spec.nbytes]
-                self._source.read_weight_into(index, part.data)
+                self._read_resident(index, weight.resident_at, weight.spec.nbytes)
+
+    def _read_resident(self, index: int, at: int, size_bytes: int) -> None:
+        self._source.read_weight_into(index, self._resident[at : at + size_bytes].data)
 
     def _load(self, step: Step, session: ort.InferenceSession) -> _LoadedStep:
         values, streamed = [], {}

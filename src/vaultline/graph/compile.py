@@ -9,10 +9,11 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from vaultline.core.errors import InputError
+from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.frame_meta import hop_buffers_bytes
 from vaultline.core.frames import FrameLayout
 from vaultline.core.memory import StreamRates
+from vaultline.core.paged import PAGE_BYTES, step_pages
 from vaultline.core.program import (
     PROGRAM_VERSION,
     Isa,
@@ -91,13 +92,32 @@ def compile_segment(
     memory_bytes = settings.budget_bytes - io_bytes(settings, made.inputs, made.outputs) - taken
     limits = Limits(
         mode=settings.mode,
-        memory_bytes=None if settings.mode == "paged" else memory_bytes,
+        memory_bytes=memory_bytes,
         frames=settings.frames_per_pass,
         prefetch=prefetch,
         rates=rates or StreamRates(),
     )
     layout = lay_out(made, parts, alone, limits)
-    return _assemble(made, layout, settings, target, taken, prefetch=prefetch)
+    stage = _assemble(made, layout, settings, target, taken, prefetch=prefetch)
+    if settings.mode == "paged":
+        _check_pages(stage.program, memory_bytes)
+    return stage
+
+
+def _check_pages(program: StageProgram, memory_bytes: int) -> None:
+    """What a step touches is there at once, in whole pages.
+
+    Raises:
+        InfeasibleError: the page cache has too few.
+    """
+    most, capacity = max(step_pages(program), default=0), memory_bytes // PAGE_BYTES
+    if most > capacity:
+        raise InfeasibleError(
+            "the segment can't be paged in so little protected memory",
+            got=f"{capacity:,} pages of {PAGE_BYTES:,} bytes",
+            expected=f"at least {most:,} for the largest step",
+            remedy="give the device more memory, take fewer frames a pass, or cut the model",
+        )
 
 
 def io_bytes(

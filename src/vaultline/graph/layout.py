@@ -8,6 +8,7 @@ small, become one long step, and late ones many short ones.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -27,13 +28,13 @@ from vaultline.graph.structure import Model, Node
 Table = NDArray[np.float64]
 #: Bounds on a step's memory that are tried: more of them gain less than a hundredth of the time.
 _BOUNDS_TRIED = 64
+#: A step of a paged stage touches at most this part of the page cache, unless one node needs more:
+#: many more steps cost time for calls, much larger ones leave reclaim no choice.
+_PAGED_SHARE = 8
 #: Results may be written over an operand that nobody else reads: by operator, which operands.
 #: These are kernels that the engine itself runs in place (their ``MayInplace`` declarations).
 _IN_PLACE: Mapping[str, tuple[int, ...]] = {
-    **dict.fromkeys(
-        ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"),
-        (0,),
-    ),
+    "Dropout": (0,),
     **dict.fromkeys(
         ("Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "Sqrt", "Exp", "Abs", "Neg", "Elu"),
         (0,),
@@ -41,6 +42,10 @@ _IN_PLACE: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), (0, 1)),
     "com.microsoft.nchwc.Conv": (3,),
 }
+
+#: Their results are the same bytes under another shape. The engine copies nothing where both are
+#: at one place.
+_VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,9 +99,8 @@ def lay_out(model: Model, regions: Sequence[Part], alone: frozenset[str], limits
         InfeasibleError: no way of running the segment fits; says which step needs most.
     """
     found = _Search(model, regions, alone, limits)
-    if limits.mode != "streamed":
-        return found.all_resident()
-    return found.best()
+    ways = {"resident": found.all_resident, "streamed": found.best, "paged": found.paged}
+    return ways[limits.mode]()
 
 
 class _Search:
@@ -119,15 +123,20 @@ class _Search:
 
     def all_resident(self) -> Layout:
         """Every weight stays: as few steps as possible."""
-        if self._limits.mode == "paged":
-            # One node at a time: what a step touches must fit the page cache.
-            places = tuple(int(place) for place in np.flatnonzero(self._life.known))
-        else:
-            cut = cheapest(self._need, self._price, self._memory - self._total)
-            if cut is None:
-                raise self._infeasible(least_peak(self._need) + self._total)
-            places = cut[1]
-        return self._finished(self._parts(places), set(self._sizes))
+        cut = cheapest(self._need, self._price, self._memory - self._total)
+        if cut is None:
+            raise self._infeasible(least_peak(self._need) + self._total)
+        return self._finished(self._parts(cut[1]), set(self._sizes))
+
+    def paged(self) -> Layout:
+        """Every weight has a place in memory that is not all protected. Steps touch little of it
+        at once, so that pages come and go about as they would under one long step."""
+        need = self._need + self._step_weights()
+        least = least_peak(need)
+        if least > self._memory:
+            raise self._infeasible(least)
+        cut = cheapest(need, self._price, max(least, self._memory / _PAGED_SHARE))
+        return self._finished(self._parts(cut[1] if cut else ()), set(self._sizes))
 
     def best(self) -> Layout:
         """The layout of least time, over bounds on what a step may need."""
@@ -144,13 +153,16 @@ class _Search:
         bounds = bounds[(bounds >= least) & (bounds <= self._memory)]
         chosen = np.unique(np.linspace(0, len(bounds) - 1, _BOUNDS_TRIED).astype(int))
         found: dict[tuple[int, ...], float] = {}
+        # A weight that several steps read is decrypted for each of them.
+        second_bytes = self._limits.rates.decrypt_bytes_per_s
+        price = self._price + weights / second_bytes
         for bound in bounds[chosen]:
-            cut = cheapest(need, self._price, float(bound))
+            cut = cheapest(need, price, float(bound))
             if cut is not None:
-                calls_s, places = cut
+                total_s, places = cut
                 kept = self._memory - widest(need, places)
-                streamed = max(0.0, self._total - kept)
-                found[places] = calls_s + streamed / self._limits.rates.decrypt_bytes_per_s
+                read = sum(weights[a, b] for a, b in pairwise(places))
+                found[places] = total_s - min(kept, read) / second_bytes
         ranked = sorted(found, key=lambda places: found[places])[:3]
         layouts = [self._filled(self._parts(places)) for places in ranked]
         return min(layouts, key=lambda layout: layout.overhead_s)
@@ -185,13 +197,19 @@ class _Search:
         return need, price
 
     def _step_weights(self) -> Table:
-        """Weights of every step; one that two nodes of it read counts twice."""
-        own = [
-            sum(self._sizes[name] for name in node.reads if name in self._sizes)
-            for node in self._nodes
-        ]
-        total = np.array([0, *accumulate(own)], dtype=np.float64)
-        return total[None, :] - total[:, None]
+        """Weights of every step, each once."""
+        count = len(self._nodes)
+        # A reader counts in every step that has it and not the reader before it.
+        change = np.zeros((count + 2, count + 2))
+        before: dict[str, int] = {}
+        for index, node in enumerate(self._nodes):
+            for name in node.reads:
+                if name in self._sizes:
+                    change[before.get(name, -1) + 1, index + 1] += self._sizes[name]
+                    change[index + 1, index + 1] -= self._sizes[name]
+                    before[name] = index
+        table: Table = change.cumsum(axis=0).cumsum(axis=1)[: count + 1, : count + 1]
+        return table
 
     def _largest(self, weights: Table) -> float:
         """What is decrypted ahead of a step: at most what the largest node reads."""
@@ -213,6 +231,7 @@ class _Search:
         tensors = self._tensor_lifetimes(parts)[0]
         alone = [peak_bytes(_within(tensors, part.first, part.last)) for part in parts]
         resident: set[str] = set()
+        uses = Counter(name for names in reads for name in names)
 
         def loads() -> list[int]:
             streamed = [sum(self._sizes[n] for n in names if n not in resident) for names in reads]
@@ -233,7 +252,7 @@ class _Search:
                 fitting = [name for name in rest if self._sizes[name] <= spare]
             if not fitting:
                 break
-            resident.add(max(fitting, key=lambda name: (self._sizes[name], name)))
+            resident.add(max(fitting, key=lambda name: (uses[name], self._sizes[name], name)))
         return self._repaired(parts, resident)
 
     def _repaired(self, parts: tuple[Part, ...], resident: set[str]) -> Layout:
@@ -260,6 +279,8 @@ class _Search:
         kept: dict[str, int] = {}
         spans: dict[str, tuple[int, int]] = {}
         for name, born in life.born.items():
+            if name in life.view_of:
+                continue
             first, last = step_of[born], step_of[life.last[name]]
             if first != last and frames > 1:
                 kept[name] = frames
@@ -273,6 +294,10 @@ class _Search:
                 spans[name] = (parts[min(steps)].first, parts[max(steps)].last - 1)
         shared = self._shared(kept, step_of)
         groups: dict[str, list[str]] = {}
+        for name, origin in life.view_of.items():
+            if origin in kept:
+                kept[name], spans[name] = kept[origin], spans[origin]
+                shared[name] = shared.get(origin, origin)
         for name in kept:
             groups.setdefault(shared.get(name, name), []).append(name)
         specs = self._model.specs
@@ -296,14 +321,15 @@ class _Search:
             if name not in kept or name in life.in_messages:
                 continue
             for position in _IN_PLACE.get(node.op, ()):
-                source = _operand(node, position)
+                operand = _operand(node, position)
+                source = life.view_of.get(operand, operand)
                 first = root.get(source, source)
                 if (
                     source in life.born
                     and ends.get(first) == index
                     and kept.get(source) == kept[name]
                     and specs[source].nbytes == specs[name].nbytes
-                    and _used_once(node, source)
+                    and _used_once(node, operand)
                 ):
                     root[name] = first
                     ends[first] = life.last[name]
@@ -354,7 +380,7 @@ class _Search:
 
     def _infeasible(self, least: float) -> InfeasibleError:
         """Which step can't be made smaller, and what it holds."""
-        need = self._need + (self._step_weights() if self._limits.mode == "streamed" else 0.0)
+        need = self._need + (self._step_weights() if self._limits.mode != "resident" else 0.0)
         own = np.diagonal(need, offset=1)
         worst = int(np.where(np.isfinite(own), own, 0.0).argmax())
         node = self._nodes[worst]
@@ -375,7 +401,8 @@ class _Tensors:
     """When the tensors that nodes make are alive, and how many bytes they are.
 
     Attributes:
-        born, last: by name, the node that makes a tensor and the last one that reads it.
+        born, last: by name, the node that makes a tensor and the last one that reads it, or a view.
+        view_of: tensors that are another one's bytes, and which one's.
         in_messages: stage inputs and outputs, and the nodes that touch each.
         crossing: per position, bytes of a frame's tensors that are alive there.
         known: per position, whether a step may end there: the sizes of all of those are known.
@@ -388,6 +415,7 @@ class _Tensors:
         edge = {spec.name for spec in (*model.inputs, *model.outputs)}
         self.born: dict[str, int] = {}
         self.last: dict[str, int] = {}
+        self.view_of = _views(model, edge)
         self.in_messages: dict[str, list[int]] = {}
         self.known = np.ones(count + 1, dtype=bool)
         unknown: dict[str, int] = {}
@@ -399,7 +427,7 @@ class _Tensors:
                     own[index + 1] += align(model.specs[name].nbytes)
             for name in node.reads:
                 if name in self.born:
-                    self.last[name] = index
+                    self.last[name] = self.last[self.view_of.get(name, name)] = index
                 elif name in unknown:
                     self.known[unknown[name] + 1 : index + 1] = False
             for name in node.writes:
@@ -411,7 +439,7 @@ class _Tensors:
         alive = np.zeros((count, count + 1))
         kept = np.zeros((count, count + 2))
         for name, born in self.born.items():
-            size = align(model.specs[name].nbytes)
+            size = 0 if name in self.view_of else align(model.specs[name].nbytes)
             alive[born, born : self.last[name] + 1] += size
             # Alive at every position after the node that makes it, up to its last reader.
             kept[born, born + 1 : self.last[name] + 1] += size
@@ -429,6 +457,19 @@ class _Tensors:
         """Per end, bytes alive there that were made from ``first`` on."""
         alive: Table = self._made[first, ends]
         return alive
+
+
+def _views(model: Model, edge: set[str]) -> dict[str, str]:
+    """Tensors that are the bytes of another that some node makes; none of them is in a message."""
+    made: set[str] = set()
+    found: dict[str, str] = {}
+    for node in model.nodes:
+        source, result = _operand(node, 0), node.writes[0]
+        known = source in made and result in model.specs and result not in edge
+        if node.op in _VIEWS and known and model.specs[source].nbytes == model.specs[result].nbytes:
+            found[result] = found.get(source, source)
+        made.update(name for name in node.writes if name in model.specs and name not in edge)
+    return found
 
 
 def _within(buffers: Sequence[Lifetime], first: int, last: int) -> list[Lifetime]:

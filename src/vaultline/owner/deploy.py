@@ -72,6 +72,7 @@ def stage_settings(plan: Plan, stage: int) -> StageSettings:
         replicas=counts[stage + 1],
         targets=counts[stage + 2],
         next_untrusted=any(each.device.untrusted for each in following),
+        page_mode=planned.page_mode,
     )
 
 

@@ -160,7 +160,7 @@ def _stage(plan: Plan, profile: ModelProfile, number: int, longest_s: float) -> 
     before, own, after = counts[number : number + 3]
     need = need_bytes(
         Segments(profile, stages_max=len(plan.stages)),
-        stage.mode,
+        "streamed" if stage.mode == "streamed" else "resident",
         stage.frames_per_pass,
         stage.queue_frames,
         Settings(step_bytes=stage.step_bytes),

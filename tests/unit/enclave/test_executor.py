@@ -2,120 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
+from program_cases import Array, Weights, graph, program, run, spec
 
 from vaultline.core.errors import MachineError
-from vaultline.core.frames import FrameLayout
 from vaultline.core.program import StageProgram, Step, StepWeight
 from vaultline.core.tensors import TensorSpec
-from vaultline.enclave.executor import Executor, FrameBuffer, ProgramRefusedError, check_engine
+from vaultline.enclave.executor import Executor, ProgramRefusedError, check_engine
 from vaultline.enclave.ledger import BudgetExceededError, Ledger
-from vaultline.testing.programs import Arrangement, Draft, arranged
-
-_ONNX = {
-    "float32": TensorProto.FLOAT,
-    "float16": TensorProto.FLOAT16,
-    "bfloat16": TensorProto.BFLOAT16,
-    "bool": TensorProto.BOOL,
-    "int64": TensorProto.INT64,
-    "uint8": TensorProto.UINT8,
-}
-Array = np.ndarray[Any, Any]
-
-
-def spec(name: str, shape: Sequence[int], dtype: str = "float32") -> TensorSpec:
-    return TensorSpec(name=name, dtype=dtype, shape=tuple(shape))
-
-
-def graph(
-    nodes: list[onnx.NodeProto],
-    inputs: dict[str, TensorSpec],
-    outputs: dict[str, TensorSpec],
-    *,
-    stacked: Sequence[str] = (),
-) -> bytes:
-    """A step's graph; ``stacked`` names have an open first side."""
-
-    def info(name: str, of: TensorSpec) -> onnx.ValueInfoProto:
-        shape: list[int | str] = list(of.shape)
-        if name in stacked:
-            shape[0] = "rows"
-        return helper.make_tensor_value_info(name, _ONNX[of.dtype], shape)
-
-    made = helper.make_graph(
-        nodes,
-        "step",
-        [info(*entry) for entry in inputs.items()],
-        [info(*entry) for entry in outputs.items()],
-    )
-    opset = [helper.make_opsetid("", 17)]
-    return bytes(helper.make_model(made, opset_imports=opset, ir_version=9).SerializeToString())
-
-
-@dataclass(slots=True)
-class Weights:
-    """Counts how often each weight is decrypted."""
-
-    arrays: list[Array]
-    reads: list[int] = field(default_factory=list)
-
-    def read_weight_into(self, index: int, buffer: memoryview) -> None:
-        self.reads.append(index)
-        buffer[:] = self.arrays[index].tobytes()
-
-
-def program(
-    tensors: Sequence[TensorSpec],
-    ends: tuple[tuple[int, ...], tuple[int, ...]],
-    graphs: Sequence[bytes],
-    steps: Sequence[Step],
-    weights: Sequence[Array] = (),
-    *,
-    how: Arrangement = "apart",
-    frames: int = 4,
-    **options: Any,
-) -> StageProgram:
-    draft = Draft(
-        tensors=tuple(tensors),
-        inputs=ends[0],
-        outputs=ends[1],
-        graphs=tuple(graphs),
-        steps=tuple(steps),
-        weights=tuple(
-            spec(f"w{k}", array.shape, str(array.dtype)) for k, array in enumerate(weights)
-        ),
-        frames=frames,
-        **options,
-    )
-    return arranged(draft, how)
-
-
-def run(
-    made: StageProgram, frames: list[list[Array]], weights: Weights | None = None
-) -> list[list[bytes]]:
-    """Every frame's outputs as bytes, from one pass."""
-    ledger = Ledger(made.settings.budget_bytes)
-
-    def buffers(indices: tuple[int, ...]) -> list[FrameBuffer]:
-        layout = FrameLayout(made.specs(indices), 1)
-        return [
-            FrameBuffer(layout, ledger.take("io", layout.message_bytes, "a frame")) for _ in frames
-        ]
-
-    executor = Executor(made, weights or Weights([]), ledger)
-    before, after = buffers(made.inputs), buffers(made.outputs)
-    for buffer, tensors in zip(before, frames, strict=True):
-        for part, tensor in zip(buffer.parts, tensors, strict=True):
-            part[:] = np.frombuffer(tensor.tobytes(), np.uint8)
-    assert list(executor.run_pass(before, after)) == list(range(len(frames)))
-    return [[part.tobytes() for part in buffer.parts] for buffer in after]
+from vaultline.testing.programs import Arrangement
 
 
 def perceptron(
