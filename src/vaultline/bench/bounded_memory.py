@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Collection
 from pathlib import Path
 
 from vaultline.core.errors import MachineError
@@ -20,8 +21,7 @@ class ProcessMemory(Struct, frozen=True):
     Attributes:
         peak_bytes: the most that was resident since the peak was last reset.
         resident_bytes: what is resident now: the sum of the other three.
-        anonymous_bytes, shared_bytes: the process's own; the ledger's buffers are shared maps
-            without a file.
+        anonymous_bytes, shared_bytes: the process's own; the latter may be other processes' too.
         file_bytes: code of the interpreter and its libraries, and files that are mapped.
     """
 
@@ -82,14 +82,15 @@ def parse_status(text: str) -> ProcessMemory:
     )
 
 
-def mapped_bytes(maps: str, path: str) -> int:
-    """How much of a file is mapped, from the text of ``/proc/PID/maps``."""
-    total = 0
-    for line in maps.splitlines():
+def mapped_bytes(smaps: str, paths: Collection[str]) -> int:
+    """How much of some files is resident in a process, from the text of ``/proc/PID/smaps``."""
+    total, counted = 0, False
+    for line in smaps.splitlines():
         fields = line.split(maxsplit=5)
-        if len(fields) == 6 and fields[5].removesuffix(" (deleted)") == path:
-            start, _, end = fields[0].partition("-")
-            total += int(end, 16) - int(start, 16)
+        if fields and not fields[0].endswith(":"):
+            counted = len(fields) == 6 and fields[5].removesuffix(" (deleted)") in paths
+        elif counted and fields[0] == "Rss:":
+            total += int(fields[1]) * _KIB
     return total
 
 

@@ -30,7 +30,7 @@ from vaultline.bench.noise import Array, frames_of
 from vaultline.core.errors import InfeasibleError, MachineError
 from vaultline.core.limits import MIB
 from vaultline.core.memory import MemoryPlan, StreamRates
-from vaultline.core.program import Mode, StageProgram, StageSettings
+from vaultline.core.program import Mode, PageMode, StageProgram, StageSettings
 from vaultline.core.serde import canonical_json, from_json
 from vaultline.core.tensors import TensorSpec
 from vaultline.cost.footprint import memory_of
@@ -54,6 +54,7 @@ def compile_bounded(
     *,
     rates: StreamRates | None = None,
     mode: Mode = "streamed",
+    page_mode: PageMode = "crypto",
 ) -> CompiledStage:
     """A whole model as one stage on one core, whose queue is as long as a pass.
 
@@ -68,6 +69,7 @@ def compile_bounded(
         mode=mode,
         frames_per_pass=frames,
         queue_frames=frames,
+        page_mode=page_mode,
     )
     return compile_segment(
         model, 0, model.node_count, settings=settings, step_bytes=STEP_BYTES, rates=rates
@@ -131,11 +133,11 @@ class MemoryUse:
     """What a process took for its stages, beyond what it took before it opened a vault.
 
     Attributes:
-        peak_bytes: at its most, everything counted: buffers, sessions, the program, code that is
-            read in from the libraries' files as it is first run.
+        peak_bytes: at its most, everything counted but the vaults' pages: buffers, sessions, the
+            program, code that is read in from the libraries' files as it is first run.
         code_bytes: of those, the last.
         held_bytes: what the ledger says.
-        vault_mapped_bytes: file pages of the vaults in the process; not in the others.
+        vault_mapped_bytes: pages of the vaults' files in the process; not in the others.
         page_cache_bytes: of the vaults, in the kernel: nobody's protected memory.
         idle_bytes: what the process took before, its engine warmed up; imported_bytes: before
             that.
@@ -156,16 +158,24 @@ class MemoryUse:
         return self.peak_bytes / self.budget_bytes - 1.0
 
 
-def memory_use(budget_bytes: int, loaded: Loaded, weighed: Weighed, page_cache: int) -> MemoryUse:
-    """The difference between two readings."""
-    before, after = loaded.before, weighed.memory
+def memory_use(
+    budget_bytes: int, loaded: Loaded, weighed: Sequence[Weighed], page_cache_bytes: int
+) -> MemoryUse:
+    """The difference between readings.
+
+    Pages of the vaults come into the process until each weight has been read once, and then stay.
+    So the kernel's peak of a time in which they only grow was at its end, with all of them; and in
+    that of later passes they were always there: both less those pages are the rest's peak.
+    """
+    before, last = loaded.before, weighed[-1]
+    peak = max(each.memory.peak_bytes - each.vault_mapped_bytes for each in weighed)
     return MemoryUse(
         budget_bytes=budget_bytes,
-        peak_bytes=after.peak_bytes - before.resident_bytes - weighed.vault_mapped_bytes,
-        code_bytes=after.file_bytes - before.file_bytes - weighed.vault_mapped_bytes,
-        held_bytes=sum(weighed.held.values()),
-        vault_mapped_bytes=weighed.vault_mapped_bytes,
-        page_cache_bytes=page_cache,
+        peak_bytes=peak - before.resident_bytes,
+        code_bytes=last.memory.file_bytes - before.file_bytes - last.vault_mapped_bytes,
+        held_bytes=sum(last.held.values()),
+        vault_mapped_bytes=last.vault_mapped_bytes,
+        page_cache_bytes=page_cache_bytes,
         idle_bytes=before.resident_bytes,
         imported_bytes=loaded.cold.resident_bytes,
     )
@@ -178,6 +188,7 @@ class BoundedProcess:
         self.stages = tuple(stages)
         self._budget_bytes = budget_bytes
         self._core = core
+        self._weighed: list[Weighed] = []
 
     def __enter__(self) -> BoundedProcess:
         self._popen = start_module(MODULE, [self._core])
@@ -197,10 +208,14 @@ class BoundedProcess:
             if pipe is not None:
                 pipe.close()
 
-    def run_s(self, frames: int, passes: int, stage: int = 0) -> float:
-        """Seconds of passes of so many frames, one after another."""
+    def run(self, frames: int, passes: int, stage: int = 0) -> Timed:
+        """Passes of so many frames, one after another."""
         self._write(Run(stage=stage, frames=frames, passes=passes))
-        return self._read(Timed).seconds
+        return self._read(Timed)
+
+    def run_s(self, frames: int, passes: int, stage: int = 0) -> float:
+        """Seconds of such passes."""
+        return self.run(frames, passes, stage).seconds
 
     def decrypt(self, stage: int = 0) -> Timed:
         """Bytes that a pass decrypts, and how long that takes by itself."""
@@ -220,14 +235,16 @@ class BoundedProcess:
         ]
 
     def weigh(self) -> Weighed:
-        """Memory and sessions up to now."""
+        """Memory and sessions since it was weighed last: first after each stage's first pass."""
         self._write(Weigh())
-        return self._read(Weighed)
+        self._weighed.append(self._read(Weighed))
+        return self._weighed[-1]
 
     def memory(self) -> MemoryUse:
         """What it has taken at most so far."""
+        self.weigh()
         cached = sum(page_cache_bytes(Path(stage.asked.vault)) for stage in self.stages)
-        return memory_use(self._budget_bytes, self._loaded, self.weigh(), cached)
+        return memory_use(self._budget_bytes, self._loaded, self._weighed, cached)
 
     def _write(self, line: Job | Command) -> None:
         if self._popen.stdin is not None:

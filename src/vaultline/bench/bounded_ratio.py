@@ -174,6 +174,7 @@ class Bounded:
             del stage
             with BoundedProcess([sealed], budget_bytes, self._core) as process:
                 process.run_s(frames, 1)
+                process.weigh()
                 error = self._error(process, frames)
                 turns = tuple(self._turn(process, frames, passes) for _ in range(timing.rounds))
                 decrypted = [process.decrypt() for _ in range(_DECRYPTIONS)]

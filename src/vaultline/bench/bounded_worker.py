@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from vaultline.enclave.executor import Executor, check_engine, warm_up
 from vaultline.enclave.hardening import harden
 from vaultline.enclave.ledger import Ledger
 from vaultline.enclave.pipeline import StageBuffers
+from vaultline.enclave.simulated_epc import PagedExecutor
 from vaultline.enclave.vault import VaultSection
 
 LINE_BYTES_MAX = 16 << 20
@@ -73,7 +74,7 @@ class Fetch(Struct, frozen=True, tag="fetch"):
 
 
 class Weigh(Struct, frozen=True, tag="weigh"):
-    """Memory up to now."""
+    """Memory up to now; the next peak begins here."""
 
 
 Command = Run | Decrypt | Fetch | Weigh
@@ -93,11 +94,23 @@ class Loaded(Struct, frozen=True, tag="loaded"):
     cold: ProcessMemory
 
 
+class Pages(Struct, frozen=True):
+    """What the page cache of a paged stage did: see ``simulated_epc.PageCounts, PageTimes``."""
+
+    fresh: int
+    swapped: int
+    evictions: int
+    cipher_s: float
+    bookkeeping_s: float
+    spin_s: float
+
+
 class Timed(Struct, frozen=True, tag="timed"):
     """Seconds of all passes together, or of decrypting so many bytes."""
 
     seconds: float
     decrypted_bytes: int = 0
+    pages: Pages | None = None
 
 
 class Fetched(Struct, frozen=True, tag="fetched"):
@@ -107,10 +120,10 @@ class Fetched(Struct, frozen=True, tag="fetched"):
 
 
 class Weighed(Struct, frozen=True, tag="weighed"):
-    """Memory since loading began.
+    """Memory since loading began, or since it was weighed last.
 
     Attributes:
-        vault_mapped_bytes: of the vaults: they are read, not mapped, so nothing.
+        vault_mapped_bytes: of the vaults' files, as far as they are resident in the process.
         sessions: that the engine has made so far.
     """
 
@@ -164,7 +177,10 @@ class _Stage:
                 strict=True,
             )
         ]
-        self.executor = Executor(program, section, ledger, workspace)
+        if program.settings.mode == "paged":
+            self.executor: Executor = PagedExecutor(program, section, ledger)
+        else:
+            self.executor = Executor(program, section, ledger, workspace)
         with Path(asked.frames).open("rb", buffering=0) as file:
             for buffer in self.buffers.inputs:
                 for part in buffer.parts:
@@ -174,11 +190,27 @@ class _Stage:
     def run(self, command: Run) -> Timed:
         inputs = self.buffers.inputs[: command.frames]
         outputs = self.buffers.outputs[: command.frames]
+        pages = self._pages()
         before_s = time.perf_counter()
         for _ in range(command.passes):
             for _ in self.executor.run_pass(inputs, outputs):
                 pass
-        return Timed(seconds=time.perf_counter() - before_s)
+        seconds = time.perf_counter() - before_s
+        return Timed(seconds=seconds, pages=_since(pages, self._pages()))
+
+    def _pages(self) -> Pages | None:
+        """What its page cache has done so far."""
+        if not isinstance(self.executor, PagedExecutor):
+            return None
+        counts, times = self.executor.cache.counts, self.executor.cache.times
+        return Pages(
+            fresh=counts.fresh,
+            swapped=counts.swapped,
+            evictions=counts.evictions,
+            cipher_s=times.cipher_s,
+            bookkeeping_s=times.bookkeeping_s,
+            spin_s=times.spin_s,
+        )
 
     def decrypt(self) -> Timed:
         """To where a pass would decrypt it; between passes nothing else is there."""
@@ -201,6 +233,13 @@ class _Stage:
         )
 
 
+def _since(before: Pages | None, after: Pages | None) -> Pages | None:
+    if before is None or after is None:
+        return None
+    names = Pages.__struct_fields__
+    return Pages(**{name: getattr(after, name) - getattr(before, name) for name in names})
+
+
 def work(job: Job, meter: PeakMeter, ask: Callable[[], Command | None], fd: int) -> None:
     """Load the stages and serve commands until there are no more.
 
@@ -216,8 +255,10 @@ def work(job: Job, meter: PeakMeter, ask: Callable[[], Command | None], fd: int)
     before = meter.reset()
     ledger = Ledger(job.budget_bytes)
     sections = [VaultSection(vaults[stage.vault], stage.access) for stage in job.stages]
-    most = max(section.program.workspace_bytes for section in sections)
-    workspace = ledger.take("idle", most, "the workspace")
+    programs = [section.program for section in sections]
+    # Those of paged stages are in their page caches.
+    shared = [each.workspace_bytes for each in programs if each.settings.mode != "paged"]
+    workspace = ledger.take("idle", max(shared, default=0), "the workspace")
     stages = [
         _Stage(asked, section, ledger, workspace)
         for asked, section in zip(job.stages, sections, strict=True)
@@ -232,14 +273,18 @@ def work(job: Job, meter: PeakMeter, ask: Callable[[], Command | None], fd: int)
             case Fetch():
                 say(fd, stages[command.stage].fetch(command.frames))
             case Weigh():
-                maps = Path("/proc/self/maps").read_text()
-                weighed = Weighed(
-                    memory=meter.now(),
-                    held=ledger.held,
-                    vault_mapped_bytes=sum(mapped_bytes(maps, path) for path in vaults),
-                    sessions=made.count,
-                )
-                say(fd, weighed)
+                say(fd, _weighed(meter, ledger, vaults, made.count))
+                meter.reset()
+
+
+def _weighed(
+    meter: PeakMeter, ledger: Ledger, vaults: Collection[str], sessions: int
+) -> Weighed:
+    memory = meter.now()  # before the text that says what is mapped takes any
+    mapped = mapped_bytes(Path("/proc/self/smaps").read_text(), vaults)
+    return Weighed(
+        memory=memory, held=ledger.held, vault_mapped_bytes=mapped, sessions=sessions
+    )
 
 
 def say(fd: int, line: WorkerLine) -> None:
