@@ -214,8 +214,8 @@ class SwitchingRequest:
     models: tuple[str, ...] = SWITCHED
     budget_bytes: int = 93 * MIB
     timing: Timing = Timing()
-    coarse: int = 4 * MIB
-    fine: int = MIB // 2
+    coarse: int = 8 * MIB
+    fine: int = MIB
 
 
 def bench_switching(

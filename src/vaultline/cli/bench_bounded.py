@@ -87,7 +87,6 @@ def _request(
         models=switched,
         timing=timing,
         budget_bytes=_QUICK_SWITCHING_BYTES if quick else SGX1_BYTES,
-        coarse=(8 if quick else 4) * MIB,
     )
     return BoundedRequest(
         zoo=zoo,
