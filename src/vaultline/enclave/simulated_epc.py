@@ -46,7 +46,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from msgspec.structs import replace
 
+from vaultline.core.control import StageMetrics
 from vaultline.core.errors import InfeasibleError, RefusedError
 from vaultline.core.paged import (
     PAGE_BYTES,
@@ -398,6 +400,14 @@ class PagedExecutor(Executor):
         cache.check_room(max(step_pages(program), default=0))
         self._sets: dict[tuple[int, int, int], WorkingSet] = {}
         super().__init__(program, weights, ledger)
+
+    @property
+    def metrics(self) -> StageMetrics:
+        """Memory, work and pages so far."""
+        counts = self.cache.counts
+        return replace(
+            super().metrics, swapped_pages=counts.swapped, evicted_pages=counts.evictions
+        )
 
     def _buffers(self, workspace: Bytes | None) -> tuple[Bytes, Bytes]:
         self._weights = self.cache.region(self._program.resident_bytes)
