@@ -412,7 +412,9 @@ class PagedExecutor(Executor):
         for index, weight in enumerate(self._program.weights):
             first, size = weight.resident_at, weight.spec.nbytes
             if first is not None and size:
-                with self.cache.holding(working_set([self._weights.pages(first, first + size - 1)])):
+                with self.cache.holding(
+                    working_set([self._weights.pages(first, first + size - 1)])
+                ):
                     self._source.read_weight_into(index, self._resident[first : first + size].data)
 
     def _run_one(

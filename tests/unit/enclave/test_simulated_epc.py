@@ -304,6 +304,8 @@ class Running:
             if pages is None:
                 pages = open_cache(self.ledger, program.engine_bytes, "crypto")
                 pages._wipe = wipe
+            else:
+                self.ledger.reserve("idle", pages.capacity_pages * PAGE_BYTES, "the page cache")
             self.executor = PagedExecutor(program, weights, self.ledger, pages)
         else:
             self.executor = Executor(program, weights, self.ledger)
@@ -382,9 +384,10 @@ def test_fewer_frames_than_a_pass_may_have_run_as_well() -> None:
 
 def test_two_stages_share_one_cache() -> None:
     stage = compiled("digits")
-    alone = Running(stage, PageCache(10_000)).pages
-    needed = alone.counts.fresh + 64
-    for capacity, evicts in ((2 * needed, False), (needed, True)):
+    alone = Running(stage, PageCache(10_000))
+    alone.run()
+    needed = alone.pages.counts.fresh
+    for capacity, evicts in ((2 * needed, False), (needed + 64, True)):
         pages = PageCache(capacity, wipe=True)
         first, second = Running(stage, pages), Running(stage, pages)
         expected = Running(compiled("digits", "resident")).run()
@@ -462,4 +465,3 @@ print([name for name in sys.modules if name.endswith(("simulated_epc", "core.pag
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
     )
     assert result.stdout.strip() == "[]"
-
