@@ -410,11 +410,10 @@ class PagedExecutor(Executor):
     def _read_residents(self) -> None:
         """Each weight while its pages are held."""
         for index, weight in enumerate(self._program.weights):
-            first, size = weight.resident_at, weight.spec.nbytes
-            if first is not None and size:
-                with self.cache.holding(
-                    working_set([self._weights.pages(first, first + size - 1)])
-                ):
+            first, size = weight.resident_at or 0, weight.spec.nbytes
+            if size:
+                pages = self._weights.pages(first, first + size - 1)
+                with self.cache.holding(working_set([pages])):
                     self._source.read_weight_into(index, self._resident[first : first + size].data)
 
     def _run_one(
