@@ -12,8 +12,8 @@ import pytest
 
 from vaultline.bench.profiling import ProfileRequest, profile_model
 from vaultline.bench.stage_bench import InMemoryWeights
-from vaultline.core.profile import ModelProfile
 from vaultline.core.limits import MIB
+from vaultline.core.profile import ModelProfile
 from vaultline.cost.paging import PAGE_BYTES, touched_pages, working_set_pages
 from vaultline.enclave.ledger import Ledger
 from vaultline.enclave.pipeline import StageBuffers
