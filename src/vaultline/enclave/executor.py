@@ -270,10 +270,8 @@ class Executor:
     def _read_residents(self) -> None:
         for index, weight in enumerate(self._program.weights):
             if weight.resident_at is not None:
-                self._read_resident(index, weight.resident_at, weight.spec.nbytes)
-
-    def _read_resident(self, index: int, at: int, size_bytes: int) -> None:
-        self._source.read_weight_into(index, self._resident[at : at + size_bytes].data)
+                part = self._resident[weight.resident_at :][: weight.spec.nbytes]
+                self._source.read_weight_into(index, part.data)
 
     def _load(self, step: Step, session: ort.InferenceSession) -> _LoadedStep:
         values, streamed = [], {}
