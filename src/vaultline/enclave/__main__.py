@@ -18,6 +18,7 @@ from vaultline.core.isa import isa_of
 from vaultline.core.program import Isa
 from vaultline.enclave.admission import LoadedStage, admit, open_vault
 from vaultline.enclave.evidence import open_provider
+from vaultline.enclave.executor import warm_up
 from vaultline.enclave.hardening import harden
 from vaultline.enclave.lines import HostLines
 from vaultline.enclave.measurement import measure
@@ -42,6 +43,7 @@ class Worker:
         """Attest, load, work; returns after the end of the stream has been passed on."""
         config = self._config
         measurement = measure()
+        warm_up()
         isa = local_isa()
         provider = open_provider(config.provider, read_platform(config.platform_file))
         vault_fd = open_vault(config.vault)
