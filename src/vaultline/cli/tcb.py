@@ -22,7 +22,7 @@ from pathlib import Path
 #: docstrings are no burden. A larger base is refused, so that growing it is a decision and not an
 #: accident. All lines together are reported beside it.
 TCB_LINES_MAX = 2500
-#: Loaded by simulated enclaves only, for a stage that asks for it: ``enclave.admission`` sees to it.
+#: Loaded by simulated enclaves only, for paged stages: ``enclave.admission`` sees to it.
 SIMULATED = ("vaultline.enclave.simulated_epc",)
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _REQUIREMENT = re.compile(r"[A-Za-z0-9._-]+")

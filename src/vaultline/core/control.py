@@ -108,6 +108,7 @@ class StageMetrics(Struct, frozen=True):
     Attributes:
         held_bytes, peak_bytes: of the ledger by kind, now and at most; together within the budget.
         streamed_bytes: weights decrypted in passes; what stays is decrypted once, before.
+        swapped_pages, evicted_pages: of the simulated page cache.
     """
 
     budget_bytes: int = 0
@@ -115,6 +116,8 @@ class StageMetrics(Struct, frozen=True):
     peak_bytes: Mapping[BufferKind, int] = {}
     streamed_bytes: int = 0
     passes: int = 0
+    swapped_pages: int = 0
+    evicted_pages: int = 0
 
 
 class BeatLine(Struct, frozen=True, tag="beat"):

@@ -90,6 +90,13 @@ def distinct_pages(ranges: Iterable[PageRange]) -> int:
     return count
 
 
+def tensor_bytes(program: StageProgram, step: Step) -> int:
+    """Bytes of the workspace's pages that must be there at once while a step runs."""
+    frames = program.settings.frames_per_pass if step.stackable else 1
+    tensors = [index for _, index in (*step.feeds, *step.fetches)]
+    return PAGE_BYTES * distinct_pages(_pages(tensors_touched(program, tensors, 0, frames), 0))
+
+
 def step_pages(program: StageProgram) -> tuple[int, ...]:
     """Per step, the pages that must be there at once while it runs."""
     frames = program.settings.frames_per_pass

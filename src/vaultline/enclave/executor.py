@@ -183,7 +183,7 @@ class Executor:
             if tensor in self._inputs
         )
         self._ahead = ThreadPoolExecutor(1, "decrypt") if program.prefetch else None
-        self._decrypting: Future[None] | None = None
+        self._decrypting: list[Future[None]] = []
         self._tile_bytes = self._streamed_bytes = self._passes = 0
         self._values: dict[tuple[int, int, int], ort.OrtValue] = {}
 
@@ -221,9 +221,8 @@ class Executor:
             yield from self._run_steps(inputs, outputs)
             self._passes += 1
         finally:
-            if self._decrypting is not None:
-                wait([self._decrypting])
-                self._decrypting = None
+            wait(self._decrypting)
+            self._decrypting.clear()
             self._ledger.give_back("tile", self._tile_bytes)
             self._tile_bytes = 0
 
@@ -248,11 +247,11 @@ class Executor:
 
     def _await_weights(self, number: int) -> None:
         """Return when a step's weights are there; those of the next one may be on their way."""
-        if self._decrypting is None:
+        if not self._decrypting:
             self._begin(number)
-        if self._decrypting is not None:
-            self._decrypting.result()
-            self._decrypting = None
+        for decrypting in self._decrypting:
+            decrypting.result()
+        self._decrypting.clear()
         if self._ahead is not None and number + 1 < len(self._steps):
             self._begin(number + 1)
 
@@ -264,7 +263,7 @@ class Executor:
         if self._ahead is None:
             self._decrypt(loaded)
         else:
-            self._decrypting = self._ahead.submit(self._decrypt, loaded)
+            self._decrypting.append(self._ahead.submit(self._decrypt, loaded))
 
     def _decrypt(self, loaded: _LoadedStep) -> None:
         for index, buffer in loaded.streamed:
@@ -282,10 +281,8 @@ class Executor:
     def _read_residents(self) -> None:
         for index, weight in enumerate(self._program.weights):
             if weight.resident_at is not None:
-                self._read_resident(index, weight.resident_at, weight.spec.nbytes)
-
-    def _read_resident(self, index: int, at: int, size_bytes: int) -> None:
-        self._source.read_weight_into(index, self._resident[at : at + size_bytes].data)
+                part = self._resident[weight.resident_at :][: weight.spec.nbytes]
+                self._source.read_weight_into(index, part.data)
 
     def _load(self, step: Step, session: ort.InferenceSession) -> _LoadedStep:
         values, streamed = [], {}

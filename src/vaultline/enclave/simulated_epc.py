@@ -46,8 +46,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from msgspec.structs import replace
 
-from vaultline.core.errors import InfeasibleError, RefusedError
+from vaultline.core.control import StageMetrics
+from vaultline.core.errors import InfeasibleError, MachineError, RefusedError
 from vaultline.core.paged import (
     PAGE_BYTES,
     SGX1_PAGE_S,
@@ -391,7 +393,10 @@ class PagedExecutor(Executor):
         Raises:
             WorkingSetError: a step needs more pages at once than the cache has.
             BudgetExceededError: the ledger has too little.
+            MachineError: the program is not one of a paged stage.
         """
+        if any(weight.resident_at is None for weight in program.weights):
+            raise MachineError("a paged stage decrypts no weight twice", remedy="seal it again")
         if cache is None:
             cache = open_cache(ledger, program.engine_bytes, program.settings.page_mode)
         self.cache = cache
@@ -399,15 +404,27 @@ class PagedExecutor(Executor):
         self._sets: dict[tuple[int, int, int], WorkingSet] = {}
         super().__init__(program, weights, ledger)
 
+    @property
+    def metrics(self) -> StageMetrics:
+        """Memory, work and pages so far."""
+        counts = self.cache.counts
+        return replace(
+            super().metrics, swapped_pages=counts.swapped, evicted_pages=counts.evictions
+        )
+
     def _buffers(self, workspace: Bytes | None) -> tuple[Bytes, Bytes]:
         self._weights = self.cache.region(self._program.resident_bytes)
         self._tensors = self.cache.region(self._program.workspace_bytes)
         return self._weights.data, self._tensors.data
 
-    def _read_resident(self, index: int, at: int, size_bytes: int) -> None:
-        if size_bytes:
-            with self.cache.holding(working_set([self._weights.pages(at, at + size_bytes - 1)])):
-                super()._read_resident(index, at, size_bytes)
+    def _read_residents(self) -> None:
+        """Each weight while its pages are held."""
+        for index, weight in enumerate(self._program.weights):
+            first, size = weight.resident_at or 0, weight.spec.nbytes
+            if size:
+                pages = self._weights.pages(first, first + size - 1)
+                with self.cache.holding(working_set([pages])):
+                    self._source.read_weight_into(index, self._resident[first : first + size].data)
 
     def _run_one(
         self, loaded: _LoadedStep, frame: int, before: FrameBuffer, after: FrameBuffer

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnxruntime as ort
+from msgspec import structs
 
 from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.frame_meta import hop_buffers_bytes
 from vaultline.core.frames import FrameLayout
 from vaultline.core.memory import StreamRates
-from vaultline.core.paged import PAGE_BYTES, step_pages
+from vaultline.core.paged import PAGE_BYTES, step_pages, tensor_bytes
 from vaultline.core.program import (
     PROGRAM_VERSION,
     Isa,
@@ -98,18 +99,18 @@ def compile_segment(
         rates=rates or StreamRates(),
     )
     layout = lay_out(made, parts, alone, limits)
-    stage = _assemble(made, layout, settings, target, taken, prefetch=prefetch)
-    if settings.mode == "paged":
-        _check_pages(stage.program, memory_bytes)
-    return stage
+    ahead = prefetch and settings.mode == "streamed"
+    stage = _assemble(made, layout, settings, target, taken, prefetch=ahead)
+    return _paged(stage, memory_bytes) if settings.mode == "paged" else stage
 
 
-def _check_pages(program: StageProgram, memory_bytes: int) -> None:
-    """What a step touches is there at once, in whole pages.
+def _paged(stage: CompiledStage, memory_bytes: int) -> CompiledStage:
+    """What a step touches is there at once, in whole pages; tensors of other steps need not be.
 
     Raises:
         InfeasibleError: the page cache has too few.
     """
+    program = stage.program
     most, capacity = max(step_pages(program), default=0), memory_bytes // PAGE_BYTES
     if most > capacity:
         raise InfeasibleError(
@@ -118,6 +119,11 @@ def _check_pages(program: StageProgram, memory_bytes: int) -> None:
             expected=f"at least {most:,} for the largest step",
             remedy="give the device more memory, take fewer frames a pass, or cut the model",
         )
+    steps = tuple(
+        structs.replace(step, activation_bytes=tensor_bytes(program, step))
+        for step in program.steps
+    )
+    return replace(stage, program=structs.replace(program, steps=steps))
 
 
 def io_bytes(
