@@ -46,6 +46,8 @@ from vaultline.graph.zoo import ZOO, build
 
 SGX1_BYTES, SMALL_BYTES, SMALLEST_BYTES = 93 * MIB, 64 * MIB, 48 * MIB
 BUDGETS = (SGX1_BYTES, SMALL_BYTES, SMALLEST_BYTES)
+_TIMING, _SWEEP_TIMING = Timing(), Timing(rounds=3, seconds=0.2)
+_PIPELINE_TIMING = PipelineTiming()
 Tell = Callable[[str, int, int], None]
 
 
@@ -65,12 +67,12 @@ class BoundedRequest:
     zoo: Path
     models: tuple[str, ...] = ZOO
     budgets: tuple[int, ...] = BUDGETS
-    timing: Timing = Timing()
+    timing: Timing = _TIMING
     sweep_points: int = 9
-    sweep_timing: Timing = Timing(rounds=3, seconds=0.2)
+    sweep_timing: Timing = _SWEEP_TIMING
     switching: SwitchingRequest | None = None
     paged_rounds: int = 5
-    pipeline: PipelineTiming | None = PipelineTiming()
+    pipeline: PipelineTiming | None = _PIPELINE_TIMING
     profile_repeats: int = 9
     choice_model: str | None = MODEL
     choice_frames: int = 40

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from vaultline.bench.bounded import (
+    BUDGETS,
     SGX1_BYTES,
     BoundedRequest,
     BoundedResult,
@@ -99,9 +100,10 @@ def _request(
     return BoundedRequest(
         zoo=zoo,
         models=models,
+        budgets=BUDGETS[:2] if quick else BUDGETS,
         timing=timing,
-        sweep_points=4 if quick else 9,
-        sweep_timing=Timing(rounds=3, seconds=0.05) if quick else Timing(rounds=3, seconds=0.2),
+        sweep_points=3 if quick else 9,
+        sweep_timing=Timing(rounds=3, seconds=0.05 if quick else 0.2),
         # All or nothing: fewer models in turn would be another figure.
         switching=switching if quick or switched == SWITCHED else None,
         paged_rounds=2 if quick else 5,
