@@ -302,8 +302,7 @@ class Running:
         self.executor: Executor
         if program.settings.mode == "paged":
             if pages is None:
-                pages = open_cache(self.ledger, program.engine_bytes, "crypto")
-                pages._wipe = wipe
+                pages = open_cache(self.ledger, program.engine_bytes, wipe=wipe)
             else:
                 self.ledger.reserve("idle", pages.capacity_pages * PAGE_BYTES, "the page cache")
             self.executor = PagedExecutor(program, weights, self.ledger, pages)
