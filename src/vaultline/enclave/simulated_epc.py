@@ -52,6 +52,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from msgspec.structs import replace
 
 from vaultline.core.control import StageMetrics
+from vaultline.core.control import BufferKind
 from vaultline.core.errors import InfeasibleError, MachineError, RefusedError
 from vaultline.core.paged import (
     PAGE_BYTES,
@@ -417,10 +418,14 @@ class PagedExecutor(Executor):
             super().metrics, swapped_pages=counts.swapped, evicted_pages=counts.evictions
         )
 
-    def _buffers(self, workspace: Bytes | None) -> tuple[Bytes, Bytes]:
-        self._weights = self.cache.region(self._program.resident_bytes)
-        self._tensors = self.cache.region(self._program.workspace_bytes)
-        return self._weights.data, self._tensors.data
+    def _take(self, kind: BufferKind, size_bytes: int, what: str) -> Bytes:
+        """A region of the cache, which the ledger holds already."""
+        region = self.cache.region(size_bytes)
+        if kind == "resident":
+            self._weights = region
+        else:
+            self._tensors = region
+        return region.data
 
     def _read_residents(self) -> None:
         """Each weight while its pages are held."""
