@@ -51,8 +51,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from msgspec.structs import replace
 
-from vaultline.core.control import StageMetrics
-from vaultline.core.control import BufferKind
+from vaultline.core.control import BufferKind, StageMetrics
 from vaultline.core.errors import InfeasibleError, MachineError, RefusedError
 from vaultline.core.paged import (
     PAGE_BYTES,
