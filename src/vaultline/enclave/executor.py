@@ -165,7 +165,6 @@ class Executor:
             BudgetExceededError: the ledger has too little.
         """
         self._program, self._source, self._ledger = program, weights, ledger
-        self._frames = program.settings.frames_per_pass
         ledger.reserve("engine", program.engine_bytes, "the engine's sessions")
         self._resident = self._take("resident", program.resident_bytes, "the weights that stay")
         if workspace is None:
