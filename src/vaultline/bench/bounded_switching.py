@@ -214,8 +214,8 @@ class SwitchingRequest:
     models: tuple[str, ...] = SWITCHED
     budget_bytes: int = 93 * MIB
     timing: Timing = Timing()
-    coarse: int = 4 * MIB
-    fine: int = MIB // 2
+    coarse: int = 8 * MIB
+    fine: int = MIB
 
 
 def bench_switching(
@@ -240,9 +240,7 @@ def bench_switching(
             compiled = compile_bounded(model, option.budget_bytes, FRAMES, rates=rates)
             sealed.append(seal_stage(compiled, folder))
         natives = [
-            stack.enter_context(
-                NativeProcess(build(name, request.zoo), request.core, model.inputs)
-            )
+            stack.enter_context(NativeProcess(build(name, request.zoo), request.core, model.inputs))
             for name, model in zip(request.models, models, strict=True)
         ]
         process = BoundedProcess(sealed, request.budget_bytes, request.core)

@@ -277,14 +277,10 @@ def work(job: Job, meter: PeakMeter, ask: Callable[[], Command | None], fd: int)
                 meter.reset()
 
 
-def _weighed(
-    meter: PeakMeter, ledger: Ledger, vaults: Collection[str], sessions: int
-) -> Weighed:
+def _weighed(meter: PeakMeter, ledger: Ledger, vaults: Collection[str], sessions: int) -> Weighed:
     memory = meter.now()  # before the text that says what is mapped takes any
     mapped = mapped_bytes(Path("/proc/self/smaps").read_text(), vaults)
-    return Weighed(
-        memory=memory, held=ledger.held, vault_mapped_bytes=mapped, sessions=sessions
-    )
+    return Weighed(memory=memory, held=ledger.held, vault_mapped_bytes=mapped, sessions=sessions)
 
 
 def say(fd: int, line: WorkerLine) -> None:

@@ -187,6 +187,7 @@ class Executor:
         self._ahead = ThreadPoolExecutor(1, "decrypt") if program.prefetch else None
         self._decrypting: list[Future[None]] = []
         self._tile_bytes = self._streamed_bytes = self._passes = 0
+        self._values: dict[tuple[int, int, int], ort.OrtValue] = {}
 
     @property
     def metrics(self) -> StageMetrics:
@@ -296,9 +297,12 @@ class Executor:
 
     def _kept(self, tensor: int, frame: int, rows: int) -> ort.OrtValue:
         """The engine's view of ``rows`` frames of a tensor in the workspace."""
-        spec = self._program.tensors[tensor]
-        part = self._slots(tensor, frame, rows)
-        return _value(part, spec, rows if rows > 1 else None)
+        # Inside a step all frames use the same one.
+        key = (tensor, frame if self._program.places[tensor].frames > 1 else 0, rows)
+        if key not in self._values:
+            part, spec = self._slots(tensor, frame, rows), self._program.tensors[tensor]
+            self._values[key] = _value(part, spec, rows if rows > 1 else None)
+        return self._values[key]
 
     def _slots(self, tensor: int, frame: int, rows: int) -> Bytes:
         place, size = self._program.places[tensor], self._program.tensors[tensor].nbytes
