@@ -193,7 +193,7 @@ def buffers_bytes(problem: Problem) -> int:
 def _need_bytes(problem: Problem) -> int:
     """All that the whole model needs, by the rules of our ledger."""
     settings, blocks = problem.settings, problem.segments.blocks
-    need = need_bytes(problem.segments, "resident", 1, settings.queue_frames(1), settings)
+    need = need_bytes(problem.segments, "resident", 1, settings.queue_frames(1))
     return int(need[blocks - 1, blocks])
 
 
