@@ -27,6 +27,9 @@ class Alive:
         made: ``[k, l]``: alive at cut l, made from cut k on; made_relaid: the relaid ones.
         extra: per cut, what messages there hold beyond the relaid tensors, if there are any: where
             the engine moves work across a cut, a stage that ends there holds other tensors.
+        skipping: per cut, the largest relaid tensor that crosses it, if several do or if one is
+            read beyond the next block too; else zero. In a stage that begins there, sums with it
+            are taken in its message's layout, and so are all later ones: there are copies of each.
         inner: ``[k, l]``: most that is alive at once while one frame runs from cut k to cut l, of
             what is made there, without what is alive at cut l.
         inner_last: the same with the relaid ones of those.
@@ -42,6 +45,7 @@ class Alive:
         self.crossing, self.relaid = (_crossing(each, blocks) for each in (held, relaid))
         messages = np.array(profile.crossing_bytes, dtype=np.int64)
         self.extra = np.where(self.relaid > 0, np.maximum(messages - self.relaid, 0), 0)
+        self.skipping = _skipping(relaid, blocks)
         own = np.array([block.tensor_bytes for block in profile.blocks], dtype=np.int64)
         received = alive_relaid[0] - alive_relaid
         self.inner, self.inner_last = self._inner(own + alive, 0)
@@ -78,6 +82,18 @@ def _tables(held: Sequence[Held], blocks: int) -> tuple[Bytes, Bytes]:
         upwards = table[::-1]
         np.add.accumulate(upwards, axis=0, out=upwards)
     return at_cut, in_block
+
+
+def _skipping(relaid: Sequence[Held], blocks: int) -> Bytes:
+    """Per cut, the largest tensor that crosses it, unless it is the only one and read at once."""
+    count = np.zeros(blocks + 1, np.int64)
+    largest, beyond = np.zeros_like(count), np.zeros(blocks + 1, dtype=bool)
+    for each in relaid:
+        cuts = slice(each.first + 1, each.last + 1)
+        count[cuts] += 1
+        beyond[each.first + 1 : each.last] = True
+        largest[cuts] = np.maximum(largest[cuts], each.nbytes)
+    return np.where((count > 1) | beyond, largest, 0)
 
 
 def _crossing(held: Sequence[Held], blocks: int) -> Bytes:

@@ -59,7 +59,8 @@ class Segments:
         self.to_end = np.broadcast_to(first[::-1], self.valid.shape)
         self.weight_bytes = self._sum([block.weight_bytes for block in blocks])
         largest = self._max([block.largest_weight_bytes for block in blocks])
-        self.ahead_bytes = np.minimum(np.maximum(largest, TILE_BYTES), self.weight_bytes)
+        # A step's buffer and the next one's, each of which holds what any node reads, or a tile.
+        self.ahead_bytes = np.minimum(2 * np.maximum(largest, TILE_BYTES), self.weight_bytes)
         crossing = np.array(profile.crossing_bytes, dtype=np.float64)
         self.in_bytes, self.out_bytes = self._ends(crossing)
         layouts = [FrameLayout(tensors, stages_max) for tensors in profile.crossing]
@@ -68,6 +69,7 @@ class Segments:
         # The engine changes the layout of what enters and leaves: a node each.
         ends = self._ends(np.array([len(tensors) for tensors in profile.crossing], np.float64))
         self._nodes = self._sum([block.engine_nodes for block in blocks]) + ends[0] + ends[1]
+        self._nodes *= np.where(self._ends(self.steps.alive.skipping)[0] > 0, 2.0, 1.0)
         self._stacked = self._sum([block.stacked_bytes for block in blocks])
         self._stacked_steps = self._sum(
             [block.cut_steps if block.stacked_bytes else 0 for block in blocks]
@@ -97,10 +99,10 @@ class Segments:
         """The workspace of each segment whose weights don't all stay, and its number of steps."""
         if frames not in self._streamed:
             found = self.steps.streamed(frames)
-            self._streamed[frames] = (
-                workspace_bytes(self._by_length(found.peak_bytes)),
-                self._by_length(found.steps),
-            )
+            workspace = workspace_bytes(self._by_length(found.peak_bytes))
+            # The least steps of a short segment may be more than all of it.
+            np.minimum(workspace, self.weight_bytes + self.resident(frames), out=workspace)
+            self._streamed[frames] = workspace, self._by_length(found.steps)
         return self._streamed[frames]
 
     def calls(self, layout_frames: int, frames: int, at: tuple[slice, slice]) -> Table:

@@ -68,7 +68,8 @@ def resident_memory(steps: Steps, start: int, end: int, limits: StageLimits) -> 
             first=a,
             last=b,
             weights=0,
-            activation=int(alone[a]) if steps.alone[a] else _placed(needs, a, b, start, end),
+            activation=_skipping(steps, start, limits)
+            + (int(alone[a]) if steps.alone[a] else _placed(needs, a, b, start, end)),
             stacked=bool(steps.profile.blocks[a].stacked_bytes),
         )
         for a, b in pairwise([*cuts, end])
@@ -101,6 +102,10 @@ def streamed_memory(steps: Steps, start: int, end: int, limits: StageLimits) -> 
     return _filled(steps, best[1], limits, ahead)
 
 
+def _skipping(steps: Steps, start: int, limits: StageLimits) -> int:
+    return limits.frames * int(steps.alive.skipping[start])
+
+
 def _placed(needs: object, a: int, b: int, start: int, end: int) -> int:
     """What a step needs where it is in its segment."""
     place = {(True, True): "whole", (True, False): "first", (False, True): "last"}
@@ -111,7 +116,7 @@ def _placed(needs: object, a: int, b: int, start: int, end: int) -> int:
 def _ahead_bytes(steps: Steps, start: int, end: int) -> int:
     blocks = steps.profile.blocks[start:end]
     largest = max(TILE_BYTES, *(block.largest_weight_bytes for block in blocks))
-    return min(largest, sum(block.weight_bytes for block in blocks))
+    return min(2 * largest, sum(block.weight_bytes for block in blocks))
 
 
 def _workspace(peak: int, ahead: int = 0) -> int:
@@ -127,16 +132,16 @@ class _Table:
         self._needs = steps.together(limits.frames)
         self._inside = steps.cut_inside(limits.frames)
         self._frames, self._step_s = limits.frames, limits.rates.step_s
-        count = end - start
+        count, copies = end - start, _skipping(steps, start, limits)
         self._need = np.full((count + 1, count + 1), np.inf)
         for a in range(start, end):
             for b in range(a + 1, end + 1):
                 if steps.alone[b - 1] or (limits.prefetch and not self._light(a, b)):
                     break
                 need = _placed(self._needs, a, b, start, end) + steps.weights(a, b)
-                self._need[a - start, b - start] = need
+                self._need[a - start, b - start] = need + copies
         self._cut = np.array(
-            [_placed(self._inside, a, a + 1, start, end) for a in range(start, end)]
+            [_placed(self._inside, a, a + 1, start, end) + copies for a in range(start, end)]
         )
 
     def _light(self, first: int, last: int) -> bool:

@@ -152,7 +152,10 @@ class Steps:
                 else:
                     peaks[end, :end], numbers[end, :end] = best & ~_STEPS, best & _STEPS
         found = found.T
-        return Streamed(peak_bytes=(found >> _STEP_BITS) * ALIGNMENT_BYTES, steps=found & _STEPS)
+        peaks = (found >> _STEP_BITS) * ALIGNMENT_BYTES
+        return Streamed(
+            peak_bytes=peaks + frames * self.alive.skipping[:, None], steps=found & _STEPS
+        )
 
     def _keys(self, frames: int) -> StepNeeds:
         """Every step's need and how many it is, as one number, by its end and, at most
@@ -232,4 +235,4 @@ class Steps:
             ):
                 target[end, :run] = np.maximum(waiting[run, :run], middle[run, end])
                 target[end, run:end] = first[run:end, end]
-        return found.T
+        return found.T + frames * self.alive.skipping[:, None]
