@@ -168,7 +168,7 @@ def random_profile(seed: int, *, cuts: int) -> ModelProfile:
         BlockProfile(
             compute_s=_passes(seconds, stacks=place >= stacking),
             weight_bytes=weight,
-            tensor_bytes=rng.randrange(1, 2 * MIB),
+            activation_bytes=rng.randrange(1, 2 * MIB),
             step_weight_bytes=weight,
             cut_bytes=weight // 2 + rng.randrange(2 * MIB, 4 * MIB),
             cut_frame_bytes=rng.randrange(1, 2 * MIB),

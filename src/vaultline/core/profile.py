@@ -88,7 +88,7 @@ class BlockProfile(Struct, frozen=True):
         weight_bytes: of all the weights that the block reads.
         step_weight_bytes: of a step that runs all of it. The engine may move work of the block
             before into it where both are in one stage; at least ``weight_bytes``.
-        tensor_bytes: the most that its own tensors take while one frame runs through it in one
+        activation_bytes: the most that its own tensors take while one frame runs through it in one
             step.
         cut_bytes: the largest step, its weights included, if each node is a step of its own, for
             passes of one frame; cut_frame_bytes: more for each further frame.
@@ -103,7 +103,7 @@ class BlockProfile(Struct, frozen=True):
 
     compute_s: tuple[tuple[int, float], ...]
     weight_bytes: int
-    tensor_bytes: int
+    activation_bytes: int
     spread_s: float = 0.0
     step_weight_bytes: int = 0
     cut_bytes: int = 0
@@ -120,7 +120,7 @@ class BlockProfile(Struct, frozen=True):
         sizes = (
             self.weight_bytes,
             self.step_weight_bytes,
-            self.tensor_bytes,
+            self.activation_bytes,
             self.cut_bytes,
             self.cut_frame_bytes,
             self.largest_weight_bytes,

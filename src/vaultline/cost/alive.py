@@ -46,7 +46,7 @@ class Alive:
         messages = np.array(profile.crossing_bytes, dtype=np.int64)
         self.extra = np.where(self.relaid > 0, np.maximum(messages - self.relaid, 0), 0)
         self.skipping = _skipping(relaid, blocks)
-        own = np.array([block.tensor_bytes for block in profile.blocks], dtype=np.int64)
+        own = np.array([block.activation_bytes for block in profile.blocks], dtype=np.int64)
         received = alive_relaid[0] - alive_relaid
         self.inner, self.inner_last = self._inner(own + alive, 0)
         passed = self.relaid - self.made_relaid

@@ -119,7 +119,7 @@ class Steps:
     def stacked(self, frames: int) -> Bytes:
         """Needs of single blocks that stack frames in as few steps as may be, resident."""
         edges = np.maximum(self.alive.crossing, np.array(self.profile.crossing_bytes))
-        own = np.array([block.tensor_bytes for block in self.profile.blocks])
+        own = np.array([block.activation_bytes for block in self.profile.blocks])
         # Products that are turned round hold their operand and result twice.
         return frames * (own + 2 * (edges[:-1] + edges[1:]))
 

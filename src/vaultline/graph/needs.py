@@ -123,7 +123,7 @@ def _block(model: Model, placed: Sequence[_Placed], tiles: frozenset[str]) -> Bl
         compute_s=((1, 0.0),),
         weight_bytes=0,
         step_weight_bytes=_weights(inner, nodes),
-        tensor_bytes=_laid_out(inner, whole, 1, cut=False).workspace_bytes,
+        activation_bytes=_laid_out(inner, whole, 1, cut=False).workspace_bytes,
         cut_bytes=max((weight + one for weight, one, _ in steps), default=0),
         cut_frame_bytes=max((two - one for _, one, two in steps), default=0),
         cut_steps=len(steps),

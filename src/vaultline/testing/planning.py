@@ -24,7 +24,7 @@ def profile(
     *,
     crossing_bytes: list[int] | None = None,
     weight_bytes: int = 0,
-    tensor_bytes: int = 0,
+    activation_bytes: int = 0,
     passes: tuple[tuple[int, float], ...] = (),
     scale: dict[str, float] | None = None,
     decrypt_bytes_per_s: float = FREE,
@@ -46,8 +46,8 @@ def profile(
             BlockProfile(
                 compute_s=((1, seconds), *((n, seconds * factor) for n, factor in passes)),
                 weight_bytes=weight_bytes,
-                tensor_bytes=tensor_bytes,
-                cut_bytes=tensor_bytes + min(weight_bytes, TILE_BYTES),
+                activation_bytes=activation_bytes,
+                cut_bytes=activation_bytes + min(weight_bytes, TILE_BYTES),
                 cut_steps=max(1, -(-weight_bytes // TILE_BYTES)),
                 largest_weight_bytes=min(weight_bytes, TILE_BYTES),
             )
