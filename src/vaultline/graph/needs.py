@@ -24,7 +24,7 @@ from vaultline.graph.isa import local_isa
 from vaultline.graph.layout import Layout, Limits, lay_out
 from vaultline.graph.node_times import owners_of
 from vaultline.graph.rewrite import rewrite
-from vaultline.graph.steps import Part, is_rowwise
+from vaultline.graph.steps import Part, boundary_bytes, is_rowwise
 from vaultline.graph.structure import Model, Node
 from vaultline.graph.tiles import tiled
 
@@ -160,13 +160,15 @@ def _alone(model: Model, nodes: Sequence[Node]) -> Model:
 def _laid_out(model: Model, parts: Sequence[Part], frames: int, *, cut: bool) -> Layout:
     """Every node a step of its own, or as few steps as the parts allow."""
     limits = Limits(
-        mode="paged" if cut else "resident",
-        memory_bytes=None,
-        frames=frames,
-        prefetch=False,
-        rates=StreamRates(),
+        mode="resident", memory_bytes=None, frames=frames, prefetch=False, rates=StreamRates()
     )
-    return lay_out(model, parts, frozenset(), limits)
+    known = [size is not None for size in boundary_bytes(model)]
+    single = frozenset(
+        node.writes[0]
+        for index, node in enumerate(model.nodes)
+        if cut and known[index] and known[index + 1]
+    )
+    return lay_out(model, parts, single, limits)
 
 
 def _stacked_bytes(model: Model, nodes: Sequence[Node]) -> int:
