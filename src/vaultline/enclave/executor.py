@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime as ort
 
-from vaultline.core.control import StageMetrics
+from vaultline.core.control import BufferKind, StageMetrics
 from vaultline.core.errors import LocalProtocolError, MachineError
 from vaultline.core.frames import FrameLayout
 from vaultline.core.program import StageProgram, Step, streamed_bytes
@@ -165,11 +165,13 @@ class Executor:
             BudgetExceededError: the ledger has too little.
         """
         self._program, self._source, self._ledger = program, weights, ledger
-        self._frames = program.settings.frames_per_pass
         ledger.reserve("engine", program.engine_bytes, "the engine's sessions")
-        self._resident, self._workspace = self._buffers(workspace)
-        if len(self._workspace) < program.workspace_bytes:
+        self._resident = self._take("resident", program.resident_bytes, "the weights that stay")
+        if workspace is None:
+            workspace = self._take("idle", program.workspace_bytes, "the workspace")
+        if len(workspace) < program.workspace_bytes:
             raise LocalProtocolError("the shared workspace is too small for the stage")
+        self._workspace = workspace
         self._read_residents()
         sessions = [_session(graph, program.settings.threads) for graph in program.graphs]
         self._steps = [self._load(step, sessions[step.graph]) for step in program.steps]
@@ -270,13 +272,8 @@ class Executor:
             self._source.read_weight_into(index, buffer.data)
             self._streamed_bytes += len(buffer)
 
-    def _buffers(self, workspace: Bytes | None) -> tuple[Bytes, Bytes]:
-        """For weights that stay, and the workspace."""
-        program, take = self._program, self._ledger.take
-        resident = take("resident", program.resident_bytes, "the weights that stay")
-        if workspace is None:
-            workspace = take("idle", program.workspace_bytes, "the workspace")
-        return resident, workspace
+    def _take(self, kind: BufferKind, size_bytes: int, what: str) -> Bytes:
+        return self._ledger.take(kind, size_bytes, what)
 
     def _read_residents(self) -> None:
         for index, weight in enumerate(self._program.weights):

@@ -97,6 +97,7 @@ def compile_segment(
         frames=settings.frames_per_pass,
         prefetch=prefetch,
         rates=rates or StreamRates(),
+        ahead_bytes=step_bytes,
     )
     layout = lay_out(made, parts, alone, limits)
     ahead = prefetch and settings.mode == "streamed"

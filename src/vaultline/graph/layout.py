@@ -56,6 +56,7 @@ class Limits:
         memory_bytes: for weights and workspace together; None if it doesn't matter.
         frames: of one pass.
         prefetch: a step's weights are decrypted while the step before runs.
+        ahead_bytes: of weights that may be decrypted ahead, if no node has more.
     """
 
     mode: Mode
@@ -63,6 +64,7 @@ class Limits:
     frames: int
     prefetch: bool
     rates: StreamRates
+    ahead_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +145,9 @@ class _Search:
         weights = self._step_weights()
         need = self._need + weights
         if self._limits.prefetch:
-            need = need + self._largest(weights)
+            # No step has more weights than what is kept free for those that are decrypted ahead.
+            ahead = self._largest(weights)
+            need = np.where(weights <= ahead, need + ahead, np.inf)
         least = least_peak(need)
         if least > self._memory:
             raise self._infeasible(least)
@@ -212,8 +216,9 @@ class _Search:
         return table
 
     def _largest(self, weights: Table) -> float:
-        """What is decrypted ahead of a step: at most what the largest node reads."""
-        return float(np.diagonal(weights, offset=1).max(initial=0.0))
+        """What is decrypted ahead of a step: what the largest node reads, or a tile."""
+        largest = float(np.diagonal(weights, offset=1).max(initial=0.0))
+        return max(largest, min(self._limits.ahead_bytes, self._total))
 
     def _parts(self, places: tuple[int, ...]) -> tuple[Part, ...]:
         def stackable(first: int) -> bool:
@@ -349,6 +354,8 @@ class _Search:
             size = sum(self._sizes[name] for name in names)
             buffers.append(Lifetime(size_bytes=size, first=first, last=part.last - 1))
         offsets, workspace = pack(buffers)
+        if self._limits.prefetch:
+            offsets, workspace = _in_two_halves(buffers, len(tensors), (offsets, workspace))
         streamed = []
         for start, names in zip(offsets[len(tensors) :], loads, strict=True):
             places = accumulate((self._sizes[name] for name in names), initial=start)
@@ -483,6 +490,20 @@ def _within(buffers: Sequence[Lifetime], first: int, last: int) -> list[Lifetime
         for each in buffers
         if each.first < last and each.last >= first
     ]
+
+
+def _in_two_halves(
+    buffers: Sequence[Lifetime], tensors: int, packed: tuple[tuple[int, ...], int]
+) -> tuple[tuple[int, ...], int]:
+    """Steps' weights in two places in turn, behind the tensors, if that takes less than ``packed``:
+    it never takes more than the tensors and twice the largest step."""
+    offsets, end = pack(buffers[:tensors])
+    steps = buffers[tensors:]
+    halves = [max((each.size_bytes for each in steps[k::2]), default=0) for k in (0, 1)]
+    if end + sum(halves) >= packed[1]:
+        return packed
+    places = tuple(end + (halves[0] if number % 2 else 0) for number in range(len(steps)))
+    return (*offsets, *places), end + sum(halves)
 
 
 def _operand(node: Node, position: int) -> str:
