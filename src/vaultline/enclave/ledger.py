@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import get_args
 
 import numpy as np
@@ -104,5 +104,6 @@ class Ledger:
         self.reserve(kind, size_bytes, what)
         # Private, and in huge pages where the kernel has some: 1 to 2 % of a pass.
         pages = mmap.mmap(-1, max(size_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        pages.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # a kernel without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
         return np.frombuffer(pages, np.uint8)[:size_bytes]
