@@ -20,6 +20,7 @@ from vaultline.core.errors import InfeasibleError
 from vaultline.core.memory import StreamRates
 from vaultline.core.program import Mode, Place
 from vaultline.core.tensors import align
+from vaultline.core.units import format_bytes
 from vaultline.cost.grouping import cheapest, least_peak, widest
 from vaultline.cost.packing import Lifetime, pack, peak_bytes
 from vaultline.graph.steps import Part
@@ -43,6 +44,8 @@ _IN_PLACE: Mapping[str, tuple[int, ...]] = {
     "com.microsoft.nchwc.Conv": (3,),
 }
 
+#: Tensors that an error names.
+_NAMED = 6
 #: Their results are the same bytes under another shape. The engine copies nothing where both are
 #: at one place.
 _VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
@@ -105,6 +108,34 @@ def lay_out(model: Model, regions: Sequence[Part], alone: frozenset[str], limits
     return ways[limits.mode]()
 
 
+def needs(
+    model: Model, regions: Sequence[Part], alone: frozenset[str], limits: Limits
+) -> tuple[Table, Table]:
+    """Bytes and seconds of every step that may be; bytes include the weights that it holds.
+
+    The bytes of any layout are at least those of its neediest step.
+    """
+    found = _Search(model, regions, alone, limits)
+    return found.needs(), found.price()
+
+
+def held_by(model: Model, index: int, *, weights: bool) -> list[str]:
+    """What must be there while a node runs on one frame, largest first, with sizes."""
+    life, node = _Tensors(model), model.nodes[index]
+    sizes = {
+        name: model.specs[name].nbytes
+        for name, born in life.born.items()
+        if born <= index <= life.last[name] and name not in life.view_of
+    }
+    if weights:
+        own = (name for name in node.reads if name in model.weights)
+        sizes.update({name: model.weights[name].nbytes for name in own})
+    ranked = sorted(sizes, key=lambda name: -sizes[name])
+    more = len(ranked) - _NAMED
+    named = [f"{name} {format_bytes(sizes[name])}" for name in ranked[:_NAMED]]
+    return [*named, f"{more} smaller ones"] if more > 0 else named
+
+
 class _Search:
     """All layouts of one segment."""
 
@@ -125,15 +156,16 @@ class _Search:
 
     def all_resident(self) -> Layout:
         """Every weight stays: as few steps as possible."""
-        cut = cheapest(self._need, self._price, self._memory - self._total)
+        need = self.needs()
+        cut = cheapest(need, self._price, self._memory)
         if cut is None:
-            raise self._infeasible(least_peak(self._need) + self._total)
+            raise self._infeasible(least_peak(need))
         return self._finished(self._parts(cut[1]), set(self._sizes))
 
     def paged(self) -> Layout:
         """Every weight has a place in memory that is not all protected. Steps touch little of it
         at once, so that pages come and go about as they would under one long step."""
-        need = self._need + self._step_weights()
+        need = self.needs()
         least = least_peak(need)
         if least > self._memory:
             raise self._infeasible(least)
@@ -142,12 +174,7 @@ class _Search:
 
     def best(self) -> Layout:
         """The layout of least time, over bounds on what a step may need."""
-        weights = self._step_weights()
-        need = self._need + weights
-        if self._limits.prefetch:
-            # No step has more weights than what is kept free for those that are decrypted ahead.
-            ahead = self._largest(weights)
-            need = np.where(weights <= ahead, need + ahead, np.inf)
+        weights, need, price = self._step_weights(), self.needs(), self.price()
         least = least_peak(need)
         if least > self._memory:
             raise self._infeasible(least)
@@ -157,9 +184,7 @@ class _Search:
         bounds = bounds[(bounds >= least) & (bounds <= self._memory)]
         chosen = np.unique(np.linspace(0, len(bounds) - 1, _BOUNDS_TRIED).astype(int))
         found: dict[tuple[int, ...], float] = {}
-        # A weight that several steps read is decrypted for each of them.
         second_bytes = self._limits.rates.decrypt_bytes_per_s
-        price = self._price + weights / second_bytes
         for bound in bounds[chosen]:
             cut = cheapest(need, price, float(bound))
             if cut is not None:
@@ -170,6 +195,27 @@ class _Search:
         ranked = sorted(found, key=lambda places: found[places])[:3]
         layouts = [self._filled(self._parts(places)) for places in ranked]
         return min(layouts, key=lambda layout: layout.overhead_s)
+
+    def needs(self) -> Table:
+        """Bytes of every step with the weights that it holds; all of them if they stay."""
+        if self._limits.mode == "resident":
+            return self._need + self._total
+        weights = self._step_weights()
+        if self._limits.mode == "paged" or not self._limits.prefetch:
+            return self._need + weights
+        # No step has more weights than what is kept free for those that are decrypted ahead.
+        ahead = self._largest(weights)
+        need: Table = np.where(weights <= ahead, self._need + weights + ahead, np.inf)
+        return need
+
+    def price(self) -> Table:
+        """Seconds of every step besides computing, if every weight is streamed.
+
+        One that several steps read is decrypted for each of them.
+        """
+        if self._limits.mode != "streamed":
+            return self._price
+        return self._price + self._step_weights() / self._limits.rates.decrypt_bytes_per_s
 
     def _tables(self, alone: frozenset[str]) -> tuple[Table, Table]:
         """Need without weights, and price in seconds, of every step that may be."""
@@ -270,8 +316,13 @@ class _Search:
             if not resident:
                 raise self._infeasible(layout.workspace_bytes)
             larger = [name for name in resident if self._sizes[name] >= over]
-            pick = min if larger else max
-            resident.remove(pick(larger or resident, key=lambda name: (self._sizes[name], name)))
+            if larger:
+                resident.remove(min(larger, key=lambda name: (self._sizes[name], name)))
+                continue
+            for name in sorted(resident, key=lambda name: (-self._sizes[name], name)):
+                if over > 0:
+                    over -= self._sizes[name]
+                    resident.remove(name)
 
     def _tensor_lifetimes(
         self, parts: Sequence[Part]
@@ -387,19 +438,21 @@ class _Search:
 
     def _infeasible(self, least: float) -> InfeasibleError:
         """Which step can't be made smaller, and what it holds."""
-        need = self._need + (self._step_weights() if self._limits.mode != "resident" else 0.0)
+        need = self.needs()
         own = np.diagonal(need, offset=1)
         worst = int(np.where(np.isfinite(own), own, 0.0).argmax())
+        cut = cheapest(need, need, least_peak(need))
+        if cut is not None:
+            a, b = max(pairwise(cut[1]), key=lambda step: need[step], default=(0, 0))
+            worst = max(range(a, b), key=lambda index: own[index], default=worst)
         node = self._nodes[worst]
-        specs = self._model.specs
-        tensors = [name for name in (*node.reads, *node.writes) if name in specs]
-        sizes = [f"{name} {specs[name].nbytes:,}" for name in tensors]
-        sizes += [f"{name} {self._sizes[name]:,}" for name in node.reads if name in self._sizes]
+        step = "all weights, and the " if self._limits.mode == "resident" else "the "
         return InfeasibleError(
             "the segment can't run in so little protected memory",
-            got=f"{max(self._memory, 0):,} bytes for weights and tensors",
-            expected=f"at least {int(least):,} bytes for passes of {self._limits.frames} frames; "
-            f"the most for {node.op} ({', '.join(sizes)} bytes)",
+            got=f"{format_bytes(max(self._memory, 0))} for weights and tensors",
+            expected=f"at least {format_bytes(int(least))} for passes of {self._limits.frames} "
+            f"frames: {step}tensors of node {worst} ({node.op} {node.name!r}): "
+            + ", ".join(held_by(self._model, worst, weights=self._limits.mode != "resident")),
             remedy="give the device more memory, take fewer frames a pass, or cut the model",
         )
 
