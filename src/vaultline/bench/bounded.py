@@ -75,7 +75,7 @@ class BoundedRequest:
     switching: SwitchingRequest | None = None
     paged_rounds: int = 5
     pipeline: PipelineTiming | None = _PIPELINE_TIMING
-    profile_repeats: int = 9
+    profile_repeats: int = 5
     choice_model: str | None = MODEL
     choice_frames: int = 40
     choice_parts: tuple[float, ...] = PARTS
