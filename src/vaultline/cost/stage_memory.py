@@ -1,7 +1,7 @@
 """The memory plan of one stage, from a profile: its steps, and what stays, for the least time.
 
-As the compiler does it over nodes (``graph.layout``), with blocks instead: so it can be shown before
-anything is compiled. What is held is no less than what the compiler will need.
+As the compiler does it over nodes (``graph.layout``), with blocks instead: so it can be shown
+before anything is compiled. What is held is no less than what the compiler will need.
 """
 
 from __future__ import annotations
