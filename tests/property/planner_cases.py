@@ -100,15 +100,16 @@ def _block(rng: Random) -> BlockProfile:
     """Weights of which some don't fit one tile; activations that make cuts inside worth it."""
     weights = rng.choice([0, 1000, MIB, 3 * MIB, 6 * MIB])
     alone = rng.random() < 0.3
+    parts = rng.choice([1, 2])
     return BlockProfile(
         compute_s=_passes(rng),
         weight_bytes=weights,
         step_weight_bytes=weights + rng.choice([0, 0, 0, MIB]),
         activation_bytes=rng.choice([0, 1000, MIB]),
-        cut_bytes=weights // rng.choice([1, 2]) + rng.choice([0, MIB // 2]),
+        cut_bytes=weights // parts + rng.choice([0, MIB // 2]),
         cut_frame_bytes=rng.choice([0, MIB // 4]),
-        cut_steps=rng.randint(1, 3),
-        largest_weight_bytes=weights // rng.choice([1, 2]),
+        cut_steps=rng.randint(2, 3),
+        largest_weight_bytes=weights // parts,
         engine_nodes=rng.randint(0, 3),
         stacked_bytes=rng.choice([0, MIB // 8]) if alone else 0,
         alone=alone,
