@@ -11,7 +11,7 @@ from random import Random
 from typing import TypeAlias
 
 from msgspec.structs import replace
-from segment_memory import SegmentMemory
+from segment_memory import SegmentMemory, StepMemory
 
 from vaultline.core.cluster import Cluster, Device, Host, Link
 from vaultline.core.frame_meta import hop_buffers_bytes
@@ -339,8 +339,13 @@ class _Memory:
 
 
 @cache
+def step_memory(case: Case, frames: int) -> StepMemory:
+    return StepMemory(case.profile, frames)
+
+
+@cache
 def segment_memory(case: Case, start: int, end: int, frames: int) -> _Memory:
-    found = SegmentMemory(case.profile, start, end, frames)
+    found = SegmentMemory(step_memory(case, frames), start, end)
     blocks = case.profile.blocks[start:end]
     streamed, steps = found.streamed()
     return _Memory(

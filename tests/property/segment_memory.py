@@ -21,33 +21,13 @@ def gaps(peak: int) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class SegmentMemory:
-    """Blocks [start, end) of a profile, in passes of so many frames."""
+class StepMemory:
+    """Steps of a profile's segments, in passes of so many frames."""
 
     profile: ModelProfile
-    start: int
-    end: int
     frames: int
 
-    @property
-    def weights(self) -> int:
-        return sum(block.weight_bytes for block in self.profile.blocks[self.start : self.end])
-
-    def engine(self) -> int:
-        """Sessions, and tensors in steps that stack frames."""
-        blocks = self.profile.blocks[self.start : self.end]
-        nodes = sum(block.engine_nodes for block in blocks)
-        nodes += sum(len(self.profile.crossing[cut]) for cut in (self.start, self.end))
-        stacked = sum(block.stacked_bytes for block in blocks) if self.frames > 1 else 0
-        return SESSION * nodes * (2 if self.copies() else 1) + self.frames * stacked
-
-    def copies(self) -> int:
-        """Of a sum that begins outside of the segment."""
-        there = [each for each in self.crossing(self.start) if each.relaid]
-        if len(there) > 1 or any(each.last > self.start for each in there):
-            return max(each.nbytes for each in there)
-        return 0
-
+    @cache  # noqa: B019
     def crossing(self, cut: int) -> list[Held]:
         return [each for each in self.profile.held if each.first < cut <= each.last]
 
@@ -56,9 +36,12 @@ class SegmentMemory:
         relaid = sum(each.nbytes for each in self.crossing(cut) if each.relaid)
         return max(0, layout(self.profile.crossing[cut])[1] - relaid) if relaid else 0
 
-    def together(self, first: int, last: int) -> int:
-        """Tensors of a step that runs blocks [first, last), one frame after another."""
-        opens, closes = first == self.start, last == self.end
+    @cache  # noqa: B019
+    def together(self, first: int, last: int, opens: bool, closes: bool) -> int:
+        """Tensors of a step that runs blocks [first, last), one frame after another.
+
+        ``opens`` its segment, ``closes`` it: whether nothing goes before or after.
+        """
 
         def in_workspace(each: Held) -> bool:
             """Whether the step finds it, or makes it, in the workspace and not in a message."""
@@ -95,24 +78,63 @@ class SegmentMemory:
         ends = (self.foreign(first) if opens else 0) + (self.foreign(last) if closes else 0)
         return self.frames * sum(each.nbytes for each in slots) + inner + ends
 
-    def inside(self, block: int) -> int:
-        """A block whose nodes are steps of their own, weights included."""
+    @cache  # noqa: B019
+    def inside(self, block: int, first: bool, last: bool) -> int:
+        """A block whose nodes are steps of their own, weights included; of its segment's the
+        first, the last."""
         own = self.profile.blocks[block]
-        opens, closes = (
-            block == self.start and not own.alone,
-            block + 1 == self.end and not own.alone,
-        )
+        opens, closes = first and not own.alone, last and not own.alone
         before = [each for each in self.crossing(block) if each.relaid or not opens]
         after = [
             each
             for each in self.crossing(block + 1)
             if each.first == block and (each.relaid or not closes)
         ]
-        ends = (self.foreign(block) if block == self.start else 0) + (
-            self.foreign(block + 1) if block + 1 == self.end else 0
-        )
+        ends = (self.foreign(block) if first else 0) + (self.foreign(block + 1) if last else 0)
         size = own.cut_bytes + (self.frames - 1) * own.cut_frame_bytes + ends
         return size + self.frames * sum(each.nbytes for each in (*before, *after))
+
+
+@dataclass(frozen=True)
+class SegmentMemory:
+    """Blocks [start, end) of a profile, in passes of so many frames."""
+
+    steps: StepMemory
+    start: int
+    end: int
+
+    @property
+    def profile(self) -> ModelProfile:
+        return self.steps.profile
+
+    @property
+    def frames(self) -> int:
+        return self.steps.frames
+
+    @property
+    def weights(self) -> int:
+        return sum(block.weight_bytes for block in self.profile.blocks[self.start : self.end])
+
+    def engine(self) -> int:
+        """Sessions, and tensors in steps that stack frames."""
+        blocks = self.profile.blocks[self.start : self.end]
+        nodes = sum(block.engine_nodes for block in blocks)
+        nodes += sum(len(self.profile.crossing[cut]) for cut in (self.start, self.end))
+        stacked = sum(block.stacked_bytes for block in blocks) if self.frames > 1 else 0
+        return SESSION * nodes * (2 if self.copies() else 1) + self.frames * stacked
+
+    def copies(self) -> int:
+        """Of a sum that begins outside of the segment."""
+        there = [each for each in self.steps.crossing(self.start) if each.relaid]
+        if len(there) > 1 or any(each.last > self.start for each in there):
+            return max(each.nbytes for each in there)
+        return 0
+
+    def _together(self, first: int, last: int) -> int:
+        return self.steps.together(first, last, first == self.start, last == self.end)
+
+    def _inside(self, block: int) -> int:
+        return self.steps.inside(block, block == self.start, block + 1 == self.end)
 
     def resident(self) -> float:
         """The workspace where weights stay: as few steps as blocks that are alone allow."""
@@ -125,9 +147,9 @@ class SegmentMemory:
             own = self.profile.blocks[first]
             need = self.frames * own.activation_bytes
             for cut in (first, first + 1):
-                held = sum(each.nbytes for each in self.crossing(cut))
+                held = sum(each.nbytes for each in self.steps.crossing(cut))
                 need += 2 * self.frames * max(held, layout(self.profile.crossing[cut])[1])
-            peak = max(peak, need if own.alone else self.together(first, last))
+            peak = max(peak, need if own.alone else self._together(first, last))
         return gaps(peak + self.frames * self.copies())
 
     def streamed(self) -> tuple[float, int]:
@@ -145,9 +167,9 @@ class SegmentMemory:
             most = max(TILE, *(block.largest_weight_bytes for block in blocks))
             free = not any(block.alone for block in blocks) and len(blocks) <= STEP_BLOCKS
             if free and weights(first, last) <= most:
-                found.append((self.together(first, last) + weights(first, last), 1))
+                found.append((self._together(first, last) + weights(first, last), 1))
             if last == first + 1:
-                found.append((self.inside(first), blocks[0].cut_steps))
+                found.append((self._inside(first), blocks[0].cut_steps))
             return [(-(-max(need, floor) // 64) * 64, number) for need, number in found]
 
         @cache
