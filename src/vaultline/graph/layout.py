@@ -29,6 +29,8 @@ from vaultline.graph.structure import Model, Node
 Table = NDArray[np.float64]
 #: Bounds on a step's memory that are tried: more of them gain less than a hundredth of the time.
 _BOUNDS_TRIED = 64
+#: Of the best cuts into steps, so many are laid out.
+_LAYOUTS_TRIED = 3
 #: A step of a paged stage touches at most this part of the page cache, unless one node needs more:
 #: many more steps cost time for calls, much larger ones leave reclaim no choice.
 _PAGED_SHARE = 8
@@ -192,8 +194,21 @@ class _Search:
                 kept = self._memory - widest(need, places)
                 read = sum(weights[a, b] for a, b in pairwise(places))
                 found[places] = total_s - min(kept, read) / second_bytes
-        ranked = sorted(found, key=lambda places: found[places])[:3]
-        layouts = [self._filled(self._parts(places)) for places in ranked]
+        return self._quickest(sorted(found, key=lambda places: found[places]))
+
+    def _quickest(self, ranked: Sequence[tuple[int, ...]]) -> Layout:
+        """The quickest of the first few whose buffers leave no gaps too large for the memory."""
+        layouts: list[Layout] = []
+        refused: InfeasibleError | None = None
+        for places in ranked:
+            try:
+                layouts.append(self._filled(self._parts(places)))
+            except InfeasibleError as error:
+                refused = error
+            if len(layouts) == _LAYOUTS_TRIED:
+                break
+        if not layouts and refused is not None:
+            raise refused
         return min(layouts, key=lambda layout: layout.overhead_s)
 
     def needs(self) -> Table:
