@@ -38,7 +38,7 @@ _QUICK_MODELS = ("squeezenet", "googlenet")
 _GAIN_MIN = 1.05
 _QUICK_TIMING = Timing(rounds=5, seconds=0.1)
 #: Small enough that the quick models don't fit together.
-_QUICK_SWITCHING_BYTES = 32 * MIB
+_QUICK_SWITCHING_BYTES = 40 * MIB
 
 
 def bounded(
