@@ -29,6 +29,7 @@ from vaultline.graph.canonical import step_graph
 from vaultline.graph.extract import extract
 from vaultline.graph.isa import local_isa
 from vaultline.graph.layout import Layout, Limits, lay_out
+from vaultline.graph.order import as_run
 from vaultline.graph.rewrite import rewrite
 from vaultline.graph.steps import Part, regions
 from vaultline.graph.structure import Array, Model, Node, raw_bytes, with_sizes
@@ -155,6 +156,7 @@ def optimised(model: Model, *, blocked: bool) -> Model:
     protos = parse.returned(protos, proto.graph, weights)
     known = [*weights, *(spec.name for spec in model.inputs)]
     nodes = _live(parse.in_order(protos, known), {spec.name for spec in model.outputs})
+    nodes = as_run(nodes)
     read = {name for node in nodes for name in node.reads}
     result = replace(
         model,
