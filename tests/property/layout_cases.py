@@ -351,7 +351,10 @@ class Play:
                 assert (found == numbers.get(item)).all(), (action, item)
             for position, item in enumerate(action.writes):
                 for other in (*action.reads, *action.writes[:position]):
-                    if item.start < other.start + other.size and other.start < item.start + item.size:
+                    if (
+                        item.start < other.start + other.size
+                        and other.start < item.start + item.size
+                    ):
                         same = (item.start, item.size) == (other.start, other.size)
                         assert same and other in action.reads, (action, item, other)
                         assert action.op in IN_PLACE, action

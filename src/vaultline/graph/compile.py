@@ -29,6 +29,7 @@ from vaultline.graph.canonical import step_graph
 from vaultline.graph.extract import extract
 from vaultline.graph.isa import local_isa
 from vaultline.graph.layout import Layout, Limits, lay_out
+from vaultline.graph.lifetimes import engine_made
 from vaultline.graph.order import as_run
 from vaultline.graph.rewrite import rewrite
 from vaultline.graph.steps import Part, regions
@@ -117,16 +118,9 @@ def io_bytes(
 
 
 def engine_bytes(model: Model, parts: Sequence[Part], frames: int) -> int:
-    """What the engine takes for itself: a session's account of each node, and the tensors inside
-    of steps that stack frames."""
-    inside = max(
-        (
-            sum(node.output_bytes for node in model.nodes[part.first : part.last])
-            for part in parts
-            if part.stackable and frames > 1
-        ),
-        default=0,
-    )
+    """What the engine takes for itself: a session's account of each node, and tensors of steps
+    that stack frames which have no place in the workspace."""
+    inside = sum(model.specs[name].nbytes for name in engine_made(model, parts, frames))
     return len(model.nodes) * _NODE_BYTES + frames * inside
 
 
@@ -206,11 +200,9 @@ def _assemble(
     tensors = {spec.name: index for index, spec in enumerate(model.inputs)}
     steps = []
     for number, (part, kept) in enumerate(zip(layout.parts, needed, strict=True)):
-        stacked = part.stackable and settings.frames_per_pass > 1
-        # What only the step itself reads: it is bound too, so that the engine allocates nothing.
-        inside = set() if stacked else layout.places.keys()
         nodes = model.nodes[part.first : part.last]
-        made = step_graph(model, nodes, kept | inside, part.stackable)
+        # What only the step itself reads is bound too, so that the engine allocates nothing.
+        made = step_graph(model, nodes, kept | layout.places.keys(), part.stackable)
         for _, name in made.weights:
             weights.setdefault(name, len(weights))
         for _, name in made.fetches:
