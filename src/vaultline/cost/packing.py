@@ -2,7 +2,8 @@
 
 Offline dynamic storage allocation: greedy by size is what inference engines use for it
 (Y. Pisarchyk and J. Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020). It is
-tried in three orders, and the lowest block wins.
+tried in three orders; where that wastes memory, what ended highest is placed earlier (D. Joslin and
+D. Clements, "Squeaky Wheel Optimization", 1999).
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+#: Buffers that are placed, over all attempts: about 0.1 s.
+_PLACED_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,18 +39,45 @@ def peak_bytes(buffers: Sequence[Lifetime]) -> int:
 
 def pack(buffers: Sequence[Lifetime]) -> tuple[tuple[int, ...], int]:
     """Offsets such that buffers alive at one moment don't overlap, and the bytes of the block."""
+    if not buffers:
+        return (), 0
     least = peak_bytes(buffers)
-    best: tuple[tuple[int, ...], int] = ((), 0)
-    orders: tuple[Callable[[Lifetime], tuple[int, ...]], ...] = (
+    found: list[tuple[int, tuple[int, ...], list[int]]] = []
+    keys: tuple[Callable[[Lifetime], tuple[int, ...]], ...] = (
         lambda each: (-each.size_bytes, each.first),
         lambda each: (each.first - each.last, -each.size_bytes),
         lambda each: (each.first, -each.size_bytes),
     )
-    for number, order in enumerate(orders):
-        found = _packed(buffers, sorted(range(len(buffers)), key=lambda k: order(buffers[k])))
-        if number == 0 or found[1] < best[1]:
-            best = found
-        if best[1] == least:
+    for key in keys:
+        order = sorted(range(len(buffers)), key=lambda k: key(buffers[k]))
+        offsets, block = _packed(buffers, order)
+        if block == least:
+            return offsets, block
+        found.append((block, offsets, order))
+    rounds = max(_PLACED_MAX // len(buffers) // len(found), 1)
+    results = [_improved(buffers, each, least, rounds) for each in found]
+    block, offsets = min(results, key=lambda each: each[0])
+    return offsets, block
+
+
+def _improved(
+    buffers: Sequence[Lifetime],
+    start: tuple[int, tuple[int, ...], list[int]],
+    least: int,
+    rounds: int,
+) -> tuple[int, tuple[int, ...]]:
+    """Whatever ends highest is placed first the next time ("squeaky wheel" optimization)."""
+    block, offsets, order = start
+    best = (block, offsets)
+    order = list(order)
+    for _ in range(rounds):
+        highest = max(order, key=lambda k: offsets[k] + buffers[k].size_bytes)
+        order.remove(highest)
+        order.insert(0, highest)
+        offsets, block = _packed(buffers, order)
+        if block < best[0]:
+            best = (block, offsets)
+        if block == least:
             break
     return best
 
