@@ -2,8 +2,8 @@
 
 A weight that stays takes its bytes for good, and less of the workspace in each step that reads it.
 With the weights R staying, the stage needs R and the largest step: choose R so that this fits and
-the least time goes into decrypting the others. A knapsack problem with a bound per step; greedy, for
-several sizes of the workspace, is within a weight or two of the optimum (tests compare).
+the least time goes into decrypting the others. A knapsack problem with a bound per step; greedy,
+for several sizes of the workspace, is within a weight or two of the optimum (tests compare).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from vaultline.core.errors import InputError
+from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.frame_meta import hop_buffers_bytes
 from vaultline.core.frames import FrameLayout
 from vaultline.core.memory import StreamRates
@@ -29,17 +29,13 @@ from vaultline.graph.canonical import step_graph
 from vaultline.graph.extract import extract
 from vaultline.graph.isa import local_isa
 from vaultline.graph.layout import Layout, Limits, lay_out
-from vaultline.graph.lifetimes import engine_made
 from vaultline.graph.order import as_run
 from vaultline.graph.rewrite import rewrite
 from vaultline.graph.steps import Part, regions
 from vaultline.graph.structure import Array, Model, Node, raw_bytes, with_sizes
+from vaultline.graph.takings import fixed_bytes, steps_bytes, unbounded
 from vaultline.graph.tiles import tiled
 from vaultline.graph.turn import turned
-
-
-#: What a node takes of its session, measured: 1 to 10 KiB.
-_NODE_BYTES = 8 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,16 +86,15 @@ def compile_segment(
     if settings.mode == "resident":
         # A streamed tile is in cache when it is multiplied: packing it costs little.
         made, parts = turned(made, parts)
-    taken = engine_bytes(made, parts, settings.frames_per_pass)
-    memory_bytes = settings.budget_bytes - io_bytes(settings, made.inputs, made.outputs) - taken
-    limits = Limits(
-        mode=settings.mode,
-        memory_bytes=None if settings.mode == "paged" else memory_bytes,
-        frames=settings.frames_per_pass,
-        prefetch=prefetch,
-        rates=rates or StreamRates(),
-    )
-    layout = lay_out(made, parts, alone, limits)
+    if settings.mode == "streamed" and (reason := unbounded(made)) is not None:
+        raise InfeasibleError(
+            "the segment's memory has no bound, so its weights can't be streamed",
+            got=reason,
+            expected="tensors whose sizes are known before the model runs",
+            remedy="give the device more memory, so that the stage may be resident, or cut the "
+            "model around that node",
+        )
+    layout, taken = _laid_out(made, parts, alone, settings, rates or StreamRates(), prefetch)
     return _assemble(made, layout, settings, target, taken, prefetch=prefetch)
 
 
@@ -117,11 +112,32 @@ def io_bytes(
     )
 
 
-def engine_bytes(model: Model, parts: Sequence[Part], frames: int) -> int:
-    """What the engine takes for itself: a session's account of each node, and tensors of steps
-    that stack frames which have no place in the workspace."""
-    inside = sum(model.specs[name].nbytes for name in engine_made(model, parts, frames))
-    return len(model.nodes) * _NODE_BYTES + frames * inside
+def _laid_out(
+    model: Model,
+    parts: Sequence[Part],
+    alone: frozenset[str],
+    settings: StageSettings,
+    rates: StreamRates,
+    prefetch: bool,
+) -> tuple[Layout, int]:
+    """The layout, and what the engine takes: the more steps there are, the more."""
+    frames = settings.frames_per_pass
+    io = io_bytes(settings, model.inputs, model.outputs)
+    fixed = fixed_bytes(model, parts, frames, settings.threads)
+    taken = fixed + steps_bytes(model, parts, frames)
+    while True:
+        limits = Limits(
+            mode=settings.mode,
+            memory_bytes=None if settings.mode == "paged" else settings.budget_bytes - io - taken,
+            frames=frames,
+            prefetch=prefetch,
+            rates=rates,
+        )
+        layout = lay_out(model, parts, alone, limits)
+        needed = fixed + steps_bytes(model, layout.parts, frames)
+        if needed <= taken or settings.mode == "paged":
+            return layout, needed
+        taken = needed + needed // 64
 
 
 def _target(portable: bool, isa: Isa | None) -> Isa:

@@ -128,8 +128,6 @@ class _Search:
         if not self._nodes:  # everything is passed through
             return self._finished((), set())
         least = least_peak(self._need + self._weights)
-        if self._limits.prefetch:
-            least = max(least, least_peak(self._need + 2 * self._weights))
         if least > self._memory:
             raise self._infeasible(least)
         found = self._candidates()
@@ -151,6 +149,10 @@ class _Search:
         step that needs more than ``bound`` is possible if as many bytes of its own weights stay.
         """
         found: dict[tuple[int, ...], float] = {}
+        # As many steps as there may be: the last resort.
+        finest = cheapest(self._need, np.where(np.isfinite(self._need), -1.0, np.inf), np.inf)
+        if finest is not None:
+            found[finest[1]] = np.inf
         for ahead in self._ahead():
             need = self._need + self._weights + ahead
             for bound in self._bounds(need, ahead):
@@ -183,11 +185,12 @@ class _Search:
             yield cut[1]
 
     def _ahead(self) -> list[float]:
-        """With prefetch, room for the weights of the next step: several sizes are tried."""
+        """With prefetch, room for the weights of the next step: several sizes are tried, and none,
+        which is right where neighbours don't both have weights."""
         if not self._limits.prefetch:
             return [0.0]
         largest = float(np.diagonal(self._weights, offset=1).max(initial=0.0))
-        return [largest, 2 * largest, largest / 2]
+        return [largest, 2 * largest, largest / 2, 0.0]
 
     def _bounds(self, need: Table, ahead: float) -> list[float]:
         """Sizes of the workspace to try."""

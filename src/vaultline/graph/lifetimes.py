@@ -78,7 +78,7 @@ class Tensors:
                 elif name not in edge:
                     placeless[name] = index
         self._sizes = {name: align(model.specs[name].nbytes) for name in self.born}
-        counts = {name: 1 for name in self.born}
+        counts = dict.fromkeys(self.born, 1)
         roots = self.shared(counts)
         #: By tensor, the one over which it can be written.
         self._over = {name: self._before(name, roots) for name in roots}
