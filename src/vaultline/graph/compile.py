@@ -37,6 +37,9 @@ from vaultline.graph.takings import fixed_bytes, steps_bytes, unbounded
 from vaultline.graph.tiles import tiled
 from vaultline.graph.turn import turned
 
+#: Where memory is short, tiles of a matrix are halved down to this.
+_TILE_BYTES_MIN = 256 << 10
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledStage:
@@ -79,13 +82,6 @@ def compile_segment(
     plain = extract(model, first, last)
     source = rewrite(plain) if rewrites else plain
     made = optimised(source, blocked=target != "portable")
-    alone: frozenset[str] = frozenset()
-    if settings.mode != "resident":
-        made, alone = tiled(made, step_bytes)
-    parts = regions(made)
-    if settings.mode == "resident":
-        # A streamed tile is in cache when it is multiplied: packing it costs little.
-        made, parts = turned(made, parts)
     if settings.mode == "streamed" and (reason := unbounded(made)) is not None:
         raise InfeasibleError(
             "the segment's memory has no bound, so its weights can't be streamed",
@@ -94,7 +90,18 @@ def compile_segment(
             remedy="give the device more memory, so that the stage may be resident, or cut the "
             "model around that node",
         )
-    layout, taken = _laid_out(made, parts, alone, settings, rates or StreamRates(), prefetch)
+    tile_bytes = step_bytes
+    while True:
+        try:
+            made, layout, taken = _planned(
+                made, settings, tile_bytes, rates or StreamRates(), prefetch=prefetch
+            )
+            break
+        except InfeasibleError:
+            # Smaller tiles need less.
+            if settings.mode != "streamed" or tile_bytes < 2 * _TILE_BYTES_MIN:
+                raise
+            tile_bytes //= 2
     return _assemble(made, layout, settings, target, taken, prefetch=prefetch)
 
 
@@ -112,6 +119,20 @@ def io_bytes(
     )
 
 
+def _planned(
+    model: Model, settings: StageSettings, tile_bytes: int, rates: StreamRates, *, prefetch: bool
+) -> tuple[Model, Layout, int]:
+    """The model as it is run, its layout, and what the engine takes."""
+    alone: frozenset[str] = frozenset()
+    if settings.mode != "resident":
+        model, alone = tiled(model, tile_bytes)
+    parts = regions(model)
+    if settings.mode == "resident":
+        # A streamed tile is in cache when it is multiplied: packing it costs little.
+        model, parts = turned(model, parts)
+    return model, *_laid_out(model, parts, alone, settings, rates, prefetch)
+
+
 def _laid_out(
     model: Model,
     parts: Sequence[Part],
@@ -123,7 +144,7 @@ def _laid_out(
     """The layout, and what the engine takes: the more steps there are, the more."""
     frames = settings.frames_per_pass
     io = io_bytes(settings, model.inputs, model.outputs)
-    fixed = fixed_bytes(model, parts, frames, settings.threads)
+    fixed = fixed_bytes(model, parts, alone, frames, settings.threads)
     taken = fixed + steps_bytes(model, parts, frames)
     while True:
         limits = Limits(

@@ -1,6 +1,6 @@
 """What the engine takes for itself while it runs a stage: a small upper bound, measured.
 
-Sessions and bindings (process memory before and after, ten networks): up to 10 KiB a node, 32 KiB
+Sessions and bindings (process memory before and after, ten networks): up to 11 KiB a node, 32 KiB
 a session, 4.5 KiB a step, and for every frame of a pass 3 KiB a step and 0.5 KiB a tensor that is
 bound. Kernels' own buffers live while one node runs. Tensors inside of control flow are the
 engine's too.
@@ -20,7 +20,7 @@ from vaultline.graph.lifetimes import engine_made
 from vaultline.graph.steps import Part, attributes, reads_of
 from vaultline.graph.structure import Model, Node, subgraphs, value_info
 
-_NODE_BYTES, _SESSION_BYTES, _STEP_BYTES = 10 << 10, 32 << 10, 9 << 9
+_NODE_BYTES, _SESSION_BYTES, _STEP_BYTES = 11 << 10, 32 << 10, 9 << 9
 #: For every frame of a pass.
 _BOUND_STEP_BYTES, _BOUND_TENSOR_BYTES = 3 << 10, 1 << 9
 #: Of a thread that multiplies matrices or convolves.
@@ -44,9 +44,18 @@ _LEAN = frozenset(
 _COPIES = {"LRN": 4, "Softmax": 5, "LogSoftmax": 5, "LSTM": 16, "GRU": 16, "RNN": 16}
 
 
-def fixed_bytes(model: Model, parts: Sequence[Part], frames: int, threads: int) -> int:
+def fixed_bytes(
+    model: Model, parts: Sequence[Part], alone: frozenset[str], frames: int, threads: int
+) -> int:
     """What the engine takes however the model is cut into steps: every node's share of its
-    session, the largest buffer of a kernel, and tensors that have no place in the workspace."""
+    session, the largest buffer of a kernel, and tensors that have no place in the workspace.
+
+    Args:
+        alone: first outputs of tiles; those of one shape share a session.
+    """
+    tiles = [node for node in model.nodes if node.writes[0] in alone]
+    kinds = {(node.op, *(_shape(name, model) for name in node.reads)) for node in tiles}
+    counted = len(model.nodes) - len(tiles) + len(kinds)
     inside = sum(model.specs[name].nbytes for name in engine_made(model, parts, frames))
     stacked = {index for part in parts if part.stackable for index in range(part.first, part.last)}
     buffers = [
@@ -55,7 +64,7 @@ def fixed_bytes(model: Model, parts: Sequence[Part], frames: int, threads: int) 
     ]
     flow = sum(size for size in _control_flow(model).values() if size is not None)
     kernels = max(buffers, default=0) + threads * _THREAD_BYTES
-    return len(model.nodes) * _NODE_BYTES + frames * inside + flow + kernels
+    return counted * _NODE_BYTES + frames * inside + flow + kernels
 
 
 def steps_bytes(model: Model, parts: Sequence[Part], frames: int) -> int:
