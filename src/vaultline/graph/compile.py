@@ -38,7 +38,7 @@ from vaultline.graph.tiles import tiled
 from vaultline.graph.turn import turned
 
 #: Where memory is short, tiles of a matrix are halved down to this.
-_TILE_BYTES_MIN = 256 << 10
+_TILE_BYTES_MIN = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
