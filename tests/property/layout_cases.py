@@ -23,6 +23,10 @@ IN_PLACE = {
 }  # fmt: skip
 
 
+#: Their results are their operands' bytes, which may still be read.
+VIEWS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
+
+
 class _Net:
     """A graph under construction."""
 
@@ -333,8 +337,10 @@ class Play:
         owner = np.full(self._program.workspace_bytes, -1, np.int64)
         numbers: dict[Item, int] = {}
 
-        def write(item: Item) -> None:
-            number = numbers.setdefault(item, len(numbers))
+        def write(item: Item, same_as: Item | None = None) -> None:
+            # A view is its origin's bytes: both may still be read.
+            number = numbers.get(same_as or item, len(numbers))
+            numbers[item] = number
             assert item.start + item.size <= len(owner)
             owner[item.start : item.start + item.size] = number
 
@@ -358,7 +364,9 @@ class Play:
                         same = (item.start, item.size) == (other.start, other.size)
                         assert same and other in action.reads, (action, item, other)
                         assert action.op in IN_PLACE, action
-                write(item)
+                places = {(other.start, other.size): other for other in action.reads}
+                origin = places.get((item.start, item.size)) if action.op in VIEWS else None
+                write(item, origin)
 
     def needed(self) -> list[list[Item]]:
         """Per call, what is there before it and still read at it or later."""

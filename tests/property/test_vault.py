@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vaultline.channel.chunks import VaultError, chunk_count, places, sealed_bytes
+from vaultline.core.limits import VAULT_CHUNK_BYTES_MAX
 from vaultline.owner.seal import check_vault
 from vaultline.testing.vaults import SmallVault, read_weights, small_stage
 
-MIB = 1 << 20
-EDGES = st.sampled_from([0, 1, MIB - 1, MIB, MIB + 1, 2 * MIB])
+CHUNK = VAULT_CHUNK_BYTES_MAX
+EDGES = st.sampled_from([0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK])
 SIZES = st.one_of(EDGES, st.integers(0, 5000))
 KEY, PLAN = b"k" * 32, b"p" * 32
 
@@ -39,12 +40,12 @@ def test_what_was_sealed_is_what_is_read(sizes: list[list[int]]) -> None:
 
 
 @settings(derandomize=True, deadline=None, max_examples=200)
-@given(st.integers(0, 4 * MIB), st.booleans())
+@given(st.integers(0, 4 * CHUNK), st.booleans())
 def test_places_cover_a_tensor_in_chunks_without_gaps(size: int, last: bool) -> None:
     found = list(places(7, size, last_tensor=last))
     assert sum(place.length for place in found) == size
     assert [place.chunk for place in found] == list(range(chunk_count(size)))
-    assert all(place.length == MIB for place in found[:-1])
+    assert all(place.length == CHUNK for place in found[:-1])
     assert [place.last_of_tensor for place in found] == [False] * (len(found) - 1) + [True]
     assert [place.last_of_section for place in found] == [False] * (len(found) - 1) + [last]
     assert sealed_bytes(size) == sum(place.length + 80 for place in found)

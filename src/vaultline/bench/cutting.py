@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from vaultline.core.limits import MIB
 from vaultline.core.plan import PLAN_VERSION, Plan, PlannedDevice, PlannedStage
+from vaultline.core.program import Mode
 from vaultline.graph.cuts import cuts
 from vaultline.graph.structure import Model
 
@@ -16,7 +17,7 @@ def cut_plan(
     positions: Sequence[int],
     *,
     hosts: Sequence[str] = (),
-    modes: Sequence[str] = (),
+    modes: Sequence[Mode] = (),
     replicas: Sequence[int] = (),
     frames_per_pass: int = 2,
     portable: bool = False,
@@ -51,7 +52,7 @@ def cut_plan(
                 first=first,
                 last=last,
                 threads=1,
-                mode="streamed" if modes and modes[number] == "streamed" else "resident",
+                mode=modes[number] if modes else "resident",
                 step_bytes=4 * MIB,
                 frames_per_pass=frames_per_pass,
                 queue_frames=2 * frames_per_pass,

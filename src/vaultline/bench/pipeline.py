@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -17,14 +15,12 @@ import numpy as np
 
 from vaultline.bench.live import LivePipeline, period_s, stage_work
 from vaultline.bench.native import NativeModel
+from vaultline.bench.native_process import NativeProcess
 from vaultline.bench.noise import Array
 from vaultline.bench.profiling import ProfileRequest, profile_model
 from vaultline.bench.rig import local_cluster, make_rig, make_trust
 from vaultline.bench.tuning import Measured, tune
-from vaultline.core.errors import MachineError
 from vaultline.core.plan import Plan
-from vaultline.core.serde import canonical_json
-from vaultline.core.tensors import TensorSpec
 from vaultline.graph.model import load_model, save
 from vaultline.graph.rewrite import rewrite
 from vaultline.graph.structure import Model
@@ -123,8 +119,8 @@ def _bench_model(
     with ExitStack() as stack:
         specs = model.inputs
         cores = sorted(os.sched_getaffinity(0))[:2]
-        native = [stack.enter_context(_Native(rewritten, core, specs)) for core in cores]
-        untouched = [stack.enter_context(_Native(path, core, specs)) for core in cores]
+        native = [stack.enter_context(NativeProcess(rewritten, core, specs)) for core in cores]
+        untouched = [stack.enter_context(NativeProcess(path, core, specs)) for core in cores]
         pipeline = stack.enter_context(LivePipeline(rig, specs))
         frames = max(12, round(request.seconds / native[0].frame_s()))
         rounds = []
@@ -173,58 +169,7 @@ def _tuned_plan(
     ).plan
 
 
-class _Native:
-    """A native session in a process of its own, pinned to a core."""
-
-    def __init__(self, path: Path, core: int, specs: tuple[TensorSpec, ...]) -> None:
-        self._popen = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "vaultline.bench.native_worker",
-                str(path),
-                str(core),
-                canonical_json(specs).decode(),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def __enter__(self) -> _Native:
-        self._read()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._popen.stdin is not None:
-            self._popen.stdin.close()
-        self._popen.wait()
-        if self._popen.stdout is not None:
-            self._popen.stdout.close()
-
-    def start(self, frames: int) -> None:
-        """Begin to run frames."""
-        if self._popen.stdin is not None:
-            self._popen.stdin.write(f"{frames}\n")
-            self._popen.stdin.flush()
-
-    def seconds(self) -> float:
-        """Wait for what was started; how long it took."""
-        return float(self._read())
-
-    def frame_s(self) -> float:
-        """A rough time of one frame."""
-        self.start(3)
-        return self.seconds() / 3
-
-    def _read(self) -> str:
-        line = "" if self._popen.stdout is None else self._popen.stdout.readline()
-        if not line:
-            raise MachineError("a native session to compare with has died")
-        return line
-
-
-def _rate(natives: Sequence[_Native], frames: int) -> float:
+def _rate(natives: Sequence[NativeProcess], frames: int) -> float:
     """Frames per second of sessions that run at the same time, each so many frames."""
     for native in natives:
         native.start(frames)

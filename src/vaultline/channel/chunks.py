@@ -140,17 +140,17 @@ def places(tensor: int, tensor_bytes: int, *, last_tensor: bool) -> Iterator[Pla
 class ChunkOpener:
     """Opens the chunks of one section under the stage's key."""
 
-    def __init__(self, key: bytes, section: SectionId) -> None:
+    def __init__(self, key: bytes) -> None:
         self._aead = AESGCM(key)
-        self._section = section
 
-    def open_into(self, place: Place, cell: Buffer, out: memoryview) -> bool:
+    def open_into(self, place: Place, header: bytes, cell: Buffer, out: memoryview) -> bool:
         """Verify and decrypt ``ciphertext | tag`` into ``out``; whether the tag verified.
 
-        ``cell`` must be memory that nobody else can write: it may be read twice.
+        ``header`` is the place's (``chunk_header``). ``cell`` must be memory that nobody else can
+        write: it may be read twice.
         """
         try:
-            self._aead.decrypt_into(place.nonce, cell, chunk_header(self._section, place), out)
+            self._aead.decrypt_into(place.nonce, cell, header, out)
         except InvalidTag:
             return False
         return True

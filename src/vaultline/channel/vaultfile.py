@@ -19,7 +19,7 @@ from vaultline.core.program import Isa
 from vaultline.core.serde import Struct, canonical_json, from_json
 
 MAGIC: Final = b"VLTVAULT"
-VERSION: Final = 1
+VERSION: Final = 2
 _PREFIX = struct.Struct("!8sII")
 _DIGEST_LABEL = b"vaultline vault header v1"
 

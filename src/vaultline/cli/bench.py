@@ -9,6 +9,7 @@ import typer
 
 from vaultline.bench.channel import ChannelRequest, bench_channel
 from vaultline.bench.pipeline import HEADLINE, ModelResult, PipelineRequest, bench_pipeline, figures
+from vaultline.cli.bench_bounded import bounded
 from vaultline.cli.bench_common import QuickFlag, ZooOption, default_zoo, machine, told
 from vaultline.cli.bench_planner import planner, serdab
 from vaultline.cli.common import JsonFlag, print_json, results, table
@@ -29,6 +30,9 @@ def register(app: typer.Typer) -> None:
     group.command("channel", epilog="Example: vaultline bench channel --json")(channel)
     group.command("planner", epilog="Example: vaultline bench planner --plot growth.png")(planner)
     group.command("serdab", epilog="Example: vaultline bench serdab --plot serdab.png")(serdab)
+    group.command("bounded", epilog="Example: vaultline bench bounded --models vgg19 --plot .")(
+        bounded
+    )
     app.add_typer(group, name="bench")
 
 

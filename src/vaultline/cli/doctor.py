@@ -91,6 +91,7 @@ def _report_base(base: TrustedBase, *, as_json: bool) -> None:
                 **asdict(base),
                 "lines": base.lines,
                 "code_lines": base.code_lines,
+                "simulated_code_lines": base.simulated_code_lines,
                 "within_limit": base.within_limit,
             }
         )
@@ -125,5 +126,11 @@ def _print_base(base: TrustedBase) -> None:
     )
     verdict = "within" if base.lines <= base.lines_max else "over"
     console.print(f"{base.lines} lines with all of these: {verdict} that number, not held to it")
+    if base.simulated:
+        names = ", ".join(module.name for module in base.simulated)
+        console.print(
+            f"not among them: {base.simulated_code_lines} lines of code that only simulated "
+            f"enclaves load, for paged stages, measured like the rest ({names})"
+        )
     for place in base.dynamic:
         console.print(f"not counted: {place} imports by a computed name; name the module instead")

@@ -26,7 +26,7 @@ from vaultline.cli.plan_report import (
 from vaultline.cli.profile import ShapeOption
 from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.plan import Objective, Plan, write_plan
-from vaultline.core.profile import PageMode
+from vaultline.core.program import PageMode
 from vaultline.owner.disclosure import load_disclosure
 from vaultline.planner import PlanRequest, Settings, explain, parse_partition, plan_request
 from vaultline.planner.baselines import Row, as_asked

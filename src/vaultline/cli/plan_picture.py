@@ -312,10 +312,10 @@ def _draw_row(axes: Axes, place: int, row: Row, value_s: float) -> None:
     colour = PALETTE[0] if ours else "#999999"
     axes.barh(
         place, value_s, 0.66, color=colour if ours else tint(colour), edgecolor=colour, lw=1.0,
-        hatch=None if found.plan is not None else "xxx",
+        hatch="xxx" if found.paged else None,
     )  # fmt: skip
     number = f"{value_s:.2f} s" if value_s >= 1 else format_ms(value_s)
     ratio = "" if row.ratio is None or ours else f", {row.ratio:.2f}x"
-    paged = "" if found.plan is not None else " (paged)"
+    paged = " (paged)" if found.paged else ""
     text = f" {number}{' est.' * found.estimated}{ratio}{paged}"
     axes.text(value_s, place, text, va="center", fontsize=8.5, weight="bold" if ours else "normal")

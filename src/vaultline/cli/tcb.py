@@ -2,6 +2,10 @@
 
 The closure is computed from the sources, without running them, so that it holds for imports inside
 functions as well. It is an upper bound: a module counts in full once a single name of it is used.
+
+Code that only simulated enclaves load, for paged stages, is counted apart: what nothing else than
+the modules in ``SIMULATED`` brings in. It counts as trusted again as soon as one of them is
+imported when another module is, instead of within a function. It is measured like all the rest.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from pathlib import Path
 #: docstrings are no burden. A larger base is refused, so that growing it is a decision and not an
 #: accident. All lines together are reported beside it.
 TCB_LINES_MAX = 2500
+#: Loaded by simulated enclaves only, for paged stages: ``enclave.admission`` sees to it.
+SIMULATED = ("vaultline.enclave.simulated_epc",)
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _REQUIREMENT = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -48,6 +54,7 @@ class TrustedBase:
     """The trusted computing base in numbers.
 
     Attributes:
+        simulated: modules that only simulated enclaves load.
         dynamic: places (``module:line``) that import by a computed name, which this count
             cannot follow; there must be none.
     """
@@ -56,6 +63,7 @@ class TrustedBase:
     dependencies: tuple[Dependency, ...]
     dynamic: tuple[str, ...]
     lines_max: int = TCB_LINES_MAX
+    simulated: tuple[TrustedModule, ...] = ()
 
     @property
     def lines(self) -> int:
@@ -68,43 +76,68 @@ class TrustedBase:
         return sum(module.code_lines for module in self.modules)
 
     @property
+    def simulated_code_lines(self) -> int:
+        """Lines of code that only simulated enclaves load, not in ``code_lines``."""
+        return sum(module.code_lines for module in self.simulated)
+
+    @property
     def within_limit(self) -> bool:
         """The code is small enough, and counted completely."""
         return self.code_lines <= self.lines_max and not self.dynamic
 
 
-def trusted_base(source: Path, package: str = "vaultline.enclave") -> TrustedBase:
+def trusted_base(
+    source: Path, package: str = "vaultline.enclave", simulated: tuple[str, ...] = SIMULATED
+) -> TrustedBase:
     """Count the modules that ``package`` (with all of its submodules) can import.
 
     Args:
         source: the folder that holds the ``vaultline`` package.
         package: where the closure starts.
+        simulated: modules that imports within functions may bring in without being trusted.
     """
-    waiting = list(_modules_under(source, package))
-    modules: dict[str, TrustedModule] = {}
-    external: set[str] = set()
-    dynamic: list[str] = []
+    starts = list(_modules_under(source, package))
+    trusted = _closure(source, [name for name in starts if name not in simulated], simulated)
+    everything = _closure(source, starts, ())
+    beyond = everything.modules.keys() - trusted.modules.keys()
+    return TrustedBase(
+        modules=tuple(trusted.modules[name] for name in sorted(trusted.modules)),
+        dependencies=tuple(_dependencies(everything.external)),
+        dynamic=tuple(sorted(everything.dynamic)),
+        simulated=tuple(everything.modules[name] for name in sorted(beyond)),
+    )
+
+
+@dataclass(slots=True)
+class _Closure:
+    """Modules of ours by name, the names of others, and imports that can't be followed."""
+
+    modules: dict[str, TrustedModule]
+    external: set[str]
+    dynamic: list[str]
+
+
+def _closure(source: Path, starts: list[str], lazily_not: tuple[str, ...]) -> _Closure:
+    """All that ``starts`` can bring in, but for imports of ``lazily_not`` within functions."""
+    waiting = list(starts)
+    found = _Closure({}, set(), [])
     while waiting:
         name = waiting.pop()
         path = _module_path(source, name)
-        if name in modules or path is None:
+        if name in found.modules or path is None:
             continue
         text = path.read_text(encoding="utf-8")
-        modules[name] = _measure(name, text)
-        found = _Imports(name, is_package=path.name == "__init__.py")
-        found.visit(ast.parse(text, filename=str(path)))
-        dynamic += [f"{name}:{line}" for line in found.dynamic_lines]
-        root = package.partition(".")[0]
-        for imported in found.names:
+        found.modules[name] = _measure(name, text)
+        imports = _Imports(name, lazily_not, is_package=path.name == "__init__.py")
+        imports.visit(ast.parse(text, filename=str(path)))
+        found.dynamic += [f"{name}:{line}" for line in imports.dynamic_lines]
+        root = starts[0].partition(".")[0] if starts else ""
+        for imported in imports.names:
             if imported.partition(".")[0] == root:
                 waiting += _with_parents(imported)
             else:
-                external.add(imported.partition(".")[0])
-    return TrustedBase(
-        modules=tuple(modules[name] for name in sorted(modules)),
-        dependencies=tuple(_dependencies(external)),
-        dynamic=tuple(sorted(dynamic)),
-    )
+                found.external.add(imported.partition(".")[0])
+    return found
 
 
 def _modules_under(source: Path, package: str) -> Iterator[str]:
@@ -141,10 +174,17 @@ def _measure(name: str, text: str) -> TrustedModule:
 class _Imports(ast.NodeVisitor):
     """Collects what a module may import when it runs."""
 
-    def __init__(self, module: str, *, is_package: bool) -> None:
+    def __init__(self, module: str, lazily_not: tuple[str, ...] = (), *, is_package: bool) -> None:
         self.names: set[str] = set()
+        self._lazily_not, self._functions = lazily_not, 0
         self.dynamic_lines: list[int] = []
         self._package = module if is_package else module.rpartition(".")[0]
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        """What is imported within runs when the function does."""
+        self._functions += 1
+        self.generic_visit(node)
+        self._functions -= 1
 
     def visit_If(self, node: ast.If) -> None:
         """Skip ``if TYPE_CHECKING:``; its other branch runs."""
@@ -164,6 +204,8 @@ class _Imports(ast.NodeVisitor):
             parents = self._package.split(".")
             above = parents[: len(parents) - node.level + 1]
             base = ".".join([*above, base] if base else above)
+        if self._functions and base in self._lazily_not:
+            return
         self.names.add(base)
         self.names.update(f"{base}.{alias.name}" for alias in node.names)
 

@@ -6,9 +6,14 @@ that the evidence vouches for. Lines are what an untrusted host may tell a worke
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from vaultline.core.serde import Struct
+
+#: What protected memory is held for. ``idle``: for tiles and activations, and momentarily used by
+#: neither; ``engine``: what the inference engine allocates for itself.
+BufferKind = Literal["resident", "tile", "activation", "io", "engine", "idle"]
 
 
 class ChallengeMessage(Struct, frozen=True, tag="challenge"):
@@ -37,7 +42,7 @@ class LoadedMessage(Struct, frozen=True, tag="loaded"):
     """Enclave to owner: the stage is in memory and the hops are about to open."""
 
     seconds: float
-    held_bytes: dict[str, int]
+    held_bytes: Mapping[BufferKind, int]
 
 
 class RefusedMessage(Struct, frozen=True, tag="refused"):
@@ -97,11 +102,30 @@ class ReadyLine(Struct, frozen=True, tag="ready"):
     hardening: tuple[HardeningStep, ...]
 
 
+class StageMetrics(Struct, frozen=True):
+    """What a worker uses and has done so far: nothing that the host couldn't see anyway.
+
+    Attributes:
+        held_bytes, peak_bytes: of the ledger by kind, now and at most; together within the budget.
+        streamed_bytes: weights decrypted in passes; what stays is decrypted once, before.
+        swapped_pages, evicted_pages: of the simulated page cache.
+    """
+
+    budget_bytes: int = 0
+    held_bytes: Mapping[BufferKind, int] = {}
+    peak_bytes: Mapping[BufferKind, int] = {}
+    streamed_bytes: int = 0
+    passes: int = 0
+    swapped_pages: int = 0
+    evicted_pages: int = 0
+
+
 class BeatLine(Struct, frozen=True, tag="beat"):
     """Worker to host: alive, how long the pass at hand has taken, and how many frames are done."""
 
     busy_s: float
     frames: int
+    metrics: StageMetrics = StageMetrics()
 
 
 class FailedLine(Struct, frozen=True, tag="failed"):

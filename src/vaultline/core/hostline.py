@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from vaultline.core.control import HardeningStep
+from vaultline.core.control import HardeningStep, StageMetrics
 from vaultline.core.errors import InputError
 from vaultline.core.serde import Struct
 
@@ -74,9 +74,15 @@ class EndpointsLine(Struct, frozen=True, tag="endpoints"):
 
 
 class BeatsLine(Struct, frozen=True, tag="beats"):
-    """Host to owner: frames done by each worker so far."""
+    """Host to owner: frames done by each worker so far, and what it uses; nobody vouches for it.
+
+    Attributes:
+        last: every worker has ended after the end of its stream.
+    """
 
     frames: tuple[int, ...]
+    metrics: tuple[StageMetrics, ...] = ()
+    last: bool = False
 
 
 class WorkerLostLine(Struct, frozen=True, kw_only=True, tag="lost"):

@@ -28,6 +28,8 @@ Isa = Literal["portable", "x86-64-avx2", "x86-64-avx512", "aarch64"]
 #: How a stage keeps its weights: all of them; as many as fit, the others decrypted on every pass;
 #: or all of them in more memory than is protected, with a page cache underneath.
 Mode = Literal["resident", "streamed", "paged"]
+#: What a swapped page of a paged stage costs: the cipher's work only, or as much as on SGX1.
+PageMode = Literal["crypto", "sgx1"]
 
 
 class Weight(Struct, frozen=True):
@@ -101,6 +103,7 @@ class StageSettings(Struct, frozen=True):
         sources, replicas, targets: replicas of the stage before, of this one and of the one
             after; the owner counts as one. Which replica an enclave is, its grant says.
         next_untrusted: nothing vouches for the next stage: it gets only what the grant releases.
+        page_mode: what a page costs, of a paged stage.
     """
 
     stage: int
@@ -114,6 +117,7 @@ class StageSettings(Struct, frozen=True):
     replicas: int = 1
     targets: int = 1
     next_untrusted: bool = False
+    page_mode: PageMode = "crypto"
 
     def __post_init__(self) -> None:
         checks = (

@@ -9,36 +9,37 @@ from __future__ import annotations
 from vaultline.core.frame_meta import hop_buffers_bytes
 from vaultline.core.frames import FrameLayout
 from vaultline.core.memory import MemoryPlan, StepMemory
+from vaultline.core.paged import PAGE_BYTES
 from vaultline.core.program import StageProgram, streamed_bytes
 
 
 def footprint(program: StageProgram) -> dict[str, int]:
     """Bytes by kind, as the enclave's ledger holds them once the stage is loaded."""
     settings = program.settings
-    return {
-        "resident": program.resident_bytes,
-        "tile": 0,
-        "activation": 0,
-        "io": hop_buffers_bytes(
-            queue_frames=max(settings.queue_frames, settings.frames_per_pass),
-            frames_per_pass=settings.frames_per_pass,
-            input_bytes=_message_bytes(program, program.inputs),
-            output_bytes=_message_bytes(program, program.outputs),
-            connections=settings.connections,
-        ),
-        "engine": program.engine_bytes,
-        "idle": program.workspace_bytes,
-    }
+    io = hop_buffers_bytes(
+        queue_frames=max(settings.queue_frames, settings.frames_per_pass),
+        frames_per_pass=settings.frames_per_pass,
+        input_bytes=_message_bytes(program, program.inputs),
+        output_bytes=_message_bytes(program, program.outputs),
+        connections=settings.connections,
+    )
+    held = {"resident": program.resident_bytes, "tile": 0, "activation": 0, "io": io}
+    held |= {"engine": program.engine_bytes, "idle": program.workspace_bytes}
+    if settings.mode == "paged":
+        # Its weights and workspace come and go in a page cache of whatever else there is.
+        rest = settings.budget_bytes - io - program.engine_bytes
+        held |= {"resident": 0, "idle": max(rest, PAGE_BYTES)}
+    return held
 
 
 def memory_of(program: StageProgram) -> MemoryPlan:
     """How a compiled stage uses its protected memory, to the byte."""
-    frames = program.settings.frames_per_pass
+    frames, held = program.settings.frames_per_pass, footprint(program)
     return MemoryPlan(
-        resident_bytes=program.resident_bytes,
-        workspace_bytes=program.workspace_bytes,
-        engine_bytes=program.engine_bytes,
-        io_bytes=footprint(program)["io"],
+        resident_bytes=held["resident"],
+        workspace_bytes=held["idle"],
+        engine_bytes=held["engine"],
+        io_bytes=held["io"],
         prefetch=program.prefetch,
         steps=tuple(
             StepMemory(

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vaultline.attest.grant import GrantRefused
-from vaultline.core.control import BeatLine, FailedLine, ReadyLine, WorkerConfig
+from vaultline.core.control import BeatLine, FailedLine, ReadyLine, StageMetrics, WorkerConfig
 from vaultline.core.errors import RefusedError, RemoteProtocolError, VaultlineError
 from vaultline.core.isa import isa_of
 from vaultline.core.program import Isa
 from vaultline.enclave.admission import LoadedStage, admit, open_vault
 from vaultline.enclave.evidence import open_provider
+from vaultline.enclave.executor import warm_up
 from vaultline.enclave.hardening import harden
 from vaultline.enclave.lines import HostLines
 from vaultline.enclave.measurement import measure
@@ -36,11 +37,13 @@ class Worker:
         self._config = config
         self._lines = lines
         self._progress = Progress()
+        self._stage: LoadedStage | None = None
 
     def run(self) -> None:
         """Attest, load, work; returns after the end of the stream has been passed on."""
         config = self._config
         measurement = measure()
+        warm_up()
         isa = local_isa()
         provider = open_provider(config.provider, read_platform(config.platform_file))
         vault_fd = open_vault(config.vault)
@@ -64,7 +67,9 @@ class Worker:
                 hardening=tuple(hardening),
             )
         )
-        stage = admit(control, provider, measurement, vault_fd, isa)
+        mapped = config.platform == "process"
+        stage = admit(control, provider, measurement, vault_fd, isa, mapped=mapped)
+        self._stage = stage
         control.close()
         try:
             self._work(stage, data, wires.get().next)
@@ -80,14 +85,19 @@ class Worker:
         sender = FanOut(after, replica, socks)
         parts = (stage.program, stage.executor, stage.buffers, receiver, sender)
         Pipeline(*parts, self._progress, replica).run()
+        self._beat_once()  # what it took in all
 
     def beat(self) -> None:
         """Tell the host, for ever, that the process lives and how long the current pass takes."""
         while True:
-            since_s = self._progress.busy_since_s
-            busy_s = 0.0 if since_s is None else time.monotonic() - since_s
-            self._lines.say(BeatLine(busy_s=busy_s, frames=self._progress.frames))
+            self._beat_once()
             time.sleep(self._config.heartbeat_s)
+
+    def _beat_once(self) -> None:
+        since_s = self._progress.busy_since_s
+        busy_s = 0.0 if since_s is None else time.monotonic() - since_s
+        metrics = StageMetrics() if self._stage is None else self._stage.executor.metrics
+        self._lines.say(BeatLine(busy_s=busy_s, frames=self._progress.frames, metrics=metrics))
 
 
 def hops(stage: LoadedStage) -> tuple[Hop, Hop]:

@@ -18,7 +18,7 @@ from vaultline.core.control import (
     LoadedMessage,
     RefusedMessage,
 )
-from vaultline.core.errors import RemoteProtocolError, VaultlineError
+from vaultline.core.errors import RefusedError, RemoteProtocolError, VaultlineError
 from vaultline.core.program import StageProgram
 from vaultline.enclave.evidence import Provider, answer, fresh_key
 from vaultline.enclave.executor import Executor, check_engine
@@ -32,6 +32,10 @@ from vaultline.transport.sockets import Listener, hang_up
 _OWNER_TIMEOUT_S = 10.0
 
 
+class PagedRefusedError(RefusedError):
+    """A page cache is simulated by simulated enclaves only."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedStage:
     """A stage that is ready for frames."""
@@ -43,13 +47,19 @@ class LoadedStage:
 
 
 def admit(
-    listener: Listener, provider: Provider, measurement: bytes, vault_fd: int, isa: str
+    listener: Listener,
+    provider: Provider,
+    measurement: bytes,
+    vault_fd: int,
+    isa: str,
+    *,
+    mapped: bool = True,
 ) -> LoadedStage:
     """Answer challenges until one is followed by a grant that opens and a vault that loads.
 
     A stranger's challenge is answered too: evidence is public and each has a key of its own. A
     grant that doesn't open ends that exchange only; a granted stage that doesn't load ends the
-    worker, since its keys have been used.
+    worker, since its keys have been used. ``mapped``: see ``VaultSection``.
     """
     while True:
         sock = listener.accept()
@@ -59,11 +69,12 @@ def admit(
             _refuse(sock, error)
             continue
         try:
-            stage, seconds, held = _load(grant, vault_fd, isa)
+            stage, seconds = _load(grant, vault_fd, isa, provider, mapped=mapped)
         except VaultlineError as error:
             _refuse(sock, error)
             raise
-        send_control(sock, LoadedMessage(seconds=seconds, held_bytes=held))
+        held_bytes = stage.executor.metrics.held_bytes
+        send_control(sock, LoadedMessage(seconds=seconds, held_bytes=held_bytes))
         hang_up(sock)
         return stage
 
@@ -80,18 +91,35 @@ def _exchange(sock: socket.socket, provider: Provider, measurement: bytes) -> Gr
     return grant
 
 
-def _load(grant: Grant, vault_fd: int, isa: str) -> tuple[LoadedStage, float, dict[str, int]]:
+def _load(
+    grant: Grant, vault_fd: int, isa: str, provider: Provider, *, mapped: bool
+) -> tuple[LoadedStage, float]:
     before_s = time.monotonic()
-    section = VaultSection(vault_fd, grant)
+    section = VaultSection(vault_fd, grant, mapped=mapped)
     program = section.program
     if program.settings.next_untrusted:  # held against the owner's policy, not against the plan
         check_released(grant.release, [spec.name for spec in program.specs(program.outputs)])
     check_engine(program, isa)
     ledger = Ledger(program.settings.budget_bytes)
     buffers = StageBuffers(program, ledger)
-    executor = Executor(program, section, ledger)
+    executor = executor_type(program, provider)(program, section, ledger)
     stage = LoadedStage(grant=grant, program=program, executor=executor, buffers=buffers)
-    return stage, time.monotonic() - before_s, ledger.held
+    return stage, time.monotonic() - before_s
+
+
+def executor_type(program: StageProgram, provider: Provider) -> type[Executor]:
+    """What runs the stage: in memory, or on a page cache, which only simulated enclaves have.
+
+    Raises:
+        PagedRefusedError: a paged stage in any other enclave.
+    """
+    if program.settings.mode != "paged":
+        return Executor
+    if provider.kind != "simulated":
+        raise PagedRefusedError("paging is simulated", got=provider.kind, remedy="plan it streamed")
+    from vaultline.enclave.simulated_epc import PagedExecutor
+
+    return PagedExecutor
 
 
 def _refuse(sock: socket.socket, error: VaultlineError) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
 
+from vaultline.core.control import BufferKind, StageMetrics
 from vaultline.core.errors import LocalProtocolError, MachineError
 from vaultline.core.frames import FrameLayout
 from vaultline.core.program import StageProgram, Step, streamed_bytes
@@ -22,6 +23,11 @@ _ONNX_TYPES = (
 )
 _ELEMENT_TYPE = {name: number for number, name in enumerate(_ONNX_TYPES.split(), start=1)}
 _NUMPY_TYPE = {"bfloat16": "uint16"}
+#: A model of one Identity, as ONNX.
+_IDENTITY = bytes.fromhex(
+    "080812003a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801"
+    "620f0a0179120a0a08080112040a02080142040a00100d"
+)
 
 
 class ProgramRefusedError(MachineError):
@@ -51,6 +57,11 @@ def check_engine(program: StageProgram, isa: str) -> None:
             expected=f"onnxruntime {expected[0]} on {expected[1]}",
             remedy="plan again for this device, or set `portable` for it in the cluster file",
         )
+
+
+def warm_up() -> None:
+    """Have the engine read its code and make its tables: 10 MiB that no stage is to account for."""
+    _session(_IDENTITY, 1).run(None, {"x": np.zeros(1, np.float32)})
 
 
 def _value(data: Bytes, spec: TensorSpec, rows: int | None = None) -> ort.OrtValue:
@@ -107,7 +118,7 @@ class _LoadedStep:
         self._kept_fetches = [(name, t) for name, t in step.fetches if t not in edge]
 
     def binding(self, frame: int, rows: int, kept: Callable[[int, int, int], ort.OrtValue]) -> Any:
-        """The binding for ``rows`` frames from ``frame`` on; ``kept`` finds those in the workspace."""
+        """The binding for ``rows`` frames from ``frame`` on; ``kept`` views the workspace."""
         key = (frame, rows)
         if key not in self._bindings:
             binding = self._session.io_binding()
@@ -154,11 +165,10 @@ class Executor:
             BudgetExceededError: the ledger has too little.
         """
         self._program, self._source, self._ledger = program, weights, ledger
-        self._frames = program.settings.frames_per_pass
         ledger.reserve("engine", program.engine_bytes, "the engine's sessions")
-        self._resident = ledger.take("resident", program.resident_bytes, "the weights that stay")
+        self._resident = self._take("resident", program.resident_bytes, "the weights that stay")
         if workspace is None:
-            workspace = ledger.take("idle", program.workspace_bytes, "the workspace")
+            workspace = self._take("idle", program.workspace_bytes, "the workspace")
         if len(workspace) < program.workspace_bytes:
             raise LocalProtocolError("the shared workspace is too small for the stage")
         self._workspace = workspace
@@ -175,12 +185,32 @@ class Executor:
             if tensor in self._inputs
         )
         self._ahead = ThreadPoolExecutor(1, "decrypt") if program.prefetch else None
-        self._decrypting: Future[None] | None = None
+        self._decrypting: list[Future[None]] = []
+        self._tile_bytes = self._streamed_bytes = self._passes = 0
+        self._values: dict[tuple[int, int, int], ort.OrtValue] = {}
+
+    @property
+    def metrics(self) -> StageMetrics:
+        """Memory and work so far."""
+        return StageMetrics(
+            budget_bytes=self._ledger.budget_bytes,
+            held_bytes=self._ledger.held,
+            peak_bytes=self._ledger.peak,
+            streamed_bytes=self._streamed_bytes,
+            passes=self._passes,
+        )
+
+    def close(self) -> None:
+        """End the thread that decrypts ahead; no pass may follow."""
+        if self._ahead is not None:
+            self._ahead.shutdown()
 
     def run_pass(
         self, inputs: Sequence[FrameBuffer], outputs: Sequence[FrameBuffer]
     ) -> Iterator[int]:
         """Run up to ``frames_per_pass`` frames; yields each frame's position once it is done.
+
+        However a pass ends, nothing is being decrypted after it and all that was lent is idle.
 
         Raises:
             MachineError: the engine failed.
@@ -189,6 +219,18 @@ class Executor:
         for before, after in zip(inputs, outputs, strict=True):
             for source, target in self._through:
                 after.parts[target][:] = before.parts[source]
+        try:
+            yield from self._run_steps(inputs, outputs)
+            self._passes += 1
+        finally:
+            wait(self._decrypting)
+            self._decrypting.clear()
+            self._ledger.give_back("tile", self._tile_bytes)
+            self._tile_bytes = 0
+
+    def _run_steps(
+        self, inputs: Sequence[FrameBuffer], outputs: Sequence[FrameBuffer]
+    ) -> Iterator[int]:
         done = 0
         for number, loaded in enumerate(self._steps):
             self._await_weights(number)
@@ -201,16 +243,17 @@ class Executor:
                         if number == len(self._steps) - 1:
                             done = frame + 1
                             yield frame
+            self._tile_bytes -= loaded.tile_bytes
             self._ledger.give_back("tile", loaded.tile_bytes)
         yield from range(done, len(inputs))
 
     def _await_weights(self, number: int) -> None:
         """Return when a step's weights are there; those of the next one may be on their way."""
-        if self._decrypting is None:
+        if not self._decrypting:
             self._begin(number)
-        if self._decrypting is not None:
-            self._decrypting.result()
-            self._decrypting = None
+        for decrypting in self._decrypting:
+            decrypting.result()
+        self._decrypting.clear()
         if self._ahead is not None and number + 1 < len(self._steps):
             self._begin(number + 1)
 
@@ -218,14 +261,19 @@ class Executor:
         """Decrypt a step's weights, in the background if the program has room for it."""
         loaded = self._steps[number]
         self._ledger.lend("tile", loaded.tile_bytes)
+        self._tile_bytes += loaded.tile_bytes
         if self._ahead is None:
             self._decrypt(loaded)
         else:
-            self._decrypting = self._ahead.submit(self._decrypt, loaded)
+            self._decrypting.append(self._ahead.submit(self._decrypt, loaded))
 
     def _decrypt(self, loaded: _LoadedStep) -> None:
         for index, buffer in loaded.streamed:
             self._source.read_weight_into(index, buffer.data)
+            self._streamed_bytes += len(buffer)
+
+    def _take(self, kind: BufferKind, size_bytes: int, what: str) -> Bytes:
+        return self._ledger.take(kind, size_bytes, what)
 
     def _read_residents(self) -> None:
         for index, weight in enumerate(self._program.weights):
@@ -249,9 +297,12 @@ class Executor:
 
     def _kept(self, tensor: int, frame: int, rows: int) -> ort.OrtValue:
         """The engine's view of ``rows`` frames of a tensor in the workspace."""
-        spec = self._program.tensors[tensor]
-        part = self._slots(tensor, frame, rows)
-        return _value(part, spec, rows if rows > 1 else None)
+        # Inside a step all frames use the same one.
+        key = (tensor, frame if self._program.places[tensor].frames > 1 else 0, rows)
+        if key not in self._values:
+            part, spec = self._slots(tensor, frame, rows), self._program.tensors[tensor]
+            self._values[key] = _value(part, spec, rows if rows > 1 else None)
+        return self._values[key]
 
     def _slots(self, tensor: int, frame: int, rows: int) -> Bytes:
         place, size = self._program.places[tensor], self._program.tensors[tensor].nbytes

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnxruntime as ort
+from msgspec import structs
 
 from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.frame_meta import hop_buffers_bytes
 from vaultline.core.frames import FrameLayout
 from vaultline.core.memory import StreamRates
+from vaultline.core.paged import PAGE_BYTES, step_pages, tensor_bytes
 from vaultline.core.program import (
     PROGRAM_VERSION,
     Isa,
@@ -90,11 +92,11 @@ def compile_segment(
             remedy="give the device more memory, so that the stage may be resident, or cut the "
             "model around that node",
         )
-    tile_bytes = step_bytes
+    tile_bytes, ahead = step_bytes, prefetch and settings.mode == "streamed"
     while True:
         try:
             made, layout, taken = _planned(
-                made, settings, tile_bytes, rates or StreamRates(), prefetch=prefetch
+                made, settings, tile_bytes, rates or StreamRates(), prefetch=ahead
             )
             break
         except InfeasibleError:
@@ -102,7 +104,33 @@ def compile_segment(
             if settings.mode != "streamed" or tile_bytes < 2 * _TILE_BYTES_MIN:
                 raise
             tile_bytes //= 2
-    return _assemble(made, layout, settings, target, taken, prefetch=prefetch)
+    stage = _assemble(made, layout, settings, target, taken, prefetch=ahead)
+    if settings.mode != "paged":
+        return stage
+    io = io_bytes(settings, made.inputs, made.outputs)
+    return _paged(stage, settings.budget_bytes - io - taken)
+
+
+def _paged(stage: CompiledStage, memory_bytes: int) -> CompiledStage:
+    """What a step touches is there at once, in whole pages; tensors of other steps need not be.
+
+    Raises:
+        InfeasibleError: the page cache has too few.
+    """
+    program = stage.program
+    most, capacity = max(step_pages(program), default=0), memory_bytes // PAGE_BYTES
+    if most > capacity:
+        raise InfeasibleError(
+            "the segment can't be paged in so little protected memory",
+            got=f"{capacity:,} pages of {PAGE_BYTES:,} bytes",
+            expected=f"at least {most:,} for the largest step",
+            remedy="give the device more memory, take fewer frames a pass, or cut the model",
+        )
+    steps = tuple(
+        structs.replace(step, activation_bytes=tensor_bytes(program, step))
+        for step in program.steps
+    )
+    return replace(stage, program=structs.replace(program, steps=steps))
 
 
 def io_bytes(
@@ -130,7 +158,8 @@ def _planned(
     if settings.mode == "resident":
         # A streamed tile is in cache when it is multiplied: packing it costs little.
         model, parts = turned(model, parts)
-    return model, *_laid_out(model, parts, alone, settings, rates, prefetch)
+    layout, taken = _laid_out(model, parts, alone, settings, rates, tile_bytes * prefetch)
+    return model, layout, taken
 
 
 def _laid_out(
@@ -139,7 +168,7 @@ def _laid_out(
     alone: frozenset[str],
     settings: StageSettings,
     rates: StreamRates,
-    prefetch: bool,
+    ahead_bytes: int,
 ) -> tuple[Layout, int]:
     """The layout, and what the engine takes: the more steps there are, the more."""
     frames = settings.frames_per_pass
@@ -149,14 +178,15 @@ def _laid_out(
     while True:
         limits = Limits(
             mode=settings.mode,
-            memory_bytes=None if settings.mode == "paged" else settings.budget_bytes - io - taken,
+            memory_bytes=settings.budget_bytes - io - taken,
             frames=frames,
-            prefetch=prefetch,
+            prefetch=ahead_bytes > 0,
             rates=rates,
+            ahead_bytes=ahead_bytes,
         )
         layout = lay_out(model, parts, alone, limits)
         needed = fixed + steps_bytes(model, layout.parts, frames)
-        if needed <= taken or settings.mode == "paged":
+        if needed <= taken:
             return layout, needed
         taken = needed + needed // 64
 

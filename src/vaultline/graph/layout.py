@@ -31,6 +31,9 @@ _BOUNDS_TRIED = 24
 _EXCESS_PRICES = (0.0, 1e-12, 1e-11, 1e-10, 1e-9)
 #: Layouts that are worked out to the byte.
 _FINISHED = 3
+#: A step of a paged stage touches at most this part of the page cache, unless one node needs more:
+#: many more steps cost time for calls, much larger ones leave reclaim no choice.
+_PAGED_SHARE = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,7 @@ class Limits:
         memory_bytes: for weights and workspace together; None if it doesn't matter.
         frames: of one pass.
         prefetch: a step's weights are decrypted while the step before runs.
+        ahead_bytes: of weights that may be decrypted ahead, if no node has more.
     """
 
     mode: Mode
@@ -48,6 +52,7 @@ class Limits:
     frames: int
     prefetch: bool
     rates: StreamRates
+    ahead_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +89,8 @@ def lay_out(model: Model, regions: Sequence[Part], alone: frozenset[str], limits
         InfeasibleError: no way of running the segment fits; says which step needs most.
     """
     found = _Search(model, regions, alone, limits)
-    if limits.mode != "streamed":
-        return found.all_resident()
-    return found.best()
+    ways = {"resident": found.all_resident, "streamed": found.best, "paged": found.paged}
+    return ways[limits.mode]()
 
 
 class _Search:
@@ -110,10 +114,6 @@ class _Search:
 
     def all_resident(self) -> Layout:
         """Every weight stays: as few steps as possible."""
-        if self._limits.mode == "paged":
-            # One node at a time: what a step touches must fit the page cache.
-            places = tuple(int(place) for place in np.flatnonzero(self._life.known))
-            return self._finished(self._parts(places), set(self._sizes))
         bound: float = self._memory - self._total
         while (cut := cheapest(self._need, self._price, bound)) is not None:
             layout = self._finished(self._parts(cut[1]), set(self._sizes))
@@ -122,6 +122,16 @@ class _Search:
             # What is lost between buffers did not fit: a little less, or other steps.
             bound = widest(self._need, cut[1]) - 1
         raise self._infeasible(least_peak(self._need) + self._total)
+
+    def paged(self) -> Layout:
+        """Every weight has a place in memory that is not all protected. Steps touch little of it
+        at once, so that pages come and go about as they would under one long step."""
+        need = self._need + self._weights
+        least = least_peak(need)
+        if least > self._memory:
+            raise self._infeasible(least)
+        cut = cheapest(need, self._price, max(least, self._memory / _PAGED_SHARE))
+        return self._finished(self._parts(cut[1] if cut else ()), set(self._sizes))
 
     def best(self) -> Layout:
         """The layout of least time."""
@@ -190,7 +200,8 @@ class _Search:
         if not self._limits.prefetch:
             return [0.0]
         largest = float(np.diagonal(self._weights, offset=1).max(initial=0.0))
-        return [largest, 2 * largest, largest / 2, 0.0]
+        tile = float(min(self._limits.ahead_bytes, self._total))
+        return list(dict.fromkeys((max(largest, tile), largest, 2 * largest, largest / 2, 0.0)))
 
     def _bounds(self, need: Table, ahead: float) -> list[float]:
         """Sizes of the workspace to try."""
@@ -271,6 +282,8 @@ class _Search:
         kept: dict[str, int] = {}
         spans: dict[str, tuple[int, int]] = {}
         for name, born in life.born.items():
+            if name in life.view_of:
+                continue
             first, last = step_of[born], step_of[life.last[name]]
             if first != last and frames > 1:
                 kept[name] = frames
@@ -285,6 +298,10 @@ class _Search:
                 spans[name] = (parts[min(steps)].first, parts[max(steps)].last - 1)
         shared = life.shared(kept)
         groups: dict[str, list[str]] = {}
+        for name, origin in life.view_of.items():
+            if origin in kept:
+                kept[name], spans[name] = kept[origin], spans[origin]
+                shared[name] = shared.get(origin, origin)
         for name in kept:
             groups.setdefault(shared.get(name, name), []).append(name)
         specs = self._model.specs
@@ -311,6 +328,8 @@ class _Search:
             size = sum(self._sizes[name] for name in names)
             buffers.append(Lifetime(size_bytes=size, first=first, last=part.last - 1))
         offsets, workspace = pack(buffers)
+        if self._limits.prefetch:
+            offsets, workspace = _in_two_halves(buffers, len(tensors), (offsets, workspace))
         streamed = []
         for start, names in zip(offsets[len(tensors) :], loads, strict=True):
             places = accumulate((self._sizes[name] for name in names), initial=start)
@@ -344,7 +363,7 @@ class _Search:
 
     def _infeasible(self, least: float) -> InfeasibleError:
         """Which step can't be made smaller, and what it holds."""
-        need = self._need + (self._weights if self._limits.mode == "streamed" else 0.0)
+        need = self._need + (self._weights if self._limits.mode != "resident" else 0.0)
         own = np.diagonal(need, offset=1)
         worst = int(np.where(np.isfinite(own), own, 0.0).argmax())
         node = self._nodes[worst]
@@ -372,3 +391,17 @@ def _within(buffers: Sequence[Lifetime], first: int, last: int) -> list[Lifetime
         for each in buffers
         if each.first < last and each.last >= first
     ]
+
+
+def _in_two_halves(
+    buffers: Sequence[Lifetime], tensors: int, packed: tuple[tuple[int, ...], int]
+) -> tuple[tuple[int, ...], int]:
+    """Steps' weights in two places in turn, behind the tensors, if that takes less than ``packed``:
+    it never takes more than the tensors and twice the largest step."""
+    offsets, end = pack(buffers[:tensors])
+    steps = buffers[tensors:]
+    halves = [max((each.size_bytes for each in steps[k::2]), default=0) for k in (0, 1)]
+    if end + sum(halves) >= packed[1]:
+        return packed
+    places = tuple(end + (halves[0] if number % 2 else 0) for number in range(len(steps)))
+    return (*offsets, *places), end + sum(halves)

@@ -19,10 +19,7 @@ from vaultline.graph.structure import Model, Node
 #: Results may be written over an operand that nobody else reads: by operator, which operands.
 #: These are kernels that the engine itself runs in place (their ``MayInplace`` declarations).
 _IN_PLACE: Mapping[str, tuple[int, ...]] = {
-    **dict.fromkeys(
-        ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"),
-        (0,),
-    ),
+    "Dropout": (0,),
     **dict.fromkeys(
         ("Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "Sqrt", "Exp", "Abs", "Neg", "Elu"),
         (0,),
@@ -30,6 +27,10 @@ _IN_PLACE: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), (0, 1)),
     "com.microsoft.nchwc.Conv": (3,),
 }
+
+#: Their results are the same bytes under another shape. The engine copies nothing where both are
+#: at one place.
+_VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 
 
 def engine_made(model: Model, parts: Iterable[Part], frames: int) -> frozenset[str]:
@@ -49,7 +50,8 @@ class Tensors:
     """The tensors that nodes make and that are kept in the workspace, by the nodes' numbers.
 
     Attributes:
-        born, last: by name, the node that makes a tensor and the last one that reads it.
+        born, last: by name, the node that makes a tensor and the last one that reads it, or a view.
+        view_of: tensors that are another one's bytes, and which one's.
         in_messages: stage inputs and outputs, and the nodes that touch each.
         known: per position, whether a step may end there: every tensor that is alive there has a
             place or is in a message.
@@ -60,6 +62,7 @@ class Tensors:
         edge = {spec.name for spec in (*model.inputs, *model.outputs)}
         self.born: dict[str, int] = {}
         self.last: dict[str, int] = {}
+        self.view_of = _views(model, edge | engine_made)
         self.in_messages: dict[str, list[int]] = {}
         self.known = np.ones(len(model.nodes) + 1, dtype=bool)
         placeless: dict[str, int] = {}
@@ -69,7 +72,7 @@ class Tensors:
                     self.in_messages.setdefault(name, []).append(index)
             for name in node.reads:
                 if name in self.born:
-                    self.last[name] = index
+                    self.last[name] = self.last[self.view_of.get(name, name)] = index
                 elif name in placeless:
                     self.known[placeless[name] + 1 : index + 1] = False
             for name in node.writes:
@@ -77,7 +80,10 @@ class Tensors:
                     self.born[name] = self.last[name] = index
                 elif name not in edge:
                     placeless[name] = index
-        self._sizes = {name: align(model.specs[name].nbytes) for name in self.born}
+        self._sizes = {
+            name: 0 if name in self.view_of else align(model.specs[name].nbytes)
+            for name in self.born
+        }
         counts = dict.fromkeys(self.born, 1)
         roots = self.shared(counts)
         #: By tensor, the one over which it can be written.
@@ -105,14 +111,15 @@ class Tensors:
             if name not in kept or name in self.in_messages:
                 continue
             for position in _IN_PLACE.get(node.op, ()):
-                source = _operand(node, position)
+                operand = _operand(node, position)
+                source = self.view_of.get(operand, operand)
                 first = root.get(source, source)
                 if (
                     source in self.born
                     and ends.get(first) == index
                     and kept.get(source) == kept[name]
                     and specs[source].nbytes == specs[name].nbytes
-                    and _used_once(node, source)
+                    and _used_once(node, operand)
                 ):
                     root[name] = first
                     ends[first] = self.last[name]
@@ -211,6 +218,19 @@ def each_once(count: int, uses: Iterable[tuple[Sequence[int], int]]) -> Table:
     total = np.cumsum(own)
     table: Table = total[None, :] - total[:, None] - twice
     return table
+
+
+def _views(model: Model, placeless: frozenset[str] | set[str]) -> dict[str, str]:
+    """Tensors that are the bytes of another that some node makes; none of them is in a message."""
+    made: set[str] = set()
+    found: dict[str, str] = {}
+    for node in model.nodes:
+        source, result = _operand(node, 0), node.writes[0]
+        known = source in made and result in model.specs and result not in placeless
+        if node.op in _VIEWS and known and model.specs[source].nbytes == model.specs[result].nbytes:
+            found[result] = found.get(source, source)
+        made.update(name for name in node.writes if name in model.specs and name not in placeless)
+    return found
 
 
 def _operand(node: Node, position: int) -> str:

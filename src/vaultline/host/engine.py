@@ -101,10 +101,14 @@ class LocalEngine:
                 return 4
             self._wire()
             if now_s - beat_s >= _BEATS_S:
-                self._tell(BeatsLine(frames=self._supervisor.frames))
+                self._tell_beats()
                 beat_s = now_s
-        self._tell(BeatsLine(frames=self._supervisor.frames))
+        self._tell_beats(last=True)
         return 0
+
+    def _tell_beats(self, *, last: bool = False) -> None:
+        frames, metrics = self._supervisor.frames, self._supervisor.metrics
+        self._tell(BeatsLine(frames=frames, metrics=metrics, last=last))
 
     def _read(self, fd: int, number: int | None) -> None:
         data = os.read(fd, 1 << 16)

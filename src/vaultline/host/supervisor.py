@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from vaultline.core.control import BeatLine, FailedLine, ReadyLine, WorkerLine
+from vaultline.core.control import (
+    BeatLine,
+    FailedLine,
+    ReadyLine,
+    StageMetrics,
+    WorkerLine,
+)
 from vaultline.core.hostline import LaunchWorker
 
 #: Silence after which a worker counts as stuck; it beats four times a second.
@@ -34,6 +40,7 @@ class _Watch:
     ready: ReadyLine | None = None
     busy_s: float = 0.0
     frames: int = 0
+    metrics: StageMetrics = field(default_factory=StageMetrics)
     failed: FailedLine | None = None
     failed_s: float = 0.0
     exit_code: int | None = None
@@ -61,6 +68,11 @@ class Supervisor:
         """Frames done by each worker, as it says."""
         return tuple(watch.frames for watch in self._watches)
 
+    @property
+    def metrics(self) -> tuple[StageMetrics, ...]:
+        """What each worker uses, as it said last."""
+        return tuple(watch.metrics for watch in self._watches)
+
     def heard(self, number: int, line: WorkerLine, now_s: float) -> None:
         """A worker said something."""
         watch = self._watches[number]
@@ -68,7 +80,7 @@ class Supervisor:
         if isinstance(line, ReadyLine):
             watch.ready = line
         elif isinstance(line, BeatLine):
-            watch.busy_s, watch.frames = line.busy_s, line.frames
+            watch.busy_s, watch.frames, watch.metrics = line.busy_s, line.frames, line.metrics
         else:
             watch.failed, watch.failed_s = line, now_s
 

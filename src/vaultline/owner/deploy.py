@@ -14,11 +14,9 @@ from vaultline.channel.keys import SECRET_BYTES
 from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.hostline import LaunchWorker
 from vaultline.core.plan import Plan, PlannedDevice
-from vaultline.core.program import StageProgram, StageSettings
+from vaultline.core.program import StageSettings
 from vaultline.core.serde import from_json
 from vaultline.core.tensors import TensorSpec
-from vaultline.core.units import format_bytes
-from vaultline.cost.footprint import footprint
 from vaultline.graph.compile import CompiledStage, compile_segment
 from vaultline.graph.structure import Model
 from vaultline.owner.keyfile import SealedKeys
@@ -74,6 +72,7 @@ def stage_settings(plan: Plan, stage: int) -> StageSettings:
         replicas=counts[stage + 1],
         targets=counts[stage + 2],
         next_untrusted=any(each.device.untrusted for each in following),
+        page_mode=planned.page_mode,
     )
 
 
@@ -111,14 +110,7 @@ def compile_stages(
         )
     stages = []
     for number, planned in enumerate(plan.stages):
-        stage = compile_segment(
-            model,
-            planned.first,
-            planned.last,
-            settings=stage_settings(plan, number),
-            step_bytes=planned.step_bytes,
-            portable=planned.portable,
-        )
+        stage = _compiled(model, plan, number)
         program = stage.program
         for there, stated in ((program.inputs, planned.inputs), (program.outputs, planned.outputs)):
             if program.specs(there) != stated:
@@ -128,28 +120,37 @@ def compile_stages(
                     expected=_tensors(program.specs(there)),
                     remedy="make the plan again with `vaultline plan`",
                 )
-        _check_memory(program, planned.device.name)
         stages.append(stage)
         if progress is not None:
             progress(number + 1, len(plan.stages))
     return stages
 
 
-def _check_memory(program: StageProgram, device: str) -> None:
-    """Say here, not in the enclave, that a stage will not fit.
+def _compiled(model: Model, plan: Plan, number: int) -> CompiledStage:
+    """Compile one stage; says here, not in the enclave, that it will not fit.
 
     Raises:
-        InfeasibleError: it holds more than its device's protected memory.
+        InfeasibleError: it needs more than its device's protected memory.
     """
-    held, budget = footprint(program), program.settings.budget_bytes
-    needed = sum(held.values())
-    if needed > budget:
-        raise InfeasibleError(
-            f"stage {program.settings.stage} does not fit on device {device}: memory",
-            got=f"{format_bytes(budget)}, {format_bytes(needed - budget)} too little",
-            expected=", ".join(f"{format_bytes(size)} {kind}" for kind, size in held.items()),
-            remedy="give the device more memory in the cluster file and plan again",
+    planned = plan.stages[number]
+    try:
+        return compile_segment(
+            model,
+            planned.first,
+            planned.last,
+            settings=stage_settings(plan, number),
+            step_bytes=planned.step_bytes,
+            rates=planned.rates,
+            prefetch=planned.prefetch,
+            portable=planned.portable,
         )
+    except InfeasibleError as error:
+        raise InfeasibleError(
+            f"stage {number} does not fit on device {planned.device.name}: {error.message}",
+            got=error.got,
+            expected=error.expected,
+            remedy=error.remedy,
+        ) from error
 
 
 def _tensors(specs: Sequence[TensorSpec]) -> str:

@@ -20,6 +20,7 @@ from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
 from vaultline.attest.refusals import KindRefused
 from vaultline.channel.messages import StreamAbortedError
+from vaultline.core.control import StageMetrics
 from vaultline.core.errors import InputError, LocalProtocolError, PeerError, VaultlineError
 from vaultline.core.frame_meta import FrameMeta, read_meta, read_times, tensor_bytes, write_meta
 from vaultline.core.frames import FrameLayout, StageTimes
@@ -53,6 +54,8 @@ _REASON_S = 2.0
 _POLL_S = 0.2
 #: The feeding thread has nothing left to do once the end that it sent has come back.
 _FED_S = 10.0
+#: For the host's last line, once the last result has come.
+_LAST_S = 2.0
 
 Array = npt.NDArray[Any]
 
@@ -129,6 +132,7 @@ class Session:
         self._source_error: VaultlineError | None = None
         self._feed_error: PeerError | None = None
         self._finished = self._opened = self._streamed = False
+        self._workers_ended = threading.Event()
         self._awaiting_result = False
         self.epoch = Epoch(
             deployment=os.urandom(16), number=time.time_ns() // 1000, plan_digest=plan.digest
@@ -136,6 +140,7 @@ class Session:
         self.releases: tuple[Release, ...] = ()
         self.endpoints: EndpointsLine | None = None
         self.worker_frames: tuple[int, ...] = ()
+        self.worker_metrics: tuple[StageMetrics, ...] = ()
         stages = len(plan.stages)
         self._in_layout = FrameLayout(plan.stages[0].inputs, stages)
         self._out_layout = FrameLayout(plan.stages[-1].outputs, stages)
@@ -163,6 +168,7 @@ class Session:
     def close(self) -> None:
         """Stop everything that was started; safe to call twice."""
         self._finished = True
+        self._workers_ended.set()
         self._stack.close()
 
     @property
@@ -213,6 +219,10 @@ class Session:
                 got=f"{self._received} results",
                 expected=f"{self._sent}",
             ) from self._feed_error
+
+    def wait_last_metrics(self, timeout_s: float = _LAST_S) -> bool:
+        """After the stream: until ``worker_metrics`` covers all of it, as the host tells it."""
+        return self._workers_ended.wait(timeout_s)
 
     def _receive(self, message: memoryview) -> bool:
         """The next result; only while it is awaited it can be late."""
@@ -425,6 +435,13 @@ class Session:
             received_ns=received_ns,
         )
 
+    def _heard(self, line: BeatsLine) -> None:
+        """Only for people to look at: nobody vouches for it."""
+        if len(line.frames) == len(line.metrics) == len(self._workers):
+            self.worker_frames, self.worker_metrics = line.frames, line.metrics
+        if line.last:
+            self._workers_ended.set()
+
     def _note(self, error: VaultlineError) -> None:
         """Keep the first reason and wake whoever waits on a socket."""
         if self._failure is None:
@@ -444,18 +461,22 @@ class Session:
 
     def _watch_host(self) -> None:
         """Learn of lost workers, and of results that don't come."""
-        while not self._finished:
+        while not (self._finished and self._workers_ended.is_set()):
             try:
                 line = self._host.poll(_POLL_S)
             except HostLostError as error:
-                if not self._finished:
+                if not self._workers_ended.is_set() and not self._finished:
                     self._note(error)
-                return
+                if self._finished or self._failure is not None:
+                    return
+                # Workers that have ended need no host; their last results may be on the way.
+                line = None
+                self._failed.wait(_POLL_S)
             if isinstance(line, WorkerLostLine):
                 self._note(lost_error(line))
                 return
             if isinstance(line, BeatsLine):
-                self.worker_frames = line.frames
+                self._heard(line)
             waited_s = time.monotonic() - self._progress_s
             late = self._awaiting_result and waited_s > self._settings.stall_s
             if late and self._received < self._sent:

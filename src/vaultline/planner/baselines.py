@@ -24,7 +24,8 @@ from math import inf, isfinite
 from vaultline.core.cluster import Cluster, Device
 from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.plan import Plan
-from vaultline.core.profile import ModelProfile, PageMode
+from vaultline.core.profile import ModelProfile
+from vaultline.core.program import PageMode
 from vaultline.planner.in_order import InOrder
 from vaultline.planner.infeasible import explain_infeasible
 from vaultline.planner.one_enclave import bounded, paged

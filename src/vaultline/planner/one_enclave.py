@@ -1,7 +1,7 @@
 """The whole model in one enclave: loaded whole and paged, or run by our executor.
 
-Pages are priced by ``cost.paging``. Our executor has no paged mode: a paged model has a price and
-no plan.
+Pages are priced by ``cost.paging``. Simulated enclaves can run such a plan, on their simulated page
+cache; on real ones the hardware pages, without asking, and the model has a price but no plan.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from msgspec.structs import replace
 from vaultline.core.cluster import Device
 from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.limits import FRAME_BYTES_MAX
+from vaultline.core.memory import MemoryPlan
+from vaultline.core.plan import Plan
 from vaultline.core.units import format_bytes
+from vaultline.cost.memory import io_bytes
 from vaultline.cost.paging import paging_s, swapped_pages
 from vaultline.cost.time import bottleneck_s, chunk_s, latency_s
 from vaultline.planner.plan import write_down
@@ -126,29 +129,77 @@ def _with_pages(setting: Setting, unit: Device, alone: Priced) -> Priced:
     """The price of a frame by itself, with the swapped pages added to it."""
     problem, kind = setting.problem, kind_of(setting.problem, unit)
     hops = (float(problem.entry_s[kind]), float(problem.exit_s[kind]))
-    page_s, working_set = _page_s(setting), working_set_bytes(problem)
-    stage_s = alone.latency_s - sum(hops) + paging_s(working_set, unit.memory_bytes, page_s)
+    page_s, paged_bytes = _page_s(setting), working_set_bytes(problem)
+    cache_bytes = unit.memory_bytes - buffers_bytes(problem)
+    stage_s = alone.latency_s - sum(hops) + paging_s(paged_bytes, cache_bytes, page_s)
     latency, bottleneck = latency_s([stage_s], hops), bottleneck_s([stage_s], hops)
-    pages = swapped_pages(working_set, unit.memory_bytes)
+    chunk = chunk_s(latency, bottleneck, setting.request.chunk_frames)
+    pages = swapped_pages(paged_bytes, cache_bytes)
     ends = f"owner to {unit.name}", f"{unit.name} to owner"
     hop = f"hop {hops.index(max(hops))}, {ends[hops.index(max(hops))]}"
+    times = {"latency_s": latency, "bottleneck_s": bottleneck, "chunk_s": chunk}
+    runs = alone.plan is not None and unit.kind == "simulated"
     return Priced(
-        plan=None,
+        plan=_paged_plan(setting, unit, alone.plan, stage_s, times) if runs else None,
         devices=((unit.name,),),
         cuts=(),
         latency_s=latency,
         bottleneck_s=bottleneck,
-        chunk_s=chunk_s(latency, bottleneck, setting.request.chunk_frames),
+        chunk_s=chunk,
         bottleneck=f"stage 0 on {unit.name}" if stage_s >= max(hops) else hop,
         estimated=alone.estimated,
         note=f"pages {pages:,} times a frame, {page_s * 1e6:.1f} us each ({setting.page_mode})",
     )
 
 
+def _paged_plan(
+    setting: Setting, unit: Device, roomy: Plan | None, stage_s: float, times: dict[str, float]
+) -> Plan | None:
+    """The plan of one roomy enclave, on the real one and its page cache."""
+    if roomy is None:
+        return None
+    (stage,) = roomy.stages
+    paged_stage = replace(
+        stage,
+        devices=(replace(stage.device, memory_bytes=unit.memory_bytes),),
+        mode="paged",
+        page_mode=setting.page_mode,
+        predicted_s=stage_s,
+        memory=_paged_memory(stage.memory, unit.memory_bytes),
+    )
+    return replace(roomy, stages=(paged_stage,), predicted=times)
+
+
+def _paged_memory(roomy: MemoryPlan | None, memory_bytes: int) -> MemoryPlan | None:
+    """Weights and tensors come and go in a page cache of what the buffers leave."""
+    if roomy is None:
+        return None
+    cache_bytes = max(0, memory_bytes - roomy.io_bytes - roomy.engine_bytes)
+    return replace(roomy, resident_bytes=0, workspace_bytes=cache_bytes)
+
+
 def working_set_bytes(problem: Problem) -> int:
-    """Weights, activations, input and output of the whole model, by the rules of our ledger."""
+    """Weights and activations of the whole model: what comes and goes in a page cache."""
+    return _need_bytes(problem) - buffers_bytes(problem)
+
+
+def buffers_bytes(problem: Problem) -> int:
+    """Message and record buffers for the model's input and output."""
+    segments, settings = problem.segments, problem.settings
+    at = (segments.blocks - 1, segments.blocks)
+    buffers = io_bytes(
+        in_bytes=segments.in_message_bytes[at],
+        out_bytes=segments.out_message_bytes[at],
+        frames=1,
+        queue_frames=settings.queue_frames(1),
+    )
+    return int(buffers)
+
+
+def _need_bytes(problem: Problem) -> int:
+    """All that the whole model needs, by the rules of our ledger."""
     settings, blocks = problem.settings, problem.segments.blocks
-    need = need_bytes(problem.segments, "resident", 1, settings.queue_frames(1), settings)
+    need = need_bytes(problem.segments, "resident", 1, settings.queue_frames(1))
     return int(need[blocks - 1, blocks])
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from vaultline.core.cluster import Cluster, Device
 from vaultline.core.errors import InfeasibleError
 from vaultline.core.plan import Objective, Plan
-from vaultline.core.profile import ModelProfile, PageMode
+from vaultline.core.profile import ModelProfile
+from vaultline.core.program import PageMode
 from vaultline.core.units import format_bytes
 from vaultline.planner.explain import bottleneck_name
 from vaultline.planner.plan import write_down
@@ -30,7 +31,8 @@ class Priced:
     """What a baseline comes to.
 
     Attributes:
-        plan: what it would run; None where the executor has no such mode (a paged model).
+        plan: what it would run; None for a model that pages in a real enclave: only simulated ones
+            have a page cache of ours.
         devices: per stage, the names of its devices.
         cuts: positions between the stages, in nodes.
         bottleneck: the stage or hop that limits throughput, in words.
@@ -47,6 +49,11 @@ class Priced:
     bottleneck: str
     estimated: bool = False
     note: str = ""
+
+    @property
+    def paged(self) -> bool:
+        """Whether it needs more memory than is protected, and a page cache makes up for it."""
+        return self.plan is None or any(stage.mode == "paged" for stage in self.plan.stages)
 
     def value_s(self, objective: Objective) -> float:
         """Seconds by an objective: of a frame, between frames, or of a chunk."""

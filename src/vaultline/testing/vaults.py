@@ -143,11 +143,13 @@ class SmallVault:
         return spans
 
     @contextmanager
-    def opened(self, stage: int = 0, path: Path | None = None) -> Iterator[VaultSection]:
+    def opened(
+        self, stage: int = 0, path: Path | None = None, *, mapped: bool = True
+    ) -> Iterator[VaultSection]:
         """The stage's section as an enclave with the right grant sees it in a file."""
         fd = os.open(path or self.path, os.O_RDONLY)
         try:
-            yield VaultSection(fd, self.sealing.access(self.model_key, stage))
+            yield VaultSection(fd, self.sealing.access(self.model_key, stage), mapped=mapped)
         finally:
             os.close(fd)
 

@@ -80,13 +80,13 @@ def test_a_section_digest_is_of_headers_and_tags_in_order() -> None:
 
 
 def test_a_walk_reads_eighty_bytes_a_chunk() -> None:
-    data, counts = section_of(limits.MIB + 1, 0, 700), []
+    data, counts = section_of(limits.VAULT_CHUNK_BYTES_MAX + 1, 0, 700), []
 
     def read(offset: int, count: int) -> bytes:
         counts.append(count)
         return data[offset : offset + count]
 
-    assert walk(read, SECTION).tensor_bytes == (limits.MIB + 1, 0, 700)
+    assert walk(read, SECTION).tensor_bytes == (limits.VAULT_CHUNK_BYTES_MAX + 1, 0, 700)
     assert counts == [64, 80, 80, 80, 16]
 
 
@@ -96,7 +96,9 @@ def relabelled(place: Place) -> bytes:
 
 #: Well-formed headers that an attacker who knows the ids can write.
 BREACHES = {
-    "a chunk longer than 1 MiB": relabelled(Place(0, 0, limits.MIB + 1, True, True)),
+    "a chunk longer than any": relabelled(
+        Place(0, 0, limits.VAULT_CHUNK_BYTES_MAX + 1, True, True)
+    ),
     "a short chunk that is not its tensor's last": relabelled(Place(0, 0, 5, False, False)),
     "an empty chunk that is not its tensor's last": relabelled(Place(0, 0, 0, False, False)),
 }
@@ -127,7 +129,9 @@ def endless(place: Place):
 
 @pytest.mark.parametrize("kind", ["tensors", "chunks of one tensor"])
 def test_a_section_without_end_meets_a_limit(kind: str) -> None:
-    place = Place(0, 0, *((0, True) if kind == "tensors" else (limits.MIB, False)), False)
+    place = Place(
+        0, 0, *((0, True) if kind == "tensors" else (limits.VAULT_CHUNK_BYTES_MAX, False)), False
+    )
     with pytest.raises(VaultFormatError) as refusal:
         walk(endless(place), SECTION)
     assert "limit" in refusal.value.message
@@ -172,12 +176,17 @@ def test_misuse_by_our_own_code_is_a_local_error(misuse: str) -> None:
 
 def test_a_chunk_opens_only_at_its_own_place() -> None:
     place = Place(1, 0, 3, True, False)
-    cell, cipher = seal(place, b"abc")[64:], ChunkOpener(KEY, SECTION)
+    cell, cipher = seal(place, b"abc")[64:], ChunkOpener(KEY)
     out = bytearray(3)
-    assert cipher.open_into(place, cell, memoryview(out)) and out == b"abc"
+    assert (
+        cipher.open_into(place, chunk_header(SECTION, place), cell, memoryview(out))
+        and out == b"abc"
+    )
     for other in (
         place._replace(tensor=2),
         place._replace(chunk=1),
         place._replace(last_of_section=True),
     ):
-        assert not cipher.open_into(other, cell, memoryview(bytearray(3)))
+        assert not cipher.open_into(
+            other, chunk_header(SECTION, other), cell, memoryview(bytearray(3))
+        )

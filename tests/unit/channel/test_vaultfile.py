@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from vaultline.channel.chunks import VaultFormatError
-from vaultline.channel.vaultfile import SectionEntry, VaultHeader, read_front, write_front
+from vaultline.channel.vaultfile import VERSION, SectionEntry, VaultHeader, read_front, write_front
 from vaultline.core.errors import InputError
 from vaultline.core.limits import VAULT_HEADER_BYTES_MAX
 
@@ -32,7 +32,7 @@ def test_what_was_written_is_read_and_bounds_count_from_the_file() -> None:
     front = read(data + b"sections")
     assert (front.header, front.digest) == (HEADER, digest)
     assert front.bounds(1) == (len(data) + 500, 500)
-    assert data.startswith(b"VLTVAULT\x00\x00\x00\x01" + struct.pack("!I", len(data) - 16) + b"{")
+    assert data.startswith(b"VLTVAULT\x00\x00\x00\x02" + struct.pack("!I", len(data) - 16) + b"{")
 
 
 @pytest.mark.parametrize("stage", [-1, 2, 64])
@@ -41,14 +41,14 @@ def test_a_stage_beyond_the_vault_is_refused(stage: int) -> None:
         read(write_front(HEADER)[0]).bounds(stage)
 
 
-def prefixed(text: bytes, *, length: int | None = None, version: int = 1) -> bytes:
+def prefixed(text: bytes, *, length: int | None = None, version: int = VERSION) -> bytes:
     return struct.pack("!8sII", b"VLTVAULT", version, length or len(text)) + text
 
 
 TEXT = write_front(HEADER)[0][16:]
 BROKEN = {
     "another magic": b"X" * 16 + TEXT,
-    "a later version": prefixed(TEXT, version=2),
+    "a later version": prefixed(TEXT, version=VERSION + 1),
     "a header beyond the limit": prefixed(TEXT, length=VAULT_HEADER_BYTES_MAX + 1),
     "no JSON": prefixed(b"{"),
     "not UTF-8": prefixed(b'{"created":"\xff"}'),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import vaultline
 from vaultline.cli import main as cli
 from vaultline.cli import tcb
 from vaultline.cli.tcb import TrustedBase, TrustedModule, trusted_base
@@ -78,6 +79,37 @@ def test_an_import_by_a_literal_name_is_followed(tree: Path) -> None:
     base = trusted_base(tree, "own.enclave")
     assert base.dynamic == ()
     assert "own.graph.cuts" in {module.name for module in base.modules}
+
+
+def test_what_only_simulated_enclaves_load_is_counted_apart(tree: Path) -> None:
+    (tree / "own/enclave/pretend.py").write_text("import own.core.unused\nimport own.core.plan\n")
+    (tree / "own/enclave/inner.py").write_text(
+        "def run():\n    from own.enclave.pretend import it\n    return it\n"
+    )
+    base = trusted_base(tree, "own.enclave", ("own.enclave.pretend",))
+    assert [module.name for module in base.simulated] == ["own.core.unused", "own.enclave.pretend"]
+    assert base.simulated_code_lines == 2
+    assert not {module.name for module in base.modules} & {"own.core.unused", "own.enclave.pretend"}
+    everything = trusted_base(tree, "own.enclave", ())
+    assert everything.code_lines == base.code_lines + 2
+
+
+def test_simulated_code_that_others_load_at_once_is_trusted(tree: Path) -> None:
+    (tree / "own/enclave/pretend.py").write_text("x = 1\n")
+    for text in ("from own.enclave.pretend import x\n", "import own.enclave.pretend\n"):
+        (tree / "own/enclave/inner.py").write_text(text)
+        base = trusted_base(tree, "own.enclave", ("own.enclave.pretend",))
+        assert base.simulated == ()
+        assert "own.enclave.pretend" in {module.name for module in base.modules}
+
+
+def test_the_simulated_page_cache_is_not_trusted_and_is_counted() -> None:
+    base = trusted_base(Path(vaultline.__file__).parents[1])
+    assert [module.name for module in base.simulated] == [
+        "vaultline.core.paged",
+        "vaultline.enclave.simulated_epc",
+    ]
+    assert base.within_limit
 
 
 def test_packages_required_by_packages_are_listed() -> None:

@@ -2,132 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
+from program_cases import Array, Weights, graph, program, run, spec
 
 from vaultline.core.errors import MachineError
-from vaultline.core.frames import FrameLayout
-from vaultline.core.program import StageProgram, StageSettings, Step, Weight
+from vaultline.core.program import StageProgram, Step, StepWeight
 from vaultline.core.tensors import TensorSpec
-from vaultline.enclave.executor import Executor, FrameBuffer, ProgramRefusedError, check_engine
+from vaultline.enclave.executor import Executor, ProgramRefusedError, check_engine
 from vaultline.enclave.ledger import BudgetExceededError, Ledger
-
-_ONNX = {
-    "float32": TensorProto.FLOAT,
-    "float16": TensorProto.FLOAT16,
-    "bfloat16": TensorProto.BFLOAT16,
-    "bool": TensorProto.BOOL,
-    "int64": TensorProto.INT64,
-    "uint8": TensorProto.UINT8,
-}
-Array = np.ndarray[Any, Any]
+from vaultline.testing.programs import Arrangement
 
 
-def spec(name: str, shape: Sequence[int], dtype: str = "float32") -> TensorSpec:
-    return TensorSpec(name=name, dtype=dtype, shape=tuple(shape))
-
-
-def graph(
-    nodes: list[onnx.NodeProto],
-    inputs: dict[str, TensorSpec],
-    outputs: dict[str, TensorSpec],
-    *,
-    stacked: Sequence[str] = (),
-) -> bytes:
-    """A step's graph; ``stacked`` names have an open first side."""
-
-    def info(name: str, of: TensorSpec) -> onnx.ValueInfoProto:
-        shape: list[int | str] = list(of.shape)
-        if name in stacked:
-            shape[0] = "rows"
-        return helper.make_tensor_value_info(name, _ONNX[of.dtype], shape)
-
-    made = helper.make_graph(
-        nodes,
-        "step",
-        [info(*entry) for entry in inputs.items()],
-        [info(*entry) for entry in outputs.items()],
-    )
-    opset = [helper.make_opsetid("", 17)]
-    return bytes(helper.make_model(made, opset_imports=opset, ir_version=9).SerializeToString())
-
-
-@dataclass(slots=True)
-class Weights:
-    """Counts how often each weight is decrypted."""
-
-    arrays: list[Array]
-    reads: list[int] = field(default_factory=list)
-
-    def read_weight_into(self, index: int, buffer: memoryview) -> None:
-        self.reads.append(index)
-        buffer[:] = self.arrays[index].tobytes()
-
-
-def program(
-    tensors: Sequence[TensorSpec],
-    ends: tuple[tuple[int, ...], tuple[int, ...]],
-    graphs: Sequence[bytes],
-    steps: Sequence[Step],
-    weights: Sequence[Array] = (),
-    *,
-    frames: int = 4,
-    mode: Any = "resident",
-    isa: Any = "portable",
-) -> StageProgram:
-    return StageProgram(
-        version=1,
-        engine_version="0.0",
-        isa=isa,
-        settings=StageSettings(
-            stage=0,
-            stages=1,
-            threads=1,
-            budget_bytes=1 << 24,
-            mode=mode,
-            frames_per_pass=frames,
-            queue_frames=frames,
-        ),
-        tensors=tuple(tensors),
-        inputs=ends[0],
-        outputs=ends[1],
-        weights=tuple(
-            Weight(spec=spec(f"w{k}", array.shape, str(array.dtype)))
-            for k, array in enumerate(weights)
-        ),
-        graphs=tuple(graphs),
-        steps=tuple(steps),
-    )
-
-
-def run(
-    made: StageProgram, frames: list[list[Array]], weights: Weights | None = None
-) -> list[list[bytes]]:
-    """Every frame's outputs as bytes, from one pass."""
-    ledger = Ledger(made.settings.budget_bytes)
-
-    def buffers(indices: tuple[int, ...]) -> list[FrameBuffer]:
-        layout = FrameLayout(made.specs(indices), 1)
-        return [
-            FrameBuffer(layout, ledger.take("io", layout.message_bytes, "a frame")) for _ in frames
-        ]
-
-    executor = Executor(made, weights or Weights([]), ledger)
-    before, after = buffers(made.inputs), buffers(made.outputs)
-    for buffer, tensors in zip(before, frames, strict=True):
-        for part, tensor in zip(buffer.parts, tensors, strict=True):
-            part[:] = np.frombuffer(tensor.tobytes(), np.uint8)
-    assert list(executor.run_pass(before, after)) == list(range(len(frames)))
-    return [[part.tobytes() for part in buffer.parts] for buffer in after]
-
-
-def perceptron(mode: str, frames: int = 4) -> tuple[StageProgram, list[Array]]:
+def perceptron(
+    mode: str, how: Arrangement = "apart", **options: Any
+) -> tuple[StageProgram, list[Array]]:
     """Stage input -> stackable product -> plain step -> stackable product -> stage output.
 
     The first and last steps stack tensors that live in messages; what is between lives in slots.
@@ -146,7 +38,7 @@ def perceptron(mode: str, frames: int = 4) -> tuple[StageProgram, list[Array]]:
         return Step(
             graph=number,
             feeds=((names[0], reads),),
-            weights=() if weight is None else (("w", weight),),
+            weights=() if weight is None else (StepWeight(input="w", weight=weight),),
             fetches=((names[1], writes),),
             stackable=weight is not None,
         )
@@ -155,14 +47,19 @@ def perceptron(mode: str, frames: int = 4) -> tuple[StageProgram, list[Array]]:
     graphs = [product(x, first, h), relu, product(r, second, y)]
     steps = [step(0, 0, 1, 0), step(1, 1, 2, None), step(2, 2, 3, 1)]
     weights = [first, second]
-    made = program([x, h, r, y], ((0,), (3,)), graphs, steps, weights, frames=frames, mode=mode)
+    ends = ((0,), (3,))
+    made = program([x, h, r, y], ends, graphs, steps, weights, mode=mode, how=how, **options)
     return made, weights
 
 
+@pytest.mark.parametrize("prefetch", [False, True])
+@pytest.mark.parametrize("how", get_args(Arrangement))
 @pytest.mark.parametrize("mode", ["resident", "streamed"])
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_stacked_frames_come_out_as_one_by_one(mode: str, count: int) -> None:
-    made, weights = perceptron(mode)
+def test_stacked_frames_come_out_as_one_by_one(
+    mode: str, count: int, how: Arrangement, prefetch: bool
+) -> None:
+    made, weights = perceptron(mode, how, prefetch=prefetch)
     random = np.random.default_rng(count)
     frames = [[random.standard_normal((1, 6)).astype(np.float32)] for _ in range(count)]
     together = run(made, frames, Weights(weights))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,12 +22,14 @@ from vaultline.channel.chunks import (
     VaultTruncatedError,
 )
 from vaultline.core.errors import InputError, LocalProtocolError, MachineError
+from vaultline.core.limits import VAULT_CHUNK_BYTES_MAX
+from vaultline.core.program import PROGRAM_VERSION
 from vaultline.core.serde import to_msgpack
 from vaultline.enclave.vault import VaultSection
 from vaultline.owner import seal
 from vaultline.testing.vaults import SmallStage, SmallVault, read_weights, small_stage
 
-MIB = 1 << 20
+CHUNK = VAULT_CHUNK_BYTES_MAX
 KEY, PLAN = b"k" * 32, b"p" * 32
 
 
@@ -36,7 +39,7 @@ def sealed(path: Path, *stages: SmallStage) -> SmallVault:
 
 @pytest.fixture
 def vault(tmp_path: Path) -> SmallVault:
-    sizes = (10, 0, MIB + 1, 3)
+    sizes = (10, 0, CHUNK + 1, 3)
     return sealed(tmp_path, *(small_stage(sizes, stage=stage, stages=2) for stage in range(2)))
 
 
@@ -70,11 +73,11 @@ def test_a_grant_that_does_not_fit_the_vault_opens_nothing(grant: str, vault: Sm
 
 
 def test_a_weight_goes_into_exactly_its_buffer(vault: SmallVault) -> None:
-    around = memoryview(bytearray(b"#" * (MIB + 101)))
+    around = memoryview(bytearray(b"#" * (CHUNK + 101)))
     with vault.opened() as section:
-        section.read_weight_into(2, around[50 : MIB + 51])
-        assert around[50 : MIB + 51] == vault.stages[0].weights[2].tobytes()
-        assert bytes(around[:50]) + bytes(around[MIB + 51 :]) == b"#" * 100
+        section.read_weight_into(2, around[50 : CHUNK + 51])
+        assert around[50 : CHUNK + 51] == vault.stages[0].weights[2].tobytes()
+        assert bytes(around[:50]) + bytes(around[CHUNK + 51 :]) == b"#" * 100
         for index, size in ((0, 9), (0, 11), (1, 1), (4, 3), (-1, 3)):
             with pytest.raises(LocalProtocolError):
                 section.read_weight_into(index, memoryview(bytearray(size)))
@@ -91,7 +94,8 @@ def test_a_program_of_another_version_says_to_seal_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def of_the_future(program: object) -> bytes:
-        return to_msgpack(msgspec.to_builtins(program, builtin_types=(bytes,)) | {"version": 2})
+        future = {"version": PROGRAM_VERSION + 1}
+        return to_msgpack(msgspec.to_builtins(program, builtin_types=(bytes,)) | future)
 
     monkeypatch.setattr(seal, "to_msgpack", of_the_future)
     vault = sealed(tmp_path, small_stage(()))
@@ -126,7 +130,7 @@ def test_a_program_of_another_stage_is_refused(
 
 def test_a_long_program_spans_chunks(tmp_path: Path) -> None:
     plain = small_stage((1,))
-    graph = os.urandom(MIB + 100)
+    graph = os.urandom(CHUNK + 100)
     long = replace(plain, program=msgspec.structs.replace(plain.program, graphs=(graph,)))
     vault = sealed(tmp_path, long)
     assert [span.chunk for span in vault.chunks()] == [0, 1, 0]
@@ -141,7 +145,8 @@ def test_a_platform_without_preadv_reads_it_too(
         raise OSError(errno.ENOSYS, "as in Gramine 1.9")
 
     monkeypatch.setattr(os, "preadv", missing)
-    with vault.opened() as section:
+    monkeypatch.setattr(mmap, "mmap", missing)  # a map of a file would take protected memory
+    with vault.opened(mapped=False) as section:
         assert read_weights(section) == [weight.tobytes() for weight in vault.stages[0].weights]
 
 

@@ -6,11 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from msgspec.structs import replace
 
 from vaultline.attest.grant import GrantRefused
 from vaultline.core.control import FailedLine, WorkerConfig
-from vaultline.core.program import Step, Weight
+from vaultline.core.program import Step, StepWeight
 from vaultline.core.serde import canonical_json, from_json
 from vaultline.core.tensors import TensorSpec
 from vaultline.enclave.__main__ import hops
@@ -19,6 +18,7 @@ from vaultline.enclave.executor import Executor
 from vaultline.enclave.ledger import BudgetExceededError, Ledger
 from vaultline.enclave.pipeline import StageBuffers
 from vaultline.testing.attestation import grant
+from vaultline.testing.programs import Draft, arranged
 from vaultline.testing.vaults import small_stage
 
 #: The worker's own ``main``, with a bug in one of its threads while the others wait for it.
@@ -66,26 +66,30 @@ class Zeros:
         buffer[:] = bytes(len(buffer))
 
 
-@pytest.mark.parametrize("budget_bytes", [0, 8])
+@pytest.mark.parametrize("budget_bytes", [0, 8, 72])
 def test_too_little_memory_names_no_tensor(budget_bytes: int) -> None:
-    """Neither the frame between two steps, for which nothing is left, nor then the weight."""
+    """Neither for the engine is there room, nor then for the weight, nor for the workspace."""
     names = [TensorSpec(name=f"conv{k}/sealed", dtype="uint8", shape=(1, 8)) for k in range(3)]
     steps = tuple(
-        Step(graph=0, feeds=(("in", k),), weights=(("w", 0),), fetches=(("out", k + 1),))
+        Step(
+            graph=0,
+            feeds=(("in", k),),
+            weights=(StepWeight(input="w", weight=0),),
+            fetches=(("out", k + 1),),
+        )
         for k in range(2)
     )
-    program = small_stage(()).program
-    program = replace(
-        program,
-        settings=replace(program.settings, mode="resident"),
+    draft = Draft(
         tensors=tuple(names),
+        inputs=(0,),
         outputs=(2,),
-        weights=(Weight(spec=names[0]),),
         graphs=(b"",),
         steps=steps,
+        weights=(names[0],),
+        engine_bytes=8,
     )
     with pytest.raises(BudgetExceededError) as caught:
-        Executor(program, Zeros(), Ledger(budget_bytes))
+        Executor(arranged(draft), Zeros(), Ledger(budget_bytes))
     assert "sealed" not in caught.value.message
 
 

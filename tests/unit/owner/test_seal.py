@@ -15,6 +15,7 @@ import pytest
 
 from vaultline.channel.chunks import VaultTamperedError, VaultTruncatedError
 from vaultline.core.errors import InputError, MachineError
+from vaultline.core.limits import VAULT_CHUNK_BYTES_MAX
 from vaultline.core.serde import canonical_json, from_json
 from vaultline.owner.seal import (
     SealableStage,
@@ -29,7 +30,7 @@ from vaultline.owner.seal import (
 from vaultline.testing.vaults import SmallStage, SmallVault, read_weights, small_stage
 
 KEY, PLAN = bytes(range(32)), b"p" * 32
-MIB = 1 << 20
+CHUNK = VAULT_CHUNK_BYTES_MAX
 
 
 def seal(path: Path, *stages: SealableStage, **options: object) -> Sealing:
@@ -64,7 +65,7 @@ def test_stage_keys_differ_by_salt_plan_and_stage(tmp_path: Path) -> None:
 
 def test_the_public_header_says_where_sections_lie_and_who_made_them(tmp_path: Path) -> None:
     path, when = tmp_path / "a.vault", datetime(2026, 11, 1, 12, tzinfo=UTC)
-    stages = [small_stage((10, MIB + 1), stage=stage, stages=2) for stage in range(2)]
+    stages = [small_stage((10, CHUNK + 1), stage=stage, stages=2) for stage in range(2)]
     sealing = seal(path, *stages, created=when)
     header = read_vault_header(path)
     assert header == check_vault(path, sealing)
@@ -86,7 +87,7 @@ def test_a_sealing_survives_its_text(tmp_path: Path) -> None:
 def test_progress_ends_at_the_size_of_the_file(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     path = tmp_path / "a.vault"
-    seal(path, small_stage((2 * MIB + 3, 0, 5)), progress=lambda *now: seen.append(now))
+    seal(path, small_stage((2 * CHUNK + 3, 0, 5)), progress=lambda *now: seen.append(now))
     size = path.stat().st_size
     assert seen[-1] == (size, size)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
@@ -158,7 +159,7 @@ def test_a_failure_leaves_the_older_vault_and_no_rest(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        seal(path, small_stage((MIB * 3,)), progress=stop)
+        seal(path, small_stage((CHUNK * 3,)), progress=stop)
     check_vault(path, older)
     assert list(tmp_path.iterdir()) == [path]
 

@@ -44,7 +44,7 @@ def test_one_enclave_that_fits_does_not_page() -> None:
     found = price("one-enclave", LAYERS, TWO, PlanRequest(objective="latency"))
     assert found.plan is not None
     assert found.latency_s == pytest.approx(8.0)
-    assert found.note == ""
+    assert (found.note, found.paged) == ("", False)
 
 
 def test_one_enclave_that_does_not_fit_pays_for_every_page_of_every_frame() -> None:
@@ -52,14 +52,27 @@ def test_one_enclave_that_does_not_fit_pays_for_every_page_of_every_frame() -> N
     layers = with_pages(LAYERS, crypto=1e-3, sgx1=1e-2)
     request = PlanRequest(objective="latency")
     found = price("one-enclave", layers, small, request)
-    assert found.plan is None
+    assert found.paged
     # 8 MiB of weights in pages of 4 KiB, and the buffers of frames beside them.
     swapped = (found.latency_s - 8.0) / 1e-3
     assert 8 * MIB / PAGE_BYTES < swapped < 8 * MIB / PAGE_BYTES + 60
     assert swapped == pytest.approx(round(swapped))
+    assert found.plan is not None
+    (stage,) = found.plan.stages
+    assert (stage.mode, stage.page_mode, stage.frames_per_pass) == ("paged", "crypto", 1)
+    assert stage.device.memory_bytes == 6 * MIB
+    assert found.plan.predicted["latency_s"] == found.latency_s
+    assert stage.predicted_s == pytest.approx(found.bottleneck_s)
     dearer = price("one-enclave", layers, small, request, page_mode="sgx1")
     assert dearer.latency_s - 8.0 == pytest.approx(10 * (found.latency_s - 8.0))
     assert f"pages {round(swapped):,} times a frame" in found.note
+
+
+def test_a_real_enclave_pages_without_a_plan_of_ours() -> None:
+    small = cluster(device("a", kind="sgx", memory_bytes=6 * MIB))
+    found = price("one-enclave", with_pages(LAYERS, crypto=1e-3), small, PlanRequest())
+    assert (found.plan, found.paged) == (None, True)
+    assert "pages" in found.note
 
 
 def test_paging_without_page_costs_asks_for_a_new_profile() -> None:
