@@ -14,6 +14,7 @@ from layout_cases import Play, Weights, networks
 
 from vaultline.core.errors import InfeasibleError
 from vaultline.core.frames import FrameLayout
+from vaultline.core.limits import MIB
 from vaultline.core.program import StageProgram, StageSettings
 from vaultline.cost.footprint import footprint
 from vaultline.enclave.executor import Executor, FrameBuffer
@@ -74,8 +75,12 @@ class Poisoned:
 
     def __init__(self, stage: CompiledStage) -> None:
         self.program = stage.program
-        self._ledger = Ledger(sum(footprint(stage.program).values()))
-        self._ledger.reserve("idle", stage.program.workspace_bytes, "the workspace")
+        # A paged stage counts whole pages of each tensor, which may be more than the workspace.
+        paged = stage.program.settings.mode == "paged"
+        self._idle = stage.program.workspace_bytes + (MIB if paged else 0)
+        engine = stage.program.engine_bytes
+        self._ledger = Ledger(stage.program.resident_bytes + self._idle + engine)
+        self._ledger.reserve("idle", self._idle, "the workspace")
         self._workspace = np.full(stage.program.workspace_bytes, 0xFF, np.uint8)
         self.executor = Executor(
             stage.program, Weights(stage), self._ledger, workspace=self._workspace
@@ -91,9 +96,6 @@ class Poisoned:
         layout = FrameLayout(self.program.specs(tensors), 1)
         size = layout.message_bytes
         data = [np.zeros(size, np.uint8) for _ in range(self.program.settings.frames_per_pass)]
-        held = footprint(self.program)["io"]
-        if self._ledger.free_bytes:
-            self._ledger.reserve("io", held, "messages")
         return [FrameBuffer(layout, each) for each in data]
 
     def _wrapped(self, run):
@@ -121,7 +123,7 @@ class Poisoned:
         done = list(self.executor.run_pass(self.inputs[:count], self.outputs[:count]))
         assert done == list(range(count))
         assert not self._needed
-        assert self._ledger.held["idle"] == self.program.workspace_bytes
+        assert self._ledger.held["idle"] == self._idle
         results = self.program.specs(self.program.outputs)
         return [
             {

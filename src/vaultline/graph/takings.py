@@ -1,7 +1,7 @@
 """What the engine takes for itself while it runs a stage: a small upper bound, measured.
 
-Sessions and bindings (process memory before and after, ten networks): up to 11 KiB a node, 32 KiB
-a session, 4.5 KiB a step, and for every frame of a pass 3 KiB a step and 0.5 KiB a tensor that is
+Sessions and bindings (process memory before and after, ten networks): up to 9 KiB a node, 24 KiB
+a session, 2 KiB a step, and for every frame of a pass 3 KiB a step and 0.5 KiB a tensor that is
 bound. Kernels' own buffers live while one node runs. Tensors inside of control flow are the
 engine's too.
 """
@@ -20,7 +20,7 @@ from vaultline.graph.lifetimes import engine_made
 from vaultline.graph.steps import Part, attributes, reads_of
 from vaultline.graph.structure import Model, Node, subgraphs, value_info
 
-_NODE_BYTES, _SESSION_BYTES, _STEP_BYTES = 11 << 10, 32 << 10, 9 << 9
+_NODE_BYTES, _SESSION_BYTES, _STEP_BYTES = 9 << 10, 24 << 10, 2 << 10
 #: For every frame of a pass.
 _BOUND_STEP_BYTES, _BOUND_TENSOR_BYTES = 3 << 10, 1 << 9
 #: Of a thread that multiplies matrices or convolves.
