@@ -19,8 +19,7 @@ from vaultline.core.program import StageProgram, StageSettings
 from vaultline.cost.footprint import footprint
 from vaultline.enclave.executor import Executor, FrameBuffer
 from vaultline.enclave.ledger import Ledger
-from vaultline.graph import compile as compiling
-from vaultline.graph import steps, turn
+from vaultline.graph import fit, steps, turn
 from vaultline.graph.compile import CompiledStage, compile_segment
 from vaultline.graph.engine import run_plain
 from vaultline.graph.model import Model, load_model
@@ -49,8 +48,8 @@ def compiled(
     with (
         mock.patch.object(steps, "STACK_BYTES_MIN", 1 << 10),
         mock.patch.object(turn, "STACK_BYTES_MIN", 1 << 10),
-        mock.patch.object(compiling, "fixed_bytes", lambda *given: 0),
-        mock.patch.object(compiling, "steps_bytes", lambda *given: 0),
+        mock.patch.object(fit, "fixed_bytes", lambda *given: 0),
+        mock.patch.object(fit, "steps_bytes", lambda *given: 0),
     ):
         return compile_segment(
             model, 0, model.node_count, settings=chosen, step_bytes=1 << 12, prefetch=prefetch,

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from vaultline.bench.bounded_choice import MODEL, PARTS, ChoiceAt, choices
 from vaultline.bench.bounded_paged import PAGE_MODES, PagedRun, paged_run
 from vaultline.bench.bounded_pipeline import (
@@ -73,7 +75,7 @@ class BoundedRequest:
     switching: SwitchingRequest | None = None
     paged_rounds: int = 5
     pipeline: PipelineTiming | None = _PIPELINE_TIMING
-    profile_repeats: int = 9
+    profile_repeats: int = 5
     choice_model: str | None = MODEL
     choice_frames: int = 40
     choice_parts: tuple[float, ...] = PARTS
@@ -151,9 +153,9 @@ class BoundedResult:
     def errors(self) -> list[float]:
         """Largest relative differences from the plain engine, of all that ran."""
         swept = [run for some in self.sweep.values() for run in some]
-        runs = [*self.runs, *swept, *self.paged]
-        switching = [] if self.switching is None else [self.switching.max_relative_error]
-        return [run.max_relative_error for run in runs] + switching
+        found = [run.max_relative_error for run in (*self.runs, *swept)]
+        found += [run.max_relative_error for run in self.paged]
+        return found + ([] if self.switching is None else [self.switching.max_relative_error])
 
     @property
     def memory(self) -> list[MemoryUse]:
@@ -179,16 +181,15 @@ def figures(found: BoundedResult) -> dict[str, float]:
     if found.memory:
         made["memory_over_budget_max"] = max(use.over_budget for use in found.memory)
     for mode in PAGE_MODES:
-        for run in found.paged:
-            speedup = found.pipeline_speedup(run.model, mode)
+        for name in dict.fromkeys(run.model for run in found.paged):
+            speedup = found.pipeline_speedup(name, mode)
             if speedup is not None:
-                made[f"pipeline_speedup_{mode}.{run.model}"] = speedup
+                made[f"pipeline_speedup_{mode}.{name}"] = speedup
     if found.choices:
         made["choice_budgets"] = float(len(found.choices))
         made["choice_orders_agree"] = float(sum(each.agrees for each in found.choices))
     if found.errors:
-        # What is not a number is the worst of all.
-        made["max_relative_error"] = max(found.errors, key=lambda each: (each != each, each))
+        made["max_relative_error"] = float(np.max(found.errors))  # not a number if one is none
     return made
 
 

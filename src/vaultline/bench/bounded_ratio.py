@@ -251,7 +251,7 @@ def max_relative_error(
         for name, array in zip(names, got, strict=True):
             scale = float(np.abs(wanted[name]).max()) or 1.0
             error = float(np.abs(array - wanted[name]).max()) / scale
-            worst = worst if error <= worst else error  # what is not a number stays one
+            worst = float(np.maximum(worst, error))  # what is not a number stays one
     return worst
 
 

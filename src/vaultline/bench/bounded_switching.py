@@ -285,7 +285,7 @@ def _first_passes(
         expected = native_outputs(build(name, request.zoo), frames_of(model.inputs, FRAMES))
         names = [spec.name for spec in process.stages[number].output_specs]
         error = max_relative_error(names, process.outputs(FRAMES, stage=number), expected)
-        worst = worst if error <= worst else error
+        worst = float(np.maximum(worst, error))
     return worst
 
 

@@ -39,8 +39,8 @@ class Blocks(Struct, frozen=True, tag="blocks"):
     engine_version: str
     isa: Isa
     blocks: tuple[BlockProfile, ...]
-    held: tuple[Held, ...]
     stacked: tuple[int, ...]
+    held: tuple[Held, ...] = ()
 
 
 class Round(Struct, frozen=True, tag="round"):

@@ -172,11 +172,11 @@ def random_profile(seed: int, *, cuts: int) -> ModelProfile:
             step_weight_bytes=weight,
             cut_bytes=weight // 2 + rng.randrange(2 * MIB, 4 * MIB),
             cut_frame_bytes=rng.randrange(1, 2 * MIB),
-            cut_steps=rng.randint(1, 4),
+            cut_steps=rng.randint(4, 6),
             engine_nodes=rng.randint(1, 3),
             stacked_bytes=rng.randrange(1, MIB) if place >= stacking else 0,
             alone=place >= stacking,
-            largest_weight_bytes=weight // 4,
+            largest_weight_bytes=-(-weight // 4),
         )
         for place, (seconds, weight) in enumerate(zip(times, weights, strict=True))
     )

@@ -38,7 +38,7 @@ _QUICK_MODELS = ("squeezenet", "googlenet")
 _GAIN_MIN = 1.05
 _QUICK_TIMING = Timing(rounds=5, seconds=0.1)
 #: Small enough that the quick models don't fit together.
-_QUICK_SWITCHING_BYTES = 32 * MIB
+_QUICK_SWITCHING_BYTES = 40 * MIB
 
 
 def bounded(
@@ -108,7 +108,7 @@ def _request(
         switching=switching if quick or switched == SWITCHED else None,
         paged_rounds=2 if quick else 5,
         pipeline=PipelineTiming(rounds=1, seconds=0.5) if quick else PipelineTiming(),
-        profile_repeats=3 if quick else 9,
+        profile_repeats=3 if quick else 5,
         choice_model=models[0] if quick else MODEL if MODEL in models else None,
         choice_frames=8 if quick else 40,
         choice_parts=(1.1, 0.8) if quick else PARTS,

@@ -132,6 +132,13 @@ class BlockProfile(Struct, frozen=True):
                 got=str(sizes),
                 expected=f"bytes from 0 to {TENSOR_BYTES_MAX}",
             )
+        most = self.largest_weight_bytes
+        if self.cut_bytes < most or self.cut_steps * most < self.weight_bytes:
+            raise InputError(
+                "a block's steps hold less than its weights",
+                got=f"{self.cut_steps} steps of at most {most} bytes of weights",
+                expected=f"{self.weight_bytes} bytes of weights in steps of {self.cut_bytes}",
+            )
         counts = (self.cut_steps, self.engine_nodes)
         if min(counts) < 0 or max(counts) > NODES_MAX:
             raise InputError(

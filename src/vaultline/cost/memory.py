@@ -21,8 +21,9 @@ from vaultline.core.limits import RECORD_FRAGMENT_BYTES, RECORD_SLACK_BYTES
 Table = NDArray[np.float64]
 #: What the engine's session takes for a node: as ``graph.compile`` reserves it.
 NODE_BYTES = 8 << 10
-#: Buffers of different sizes leave gaps: one part in so many of a workspace.
-_GAPS = 32
+#: Buffers of different sizes may leave gaps: at most one part in so many of a workspace, over the
+#: segments of the zoo's models.
+_GAPS = 16
 
 
 def workspace_bytes(peak_bytes: Table) -> Table:

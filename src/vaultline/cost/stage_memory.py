@@ -1,7 +1,7 @@
 """The memory plan of one stage, from a profile: its steps, and what stays, for the least time.
 
-As the compiler does it over nodes (``graph.layout``), with blocks instead: so it can be shown before
-anything is compiled. What is held is no less than what the compiler will need.
+As the compiler does it over nodes (``graph.layout``), with blocks instead: so it can be shown
+before anything is compiled. What is held is no less than what the compiler will need.
 """
 
 from __future__ import annotations
@@ -79,11 +79,7 @@ def resident_memory(steps: Steps, start: int, end: int, limits: StageLimits) -> 
 
 
 def streamed_memory(steps: Steps, start: int, end: int, limits: StageLimits) -> MemoryPlan:
-    """Of blocks ``[start, end)`` whose weights stay as far as there is room.
-
-    Raises:
-        ValueError: there is no room for the steps.
-    """
+    """Of blocks ``[start, end)`` whose weights stay as far as there is room."""
     total = sum(block.weight_bytes for block in steps.profile.blocks[start:end])
     ahead = _ahead_bytes(steps, start, end) if limits.prefetch else 0
     table = _Table(steps, start, end, limits)
@@ -98,7 +94,8 @@ def streamed_memory(steps: Steps, start: int, end: int, limits: StageLimits) -> 
             if best is None or seconds < best[0]:
                 best = seconds, found
     if best is None:
-        raise ValueError("a stage was planned that does not fit")
+        # A segment so small that all of it takes less than its steps.
+        return resident_memory(steps, start, end, limits)
     return _filled(steps, best[1], limits, ahead)
 
 

@@ -61,6 +61,39 @@ class Streamed:
     steps: Bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """Steps that end at a cut, as keys: of several blocks, and of one that is cut inside.
+
+    Attributes:
+        rest, inside: where other steps go before.
+        alone, inside_alone: where the segment begins with them.
+    """
+
+    rest: Bytes
+    alone: Bytes
+    inside: Bytes
+    inside_alone: Bytes
+
+    def best(self, end: int, peaks: Bytes, numbers: Bytes) -> Bytes:
+        """The best cut of every segment that ends here, as keys by their start.
+
+        Args:
+            peaks, numbers: of those that end at the cuts where the last step may begin.
+        """
+        steps, first = len(peaks), self.rest.shape[1] - len(peaks)
+        ending = self.rest[end, first:, None]
+        joined = np.maximum(peaks, ending & ~_STEPS)
+        joined += numbers
+        joined += ending & _STEPS
+        joined[np.arange(steps), np.arange(end - steps, end)] = self.alone[end, first:]
+        cut = np.maximum(peaks[-1], self.inside[end - 1] & ~_STEPS)
+        cut += numbers[-1]
+        cut += self.inside[end - 1] & _STEPS
+        cut[end - 1] = self.inside_alone[end - 1]
+        return np.minimum(joined.min(axis=0), cut)
+
+
 class Steps:
     """Steps of a profile's segments."""
 
@@ -125,63 +158,54 @@ class Steps:
 
     def streamed(self, frames: int) -> Streamed:
         """The best cut of every segment into steps, for passes of so many frames."""
-        count = self.blocks + 1
-        keys = self._keys(frames)
+        together, inside = self._keys_together(frames), self._keys_inside(frames)
         # By end and start: so what is combined lies together.
-        peaks = np.full((count, count), _NEVER)
-        numbers = np.zeros((count, count), np.int64)
-        found = np.zeros((count, count), np.int64)
-        width = keys.middle.shape[1]
-        for end in range(1, count):
+        going_on = _Ends(together.middle, together.first, inside.middle, inside.first)
+        ending = _Ends(together.last, together.whole, inside.last, inside.whole)
+        found = np.zeros((self.blocks + 1, self.blocks + 1), np.int64)
+        peaks, numbers = np.full_like(found, _NEVER), np.zeros_like(found)
+        for end in range(1, self.blocks + 1):
             steps = min(int(self._widths[end]), end)
-            starts = slice(end - steps, end)
-            own = np.arange(steps), np.arange(end - steps, end)
-            before = peaks[starts, :end], numbers[starts, :end]
-            for rest, alone, target in (
-                (keys.middle, keys.first, None),
-                (keys.last, keys.whole, found),
-            ):
-                ending = rest[end, width - steps :, None]
-                joined = np.maximum(before[0], ending & ~_STEPS)
-                joined += before[1]
-                joined += ending & _STEPS
-                joined[own] = alone[end, width - steps :]
-                best = joined.min(axis=0)
-                if target is not None:
-                    target[end, :end] = best
-                else:
-                    peaks[end, :end], numbers[end, :end] = best & ~_STEPS, best & _STEPS
+            before = peaks[end - steps : end, :end], numbers[end - steps : end, :end]
+            found[end, :end] = ending.best(end, *before)
+            best = going_on.best(end, *before)
+            peaks[end, :end], numbers[end, :end] = best & ~_STEPS, best & _STEPS
         found = found.T
-        peaks = (found >> _STEP_BITS) * ALIGNMENT_BYTES
+        copies = frames * self.alive.skipping[:, None]
         return Streamed(
-            peak_bytes=peaks + frames * self.alive.skipping[:, None], steps=found & _STEPS
+            peak_bytes=(found >> _STEP_BITS) * ALIGNMENT_BYTES + copies, steps=found & _STEPS
         )
 
-    def _keys(self, frames: int) -> StepNeeds:
-        """Every step's need and how many it is, as one number, by its end and, at most
+    def _keys_together(self, frames: int) -> StepNeeds:
+        """Every step that runs its blocks as a whole, as a key: by its end and, at most
         ``STEP_BLOCKS_MAX`` blocks before, its start."""
-        together, inside = self.together(frames), self.cut_inside(frames)
-        steps_inside = np.array([block.cut_steps for block in self.profile.blocks])
-        width = min(STEP_BLOCKS_MAX, self.blocks)
+        needs = self.together(frames)
+        width = self._allowed.shape[1]
 
-        def keys(needs: Bytes, single: Bytes) -> Bytes:
+        def keys(needs: Bytes) -> Bytes:
             found = np.full((self.blocks + 1, width), _NEVER)
             for blocks in range(1, width + 1):
-                ends = slice(blocks, None)
+                at = slice(blocks, None), width - blocks
                 need = np.diagonal(needs, blocks) + self._before[blocks:] - self._before[:-blocks]
-                key = self._key(need, 1)
-                found[ends, width - blocks] = np.where(
-                    self._allowed[ends, width - blocks], key, _NEVER
-                )
-            one = found[1:, width - 1]
-            np.minimum(one, self._key(single, steps_inside), out=one)
+                found[at] = np.where(self._allowed[at], self._key(need, 1), _NEVER)
             return found
 
         return StepNeeds(
-            middle=keys(together.middle, inside.middle),
-            first=keys(together.first, inside.first),
-            last=keys(together.last, inside.last),
-            whole=keys(together.whole, inside.whole),
+            middle=keys(needs.middle),
+            first=keys(needs.first),
+            last=keys(needs.last),
+            whole=keys(needs.whole),
+        )
+
+    def _keys_inside(self, frames: int) -> StepNeeds:
+        """Every block that is cut inside, as a key."""
+        needs = self.cut_inside(frames)
+        steps = np.array([block.cut_steps for block in self.profile.blocks])
+        return StepNeeds(
+            middle=self._key(needs.middle, steps),
+            first=self._key(needs.first, steps),
+            last=self._key(needs.last, steps),
+            whole=self._key(needs.whole, steps),
         )
 
     def _key(self, need: Bytes, steps: Bytes | int) -> Bytes:
@@ -191,8 +215,8 @@ class Steps:
 
     @cached_property
     def _allowed(self) -> NDArray[np.bool_]:
-        """Which blocks may run as one step, as in ``_keys``: their weights are no more than those
-        of a tile or of one node, and none of them is alone."""
+        """Which blocks may run as one step, placed as in ``_keys_together``: their weights are no
+        more than those of a tile or of one node, and none of them is alone."""
         width = min(STEP_BLOCKS_MAX, self.blocks)
         allowed = np.zeros((self.blocks + 1, width), dtype=bool)
         most = np.full(self.blocks, TILE_BYTES)

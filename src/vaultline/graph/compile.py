@@ -27,20 +27,17 @@ from vaultline.core.program import (
 )
 from vaultline.core.tensors import TensorSpec
 from vaultline.graph import engine, parse
+from vaultline.graph.arrange import Arranger
 from vaultline.graph.canonical import step_graph
 from vaultline.graph.extract import extract
+from vaultline.graph.fit import Arranged
 from vaultline.graph.isa import local_isa
-from vaultline.graph.layout import Layout, Limits, lay_out
+from vaultline.graph.layout import Limits
 from vaultline.graph.order import as_run
 from vaultline.graph.rewrite import rewrite
-from vaultline.graph.steps import Part, regions
+from vaultline.graph.steps import Part
 from vaultline.graph.structure import Array, Model, Node, raw_bytes, with_sizes
-from vaultline.graph.takings import fixed_bytes, steps_bytes, unbounded
-from vaultline.graph.tiles import tiled
-from vaultline.graph.turn import turned
-
-#: Where memory is short, tiles of a matrix are halved down to this.
-_TILE_BYTES_MIN = 1 << 20
+from vaultline.graph.takings import unbounded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,15 +72,16 @@ def compile_segment(
         isa: the instruction set of the device, by default this machine's.
         rewrites: apply the rewrites of ``rewrite``.
 
+    What does not fit is split: runs of nodes into bands of rows, convolutions into tiles of output
+    channels (``fit``).
+
     Raises:
-        InputError: no such segment, an unusable cut, an instruction set that is not this
-            machine's (the engine can prepare the blocked layout for its own only), or more memory
-            needed than the settings grant.
+        InputError: no such segment, an unusable cut, or an instruction set that is not this
+            machine's (the engine can prepare the blocked layout for its own only).
+        InfeasibleError: more memory needed than the settings grant; says for which tensors.
     """
-    target = _target(portable, isa)
-    plain = extract(model, first, last)
-    source = rewrite(plain) if rewrites else plain
-    made = optimised(source, blocked=target != "portable")
+    target = target_of(portable, isa)
+    made = prepared(model, first, last, target, rewrites=rewrites)
     if settings.mode == "streamed" and (reason := unbounded(made)) is not None:
         raise InfeasibleError(
             "the segment's memory has no bound, so its weights can't be streamed",
@@ -92,23 +90,32 @@ def compile_segment(
             remedy="give the device more memory, so that the stage may be resident, or cut the "
             "model around that node",
         )
-    tile_bytes, ahead = step_bytes, prefetch and settings.mode == "streamed"
-    while True:
-        try:
-            made, layout, taken = _planned(
-                made, settings, tile_bytes, rates or StreamRates(), prefetch=ahead
-            )
-            break
-        except InfeasibleError:
-            # Smaller tiles need less.
-            if settings.mode != "streamed" or tile_bytes < 2 * _TILE_BYTES_MIN:
-                raise
-            tile_bytes //= 2
-    stage = _assemble(made, layout, settings, target, taken, prefetch=ahead)
-    if settings.mode != "paged":
-        return stage
-    io = io_bytes(settings, made.inputs, made.outputs)
-    return _paged(stage, settings.budget_bytes - io - taken)
+    memory = settings.budget_bytes - io_bytes(settings, made.inputs, made.outputs)
+    limits = limits_of(settings, rates, prefetch=prefetch)
+    arranged = Arranger(made, limits, step_bytes, target).found(memory)
+    ahead = prefetch and settings.mode == "streamed"
+    stage = _assemble(arranged, settings, target, prefetch=ahead)
+    if settings.mode == "paged":
+        return _paged(stage, memory - arranged.engine_bytes)
+    return stage
+
+
+def prepared(model: Model, first: int, last: int, target: Isa, *, rewrites: bool = True) -> Model:
+    """A segment rewritten and optimised, before it is cut into steps."""
+    plain = extract(model, first, last)
+    return optimised(rewrite(plain) if rewrites else plain, blocked=target != "portable")
+
+
+def limits_of(settings: StageSettings, rates: StreamRates | None, *, prefetch: bool) -> Limits:
+    """What the settings ask of a layout, but for the memory."""
+    return Limits(
+        mode=settings.mode,
+        memory_bytes=None,
+        frames=settings.frames_per_pass,
+        prefetch=prefetch,
+        rates=rates or StreamRates(),
+        threads=settings.threads,
+    )
 
 
 def _paged(stage: CompiledStage, memory_bytes: int) -> CompiledStage:
@@ -147,51 +154,8 @@ def io_bytes(
     )
 
 
-def _planned(
-    model: Model, settings: StageSettings, tile_bytes: int, rates: StreamRates, *, prefetch: bool
-) -> tuple[Model, Layout, int]:
-    """The model as it is run, its layout, and what the engine takes."""
-    alone: frozenset[str] = frozenset()
-    if settings.mode != "resident":
-        model, alone = tiled(model, tile_bytes)
-    parts = regions(model)
-    if settings.mode == "resident":
-        # A streamed tile is in cache when it is multiplied: packing it costs little.
-        model, parts = turned(model, parts)
-    layout, taken = _laid_out(model, parts, alone, settings, rates, tile_bytes * prefetch)
-    return model, layout, taken
-
-
-def _laid_out(
-    model: Model,
-    parts: Sequence[Part],
-    alone: frozenset[str],
-    settings: StageSettings,
-    rates: StreamRates,
-    ahead_bytes: int,
-) -> tuple[Layout, int]:
-    """The layout, and what the engine takes: the more steps there are, the more."""
-    frames = settings.frames_per_pass
-    io = io_bytes(settings, model.inputs, model.outputs)
-    fixed = fixed_bytes(model, parts, alone, frames, settings.threads)
-    taken = fixed + steps_bytes(model, parts, frames)
-    while True:
-        limits = Limits(
-            mode=settings.mode,
-            memory_bytes=settings.budget_bytes - io - taken,
-            frames=frames,
-            prefetch=ahead_bytes > 0,
-            rates=rates,
-            ahead_bytes=ahead_bytes,
-        )
-        layout = lay_out(model, parts, alone, limits)
-        needed = fixed + steps_bytes(model, layout.parts, frames)
-        if needed <= taken:
-            return layout, needed
-        taken = needed + needed // 64
-
-
-def _target(portable: bool, isa: Isa | None) -> Isa:
+def target_of(portable: bool, isa: Isa | None) -> Isa:
+    """The instruction set that is compiled for: this machine's, or none in particular."""
     target = "portable" if portable else isa or local_isa()
     if target not in ("portable", local_isa()):
         raise InputError(
@@ -252,15 +216,14 @@ def _opsets(nodes: list[Node], listed: dict[str, int]) -> dict[str, int]:
 
 
 def _assemble(
-    model: Model,
-    layout: Layout,
+    made: Arranged,
     settings: StageSettings,
     target: Isa,
-    engine_bytes: int,
     *,
     prefetch: bool,
 ) -> CompiledStage:
     """Number tensors, weights and graphs, and put the program together."""
+    model, layout = made.model, made.layout
     needed = _needed(model, layout.parts)
     graphs: dict[bytes, int] = {}
     weights: dict[str, int] = {}
@@ -269,21 +232,21 @@ def _assemble(
     for number, (part, kept) in enumerate(zip(layout.parts, needed, strict=True)):
         nodes = model.nodes[part.first : part.last]
         # What only the step itself reads is bound too, so that the engine allocates nothing.
-        made = step_graph(model, nodes, kept | layout.places.keys(), part.stackable)
-        for _, name in made.weights:
+        step = step_graph(model, nodes, kept | layout.places.keys(), part.stackable)
+        for _, name in step.weights:
             weights.setdefault(name, len(weights))
-        for _, name in made.fetches:
+        for _, name in step.fetches:
             tensors.setdefault(name, len(tensors))
         streamed = layout.streamed[number]
         steps.append(
             Step(
-                graph=graphs.setdefault(made.graph, len(graphs)),
-                feeds=tuple((alias, tensors[name]) for alias, name in made.feeds),
+                graph=graphs.setdefault(step.graph, len(graphs)),
+                feeds=tuple((alias, tensors[name]) for alias, name in step.feeds),
                 weights=tuple(
                     StepWeight(input=alias, weight=weights[name], offset=streamed.get(name, 0))
-                    for alias, name in made.weights
+                    for alias, name in step.weights
                 ),
-                fetches=tuple((alias, tensors[name]) for alias, name in made.fetches),
+                fetches=tuple((alias, tensors[name]) for alias, name in step.fetches),
                 stackable=part.stackable,
                 activation_bytes=layout.activation_bytes[number],
             )
@@ -307,7 +270,7 @@ def _assemble(
         steps=tuple(steps),
         resident_bytes=layout.resident_bytes,
         workspace_bytes=layout.workspace_bytes,
-        engine_bytes=engine_bytes,
+        engine_bytes=made.engine_bytes,
         prefetch=prefetch,
     )
     return CompiledStage(

@@ -18,6 +18,7 @@ from vaultline.core.errors import InfeasibleError
 from vaultline.core.memory import StreamRates
 from vaultline.core.program import Mode, Place
 from vaultline.core.tensors import align
+from vaultline.core.units import format_bytes
 from vaultline.cost.grouping import Table, cheapest, least_peak, widest
 from vaultline.cost.packing import Lifetime, pack, peak_bytes
 from vaultline.cost.residents import Residents
@@ -31,6 +32,8 @@ _BOUNDS_TRIED = 24
 _EXCESS_PRICES = (0.0, 1e-12, 1e-11, 1e-10, 1e-9)
 #: Layouts that are worked out to the byte.
 _FINISHED = 3
+#: Tensors that an error names.
+_NAMED = 6
 #: A step of a paged stage touches at most this part of the page cache, unless one node needs more:
 #: many more steps cost time for calls, much larger ones leave reclaim no choice.
 _PAGED_SHARE = 8
@@ -45,6 +48,7 @@ class Limits:
         frames: of one pass.
         prefetch: a step's weights are decrypted while the step before runs.
         ahead_bytes: of weights that may be decrypted ahead, if no node has more.
+        threads: of the engine.
     """
 
     mode: Mode
@@ -53,6 +57,7 @@ class Limits:
     prefetch: bool
     rates: StreamRates
     ahead_bytes: int = 0
+    threads: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +96,34 @@ def lay_out(model: Model, regions: Sequence[Part], alone: frozenset[str], limits
     found = _Search(model, regions, alone, limits)
     ways = {"resident": found.all_resident, "streamed": found.best, "paged": found.paged}
     return ways[limits.mode]()
+
+
+def needs(
+    model: Model, regions: Sequence[Part], alone: frozenset[str], limits: Limits
+) -> tuple[Table, Table]:
+    """Bytes and seconds of every step that may be; bytes include the weights that it holds.
+
+    The bytes of any layout are at least those of its neediest step.
+    """
+    found = _Search(model, regions, alone, limits)
+    return found.needs(), found.price()
+
+
+def held_by(model: Model, index: int, *, weights: bool) -> list[str]:
+    """What must be there while a node runs on one frame, largest first, with sizes."""
+    life, node = Tensors(model), model.nodes[index]
+    sizes = {
+        name: model.specs[name].nbytes
+        for name, born in life.born.items()
+        if born <= index <= life.last[name] and name not in life.view_of
+    }
+    if weights:
+        own = (name for name in node.reads if name in model.weights)
+        sizes.update({name: model.weights[name].nbytes for name in own})
+    ranked = sorted(sizes, key=lambda name: -sizes[name])
+    more = len(ranked) - _NAMED
+    named = [f"{name} {format_bytes(sizes[name])}" for name in ranked[:_NAMED]]
+    return [*named, f"{more} smaller ones"] if more > 0 else named
 
 
 class _Search:
@@ -239,6 +272,26 @@ class _Search:
             len(self._nodes), [(nodes, self._sizes[name]) for name, nodes in uses.items()]
         )
 
+    def needs(self) -> Table:
+        """Bytes of every step with the weights that it holds; all of them if they stay."""
+        if self._limits.mode == "resident":
+            return self._need + self._total
+        need = self._need + self._weights
+        if self._limits.mode == "streamed" and self._limits.prefetch:
+            ahead = self._ahead()[0]
+            # Right for steps whose neighbours have no more weights than the largest node or tile.
+            need = np.where(self._weights <= ahead, need + ahead, np.inf)
+        return need
+
+    def price(self) -> Table:
+        """Seconds of every step besides computing, if every weight is streamed.
+
+        One that several steps read is decrypted for each of them.
+        """
+        if self._limits.mode != "streamed":
+            return self._price
+        return self._price + self._weights / self._limits.rates.decrypt_bytes_per_s
+
     def _parts(self, places: tuple[int, ...]) -> tuple[Part, ...]:
         def stackable(first: int) -> bool:
             return any(each.stackable and each.first <= first < each.last for each in self._regions)
@@ -363,19 +416,21 @@ class _Search:
 
     def _infeasible(self, least: float) -> InfeasibleError:
         """Which step can't be made smaller, and what it holds."""
-        need = self._need + (self._weights if self._limits.mode != "resident" else 0.0)
+        need = self.needs()
         own = np.diagonal(need, offset=1)
         worst = int(np.where(np.isfinite(own), own, 0.0).argmax())
+        cut = cheapest(need, need, least_peak(need))
+        if cut is not None:
+            a, b = max(pairwise(cut[1]), key=lambda step: need[step], default=(0, 0))
+            worst = max(range(a, b), key=lambda index: own[index], default=worst)
         node = self._nodes[worst]
-        specs = self._model.specs
-        tensors = [name for name in (*node.reads, *node.writes) if name in specs]
-        sizes = [f"{name} {specs[name].nbytes:,}" for name in tensors]
-        sizes += [f"{name} {self._sizes[name]:,}" for name in node.reads if name in self._sizes]
+        step = "all weights, and the " if self._limits.mode == "resident" else "the "
         return InfeasibleError(
             "the segment can't run in so little protected memory",
-            got=f"{max(self._memory, 0):,} bytes for weights and tensors",
-            expected=f"at least {int(least):,} bytes for passes of {self._limits.frames} frames; "
-            f"the most for {node.op} ({', '.join(sizes)} bytes)",
+            got=f"{format_bytes(max(self._memory, 0))} for weights and tensors",
+            expected=f"at least {format_bytes(int(least))} for passes of {self._limits.frames} "
+            f"frames: {step}tensors of node {worst} ({node.op} {node.name!r}): "
+            + ", ".join(held_by(self._model, worst, weights=self._limits.mode != "resident")),
             remedy="give the device more memory, take fewer frames a pass, or cut the model",
         )
 

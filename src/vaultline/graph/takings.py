@@ -20,7 +20,7 @@ from vaultline.graph.lifetimes import engine_made
 from vaultline.graph.steps import Part, attributes, reads_of
 from vaultline.graph.structure import Model, Node, subgraphs, value_info
 
-_NODE_BYTES, _SESSION_BYTES, _STEP_BYTES = 9 << 10, 24 << 10, 2 << 10
+NODE_BYTES, _SESSION_BYTES, _STEP_BYTES = 9 << 10, 24 << 10, 2 << 10
 #: For every frame of a pass.
 _BOUND_STEP_BYTES, _BOUND_TENSOR_BYTES = 3 << 10, 1 << 9
 #: Of a thread that multiplies matrices or convolves.
@@ -64,7 +64,7 @@ def fixed_bytes(
     ]
     flow = sum(size for size in _control_flow(model).values() if size is not None)
     kernels = max(buffers, default=0) + threads * _THREAD_BYTES
-    return counted * _NODE_BYTES + frames * inside + flow + kernels
+    return counted * NODE_BYTES + frames * inside + flow + kernels
 
 
 def steps_bytes(model: Model, parts: Sequence[Part], frames: int) -> int:

@@ -11,6 +11,8 @@ import numpy as np
 
 from vaultline.core.cluster import Cluster, Device
 from vaultline.core.errors import InfeasibleError, InputError
+from vaultline.core.frame_meta import hop_buffers_bytes
+from vaultline.core.frames import FrameLayout
 from vaultline.core.memory import MemoryPlan, StreamRates
 from vaultline.core.plan import (
     PLAN_VERSION,
@@ -23,7 +25,6 @@ from vaultline.core.plan import (
 from vaultline.core.profile import TILE_BYTES, ModelProfile
 from vaultline.core.replicas import neighbours
 from vaultline.core.units import format_bytes
-from vaultline.cost.memory import io_bytes
 from vaultline.cost.stage_memory import StageLimits, resident_memory, streamed_memory
 from vaultline.cost.time import chunk_s
 from vaultline.planner.devices import Speed
@@ -117,7 +118,7 @@ def write_down(
         objective=request.objective,
         chunk_frames=request.chunk_frames,
         stages=tuple(
-            _stage(problem, stage, replicas, _neighbours(units, number))
+            _stage(problem, stage, replicas, len(placed), _neighbours(units, number))
             for number, (stage, replicas) in enumerate(zip(placed, units, strict=True))
         ),
         hop_s=hops_of(problem, placed),
@@ -159,7 +160,11 @@ def _neighbours(units: tuple[tuple[Device, ...], ...], number: int) -> tuple[int
 
 
 def _stage(
-    problem: Problem, stage: Placed, replicas: tuple[Device, ...], connections: tuple[int, int]
+    problem: Problem,
+    stage: Placed,
+    replicas: tuple[Device, ...],
+    stages: int,
+    connections: tuple[int, int],
 ) -> PlannedStage:
     profile, settings = problem.profile, problem.settings
     at = (stage.end - stage.start - 1, stage.end)
@@ -189,7 +194,7 @@ def _stage(
         outputs=profile.crossing[stage.end],
         predicted_s=float(option.period_s[at]),
         estimated=speed.estimated,
-        memory=_memory(problem, stage, unit, connections),
+        memory=_memory(problem, stage, unit, stages, connections),
         rates=_stream_rates(speed),
     )
 
@@ -202,25 +207,27 @@ def _stream_rates(speed: Speed) -> StreamRates:
 
 
 def _memory(
-    problem: Problem, stage: Placed, unit: Device, connections: tuple[int, int]
+    problem: Problem, stage: Placed, unit: Device, stages: int, connections: tuple[int, int]
 ) -> MemoryPlan:
-    """How the stage will use its memory."""
+    """How one of so many stages will use its memory."""
     segments, at = problem.segments, (stage.end - stage.start - 1, stage.end)
     option = problem.options[stage.kind][stage.option]
     frames = int(option.frames[at])
-    io = io_bytes(
-        in_bytes=segments.in_message_bytes[at],
-        out_bytes=segments.out_message_bytes[at],
-        frames=frames,
+    before, after = (
+        FrameLayout(problem.profile.crossing[cut], stages) for cut in (stage.start, stage.end)
+    )
+    io = hop_buffers_bytes(
         queue_frames=problem.settings.queue_frames(frames),
-        sources=connections[0],
-        targets=connections[1],
+        frames_per_pass=frames,
+        input_bytes=before.message_bytes,
+        output_bytes=after.message_bytes,
+        connections=connections,
     )
     limits = StageLimits(
         memory_bytes=unit.memory_bytes,
         frames=frames,
         engine_bytes=int(segments.engine_bytes(frames)[at]),
-        io_bytes=int(io),
+        io_bytes=io,
         prefetch=bool(option.prefetch[at]),
         rates=_stream_rates(problem.types[stage.kind].speed),
     )

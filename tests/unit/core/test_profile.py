@@ -16,7 +16,12 @@ from vaultline.core.profile import (
 from vaultline.core.tensors import TensorSpec
 
 BLOCK = BlockProfile(
-    compute_s=((1, 0.5), (4, 1.0)), weight_bytes=8, activation_bytes=4, ops={"Conv": 2}
+    compute_s=((1, 0.5), (4, 1.0)),
+    weight_bytes=8,
+    activation_bytes=4,
+    largest_weight_bytes=8,
+    cut_bytes=8,
+    ops={"Conv": 2},
 )
 PROFILE = ModelProfile(
     model_name="m",

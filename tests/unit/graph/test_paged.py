@@ -92,7 +92,7 @@ def test_what_a_step_is_lent_is_whole_pages_of_its_tensors() -> None:
 def test_too_little_memory_names_the_node_that_needs_most() -> None:
     with pytest.raises(InfeasibleError) as caught:
         compiled(3 * MIB)
-    assert "the most for" in str(caught.value.expected)
+    assert "the tensors of node" in str(caught.value.expected)
     assert "Pool" in str(caught.value.expected)
 
 
