@@ -33,9 +33,11 @@ from vaultline.graph.extract import extract
 from vaultline.graph.fit import Arranged
 from vaultline.graph.isa import local_isa
 from vaultline.graph.layout import Limits
+from vaultline.graph.order import as_run
 from vaultline.graph.rewrite import rewrite
 from vaultline.graph.steps import Part
 from vaultline.graph.structure import Array, Model, Node, raw_bytes, with_sizes
+from vaultline.graph.takings import unbounded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,14 @@ def compile_segment(
     """
     target = target_of(portable, isa)
     made = prepared(model, first, last, target, rewrites=rewrites)
+    if settings.mode == "streamed" and (reason := unbounded(made)) is not None:
+        raise InfeasibleError(
+            "the segment's memory has no bound, so its weights can't be streamed",
+            got=reason,
+            expected="tensors whose sizes are known before the model runs",
+            remedy="give the device more memory, so that the stage may be resident, or cut the "
+            "model around that node",
+        )
     memory = settings.budget_bytes - io_bytes(settings, made.inputs, made.outputs)
     limits = limits_of(settings, rates, prefetch=prefetch)
     arranged = Arranger(made, limits, step_bytes, target).found(memory)
@@ -104,6 +114,7 @@ def limits_of(settings: StageSettings, rates: StreamRates | None, *, prefetch: b
         frames=settings.frames_per_pass,
         prefetch=prefetch,
         rates=rates or StreamRates(),
+        threads=settings.threads,
     )
 
 
@@ -170,6 +181,7 @@ def optimised(model: Model, *, blocked: bool) -> Model:
     protos = parse.returned(protos, proto.graph, weights)
     known = [*weights, *(spec.name for spec in model.inputs)]
     nodes = _live(parse.in_order(protos, known), {spec.name for spec in model.outputs})
+    nodes = as_run(nodes)
     read = {name for node in nodes for name in node.reads}
     result = replace(
         model,
@@ -218,11 +230,9 @@ def _assemble(
     tensors = {spec.name: index for index, spec in enumerate(model.inputs)}
     steps = []
     for number, (part, kept) in enumerate(zip(layout.parts, needed, strict=True)):
-        stacked = part.stackable and settings.frames_per_pass > 1
-        # What only the step itself reads: it is bound too, so that the engine allocates nothing.
-        inside = set() if stacked else layout.places.keys()
         nodes = model.nodes[part.first : part.last]
-        step = step_graph(model, nodes, kept | inside, part.stackable)
+        # What only the step itself reads is bound too, so that the engine allocates nothing.
+        step = step_graph(model, nodes, kept | layout.places.keys(), part.stackable)
         for _, name in step.weights:
             weights.setdefault(name, len(weights))
         for _, name in step.fetches:

@@ -28,11 +28,10 @@ from vaultline.graph.layout import Layout, Limits, held_by, lay_out, needs
 from vaultline.graph.rows import windows
 from vaultline.graph.steps import Part, regions
 from vaultline.graph.structure import Model, Node, rebuilt
+from vaultline.graph.takings import NODE_BYTES, fixed_bytes, steps_bytes
 from vaultline.graph.tiles import can_be_tiled, conv_tile_bytes, conv_tiles
 from vaultline.graph.turn import turned
 
-#: What a node takes of its session, measured: 1 to 10 KiB.
-_NODE_BYTES = 8 << 10
 #: Numbers of bands that are tried.
 _BANDS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 #: How often a plan that turns out to need more than estimated is made again for less.
@@ -79,20 +78,6 @@ class _Plan:
     extra_s: float = 0.0
 
 
-def engine_bytes(model: Model, parts: Sequence[Part], frames: int) -> int:
-    """What the engine takes for itself: a session's account of each node, and the tensors inside
-    of steps that stack frames."""
-    inside = max(
-        (
-            sum(node.output_bytes for node in model.nodes[part.first : part.last])
-            for part in parts
-            if part.stackable and frames > 1
-        ),
-        default=0,
-    )
-    return len(model.nodes) * _NODE_BYTES + frames * inside
-
-
 class Fitting:
     """One segment and all ways of splitting it, for any amount of memory."""
 
@@ -110,7 +95,9 @@ class Fitting:
         self._parts = regions(model)
         self._need, self._price = needs(model, self._parts, alone, limits)
         self._own = np.diagonal(self._need, offset=1)
-        self._taken = engine_bytes(model, self._parts, limits.frames)
+        self._taken = self._fixed(model, self._parts) + steps_bytes(
+            model, self._parts, limits.frames
+        )
         self._last_read = last_reads(model)
         weights = {name for node in model.nodes for name in node.reads}
         self._total = sum(model.weights[name].nbytes for name in weights if name in model.weights)
@@ -237,12 +224,26 @@ class Fitting:
         if self._limits.mode == "resident":
             # A streamed tile is in cache when it is multiplied: packing it costs little.
             model, parts = turned(model, parts)
-        taken = engine_bytes(model, parts, self._limits.frames)
-        left = replace(self._limits, memory_bytes=self._memory - taken)
-        layout = lay_out(model, parts, self._alone, left)
+        layout, taken = self._laid_out(model, parts)
         return Arranged(
             model=model, layout=layout, engine_bytes=taken, bands=tuple(plan.bands.items())
         )
+
+    def _fixed(self, model: Model, parts: Sequence[Part]) -> int:
+        limits = self._limits
+        return fixed_bytes(model, parts, self._alone, limits.frames, limits.threads)
+
+    def _laid_out(self, model: Model, parts: Sequence[Part]) -> tuple[Layout, int]:
+        """The layout, and what the engine takes: the more steps there are, the more."""
+        fixed, frames = self._fixed(model, parts), self._limits.frames
+        taken = fixed + steps_bytes(model, parts, frames)
+        while True:
+            left = replace(self._limits, memory_bytes=self._memory - taken)
+            layout = lay_out(model, parts, self._alone, left)
+            needed = fixed + steps_bytes(model, layout.parts, frames)
+            if needed <= taken:
+                return layout, needed
+            taken = needed + needed // 64
 
     def _changed(self, plan: _Plan) -> Model:
         model = self._model
@@ -341,7 +342,7 @@ class Fitting:
             bands = _BANDS[len(costs)]
             seen = outlook(self._model, self._ways, self._last_read, run, bands)
             nodes = bands * (2 * (run.last - run.first) + 4)
-            need = around + seen.peak_bytes + nodes * _NODE_BYTES
+            need = around + seen.peak_bytes + nodes * NODE_BYTES
             costs.append((need, self._limits.frames * seen.extra_s))
         return costs[number]
 

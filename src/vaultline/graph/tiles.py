@@ -78,9 +78,10 @@ def _cut(
         proto.CopyFrom(source)
         name = f"{result.name}/tile{index}"
         part = matrix[start : start + width] if by_rows else matrix[:, start : start + width]
-        proto.input[1] = f"{source.input[1]}/tile{index}"
+        # Another node may cut the same weight otherwise; one that cuts it alike shares the tile.
+        proto.input[1] = f"{source.input[1]}/{'rows' if by_rows else 'columns'}{start}+{width}"
         weights[proto.input[1]] = np.ascontiguousarray(part)
-        _cut_bias(proto, weights, (start, width, index))
+        _cut_bias(proto, weights, start, width)
         proto.output[0] = name
         shape = (*result.shape[:-1], width)
         specs[name] = TensorSpec(name=name, dtype=result.dtype, shape=shape)
@@ -91,17 +92,14 @@ def _cut(
     return [*protos, helper.make_node("Concat", names, [result.name], axis=axis)]
 
 
-def _cut_bias(
-    proto: onnx.NodeProto, weights: dict[str, Array], place: tuple[int, int, int]
-) -> None:
+def _cut_bias(proto: onnx.NodeProto, weights: dict[str, Array], start: int, width: int) -> None:
     """The tile's share of a bias, unless one value serves all outputs."""
     if len(proto.input) < 3 or not proto.input[2]:
         return
-    start, width, index = place
     bias = weights[proto.input[2]]
     if bias.ndim == 0 or bias.shape[-1] == 1:
         return
-    proto.input[2] = f"{proto.input[2]}/tile{index}"
+    proto.input[2] = f"{proto.input[2]}/columns{start}+{width}"
     weights[proto.input[2]] = np.ascontiguousarray(bias[..., start : start + width])
 
 
@@ -147,7 +145,8 @@ def conv_tiles(
         proto.name = f"{node.name}/tile{index}"
         for position in (1, 2):
             if position < len(source.input) and source.input[position]:
-                name = f"{source.input[position]}/tile{index}"
+                # Another node may cut the same weight otherwise.
+                name = f"{source.input[position]}/channels{start}-{stop}"
                 weights[name] = weights[source.input[position]][start:stop]
                 proto.input[position] = name
         shape = (1, stop - start, *result.shape[2:])

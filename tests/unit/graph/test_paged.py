@@ -48,7 +48,7 @@ def compiled(budget_bytes: int, *, frames: int = 1, **more: Any) -> StageProgram
 
 
 @pytest.mark.parametrize(
-    "mib, frames", [(6, 1), (8, 1), (8, 2), (16, 1), (16, 2), (64, 1), (64, 2)]
+    "mib, frames", [(7, 1), (8, 1), (8, 2), (16, 1), (16, 2), (64, 1), (64, 2)]
 )
 def test_every_step_fits_the_cache_with_room_for_others(mib: int, frames: int) -> None:
     program = compiled(mib * MIB, frames=frames)
