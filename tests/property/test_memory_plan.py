@@ -23,6 +23,7 @@ from vaultline.enclave.executor import Executor
 from vaultline.enclave.ledger import Ledger
 from vaultline.enclave.pipeline import StageBuffers
 from vaultline.graph.compile import CompiledStage, compile_segment
+from vaultline.graph.least import least_budget
 from vaultline.graph.model import Model, load_model
 from vaultline.graph.zoo import build
 from vaultline.owner.deploy import compile_stages
@@ -162,8 +163,10 @@ def outputs(stage: CompiledStage, frames: int) -> list[np.ndarray]:
     "name", ["digits", "squeezenet", pytest.param("alexnet", marks=pytest.mark.full)]
 )
 def test_streamed_below_the_weights_gives_what_resident_gives(name: str) -> None:
-    def stage(mode: str, budget: int) -> CompiledStage:
-        how = StageSettings(
+    step = 64 << 10 if name == "digits" else MIB
+
+    def settings_of(mode: str, budget: int) -> StageSettings:
+        return StageSettings(
             stage=0,
             stages=1,
             threads=1,
@@ -172,16 +175,22 @@ def test_streamed_below_the_weights_gives_what_resident_gives(name: str) -> None
             frames_per_pass=3,
             queue_frames=3,
         )
-        step = 64 << 10 if name == "digits" else MIB
+
+    def stage(mode: str, budget: int) -> CompiledStage:
         return compile_segment(
-            model(name), 0, model(name).node_count, settings=how, step_bytes=step
+            model(name),
+            0,
+            model(name).node_count,
+            settings=settings_of(mode, budget),
+            step_bytes=step,
         )
 
     resident = stage("resident", 1 << 34)
+    least = least_budget(
+        model(name), 0, model(name).node_count, settings=settings_of("streamed", 1), step_bytes=step
+    )
+    streamed = stage("streamed", least.budget_bytes)
     weights = footprint(resident.program)["resident"]
-    free = footprint(stage("streamed", 1).program)
-    streamed = stage("streamed", sum(free.values()))
-    assert free["resident"] == 0
-    assert free["tile"] < weights / 2
+    assert footprint(streamed.program)["resident"] < weights / 2
     for kept, decrypted in zip(outputs(resident, 3), outputs(streamed, 3), strict=True):
         assert np.abs(kept - decrypted).max() <= 1e-4 * max(1.0, np.abs(kept).max())
