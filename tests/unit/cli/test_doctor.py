@@ -16,7 +16,7 @@ from vaultline.cli.machine import (
     processor,
     survey,
 )
-from vaultline.core.limits import GIB, MIB
+from vaultline.core.limits import GIB, MIB, VAULT_CHUNK_BYTES_MAX
 
 MACHINES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "nothing special": ({}, {"sgx": "no", "gramine": "no", "tdx": "no", "snp": "no"}),
