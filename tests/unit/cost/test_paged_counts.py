@@ -100,7 +100,7 @@ def test_a_small_network_of_which_activations_are_half(mib: int) -> None:
 
 def test_a_cache_that_is_larger_than_the_working_set_swaps_nothing() -> None:
     """The planner may say that it does: it takes the working set for larger than it is."""
-    found = counted("squeezenet", 10 * MIB)
+    found = counted("squeezenet", 11 * MIB)
     assert found.bound <= found.capacity
     assert (found.swapped, found.evicted) == (0, 0)
 
