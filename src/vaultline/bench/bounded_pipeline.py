@@ -16,6 +16,7 @@ from vaultline.core.profile import ModelProfile
 from vaultline.graph.structure import Model
 from vaultline.planner.plan import plan_request
 from vaultline.planner.request import PlanRequest
+from vaultline.planner.settings import Settings
 
 CHUNK_FRAMES = 1000
 _WARM_FRAMES = 8
@@ -60,12 +61,18 @@ class PipelineRun:
 
 
 def plan_for(profile: ModelProfile, enclaves: int, budget_bytes: int) -> Plan:
-    """The planner's choice for a chunk on this machine.
+    """The planner's choice for a chunk on this machine: a stage on each enclave. (It might prefer
+    copies of the whole model, which are no pipeline.)
 
     Raises:
         InfeasibleError: the model doesn't run on so many enclaves of so little memory.
     """
-    request = PlanRequest(objective="chunk", chunk_frames=CHUNK_FRAMES)
+    request = PlanRequest(
+        objective="chunk",
+        chunk_frames=CHUNK_FRAMES,
+        stages=enclaves,
+        settings=Settings(replicas_max=1),
+    )
     return plan_request(profile, here(budget_bytes, enclaves=enclaves), request)
 
 

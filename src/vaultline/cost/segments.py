@@ -69,7 +69,8 @@ class Segments:
         # The engine changes the layout of what enters and leaves: a node each.
         ends = self._ends(np.array([len(tensors) for tensors in profile.crossing], np.float64))
         self._nodes = self._sum([block.engine_nodes for block in blocks]) + ends[0] + ends[1]
-        self._nodes *= np.where(self._ends(self.steps.alive.skipping)[0] > 0, 2.0, 1.0)
+        copies = self.steps.alive.skipping.astype(np.float64)
+        self._nodes *= np.where(self._ends(copies)[0] > 0, 2.0, 1.0)
         self._stacked = self._sum([block.stacked_bytes for block in blocks])
         self._stacked_steps = self._sum(
             [block.cut_steps if block.stacked_bytes else 0 for block in blocks]

@@ -195,14 +195,14 @@ class _Table:
 
 def _filled(steps: Steps, found: list[_Step], limits: StageLimits, ahead: int) -> MemoryPlan:
     """Weights stay as far as there is room, those of the neediest steps first: what they free in
-    the workspace is room for others."""
+    the workspace is room for others. But what one node reads is in one piece."""
     room = limits.room_bytes
 
     def kept(peak: int) -> list[int]:
         return [max(0, step.activation + step.weights - peak) for step in found]
 
     high = max(step.activation + step.weights for step in found)
-    low = max(step.activation for step in found) if not ahead else high
+    low = max(step.activation + _piece(steps, step) for step in found) if not ahead else high
     while low < high:
         middle = (low + high) // 2
         if _workspace(middle) + sum(kept(middle)) <= room:
@@ -220,6 +220,12 @@ def _filled(steps: Steps, found: list[_Step], limits: StageLimits, ahead: int) -
         for step, own in zip(found, stays, strict=True)
     ]
     return _written(steps, streams, limits, sum(stays), high, ahead)
+
+
+def _piece(steps: Steps, step: _Step) -> int:
+    """The most weights that one node of a step reads."""
+    blocks = steps.profile.blocks[step.first : step.last]
+    return min(step.weights, max(block.largest_weight_bytes for block in blocks))
 
 
 def _written(

@@ -91,7 +91,8 @@ class _Ends:
         cut += numbers[-1]
         cut += self.inside[end - 1] & _STEPS
         cut[end - 1] = self.inside_alone[end - 1]
-        return np.minimum(joined.min(axis=0), cut)
+        least: Bytes = np.minimum(joined.min(axis=0), cut)
+        return least
 
 
 class Steps:
@@ -154,7 +155,8 @@ class Steps:
         edges = np.maximum(self.alive.crossing, np.array(self.profile.crossing_bytes))
         own = np.array([block.activation_bytes for block in self.profile.blocks])
         # Products that are turned round hold their operand and result twice.
-        return frames * (own + 2 * (edges[:-1] + edges[1:]))
+        need: Bytes = frames * (own + 2 * (edges[:-1] + edges[1:]))
+        return need
 
     def streamed(self, frames: int) -> Streamed:
         """The best cut of every segment into steps, for passes of so many frames."""

@@ -13,8 +13,9 @@ from vaultline.graph.tiles import tiled
 
 #: Channels of a block of the engine's convolution layout.
 BLOCKS: dict[Isa, int] = {"portable": 1, "x86-64-avx2": 8, "x86-64-avx512": 16, "aarch64": 16}
-#: Tiles of a Gemm or MatMul are not made smaller than this, whatever the memory.
-_TILE_BYTES_MIN = 128 << 10
+#: Matrices are not cut into more tiles than this, whatever the memory: each is a node, which takes
+#: memory of the engine's and time to compile.
+_TILES_MAX = 512
 
 
 class Arranger:
@@ -38,7 +39,7 @@ class Arranger:
                 return fitting.found(memory_bytes, quickest=quickest)
             except InfeasibleError:
                 step_bytes //= 2
-                small = step_bytes < _TILE_BYTES_MIN
+                small = step_bytes < max(self._model.weight_bytes // _TILES_MAX, 1)
                 if small or not fitting.tiles_are_too_large(memory_bytes):
                     raise
 

@@ -147,7 +147,12 @@ def test_serdab_keeps_the_listed_order_and_ours_does_not() -> None:
     layers = replace(
         profile([1.0] * 4, scale={"slow": 5.0}),
         blocks=tuple(
-            replace(block, weight_bytes=size * MIB, largest_weight_bytes=size * MIB, cut_bytes=size * MIB)
+            replace(
+                block,
+                weight_bytes=size * MIB,
+                largest_weight_bytes=size * MIB,
+                cut_bytes=size * MIB,
+            )
             for block, size in zip(profile([1.0] * 4).blocks, (40, 40, 1, 1), strict=True)
         ),
     )

@@ -155,9 +155,7 @@ def test_room_for_neighbours_is_kept_only_where_there_are_any() -> None:
         [1.0] * 4, weight_bytes=10 * MIB, crossing_bytes=[MIB] * 5, decrypt_bytes_per_s=1.0
     )
     probe = problem_of(layers, cluster(device("a")), PlanRequest())
-    (half,) = (
-        int(need_bytes(probe.segments, "resident", 1, 2)[1, 2]) for _ in range(1)
-    )
+    (half,) = (int(need_bytes(probe.segments, "resident", 1, 2)[1, 2]) for _ in range(1))
     machines = cluster(device("a", memory_bytes=half + 1024, count=4))
     plan = make_plan(layers, machines, objective="latency", stages=2)
     assert [stage.mode for stage in plan.stages] == ["resident", "resident"]
