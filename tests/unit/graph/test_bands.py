@@ -262,7 +262,7 @@ def test_a_network_runs_below_what_its_largest_tensors_need(
     with monkeypatch.context() as patched:
         patched.setattr("vaultline.graph.fit.Fitting._plan", lambda self, room: None)
         unsplit = least(model, frames, portable=portable)
-    assert enough < (0.8 if frames == 1 else 0.9) * unsplit
+    assert enough < (0.9 if frames == 1 else 1.0) * unsplit
     split = compiled(enough)
     assert need(split) <= enough
     assert split.program.workspace_bytes < free.program.workspace_bytes
