@@ -12,7 +12,7 @@ from vaultline.core.profile import Held, ModelProfile
 from vaultline.core.tensors import layout
 
 TILE = 4 << 20
-SESSION = 8 << 10
+KIB = 1 << 10
 STEP_BLOCKS = 64
 
 
@@ -121,7 +121,9 @@ class SegmentMemory:
         nodes = sum(block.engine_nodes for block in blocks)
         nodes += sum(len(self.profile.crossing[cut]) for cut in (self.start, self.end))
         stacked = sum(block.stacked_bytes for block in blocks) if self.frames > 1 else 0
-        return SESSION * nodes * (2 if self.copies() else 1) + self.frames * stacked
+        nodes *= 2 if self.copies() else 1
+        each = 9 * KIB + self.frames * 9 * KIB // 2
+        return nodes * each + min(nodes, 24) * 28 * KIB + 72 * KIB + self.frames * stacked
 
     def copies(self) -> int:
         """Of a sum that begins outside of the segment."""

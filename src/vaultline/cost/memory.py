@@ -19,8 +19,10 @@ from vaultline.core.frames import OUTPUT_FRAMES_EXTRA
 from vaultline.core.limits import RECORD_FRAGMENT_BYTES, RECORD_SLACK_BYTES
 
 Table = NDArray[np.float64]
-#: What the engine's session takes for a node: as ``graph.compile`` reserves it.
-NODE_BYTES = 8 << 10
+#: What the engine takes for a node, and for it in every frame of a pass; for a step's session, of
+#: which equal steps share one; and for its own buffers. ``graph.takings`` counts a compiled stage.
+NODE_BYTES, BOUND_BYTES = 9 << 10, 9 << 9
+SESSION_BYTES, SESSIONS_MAX, BUFFER_BYTES = 28 << 10, 24, 72 << 10
 #: Buffers of different sizes may leave gaps: at most one part in so many of a workspace, over the
 #: segments of the zoo's models.
 _GAPS = 16
@@ -54,7 +56,9 @@ def io_bytes(
 
 def engine_bytes(*, nodes: Table, stacked_bytes: Table, frames: int) -> Table:
     """What the engine takes for itself: sessions, and tensors inside of steps that stack frames."""
-    need: Table = NODE_BYTES * nodes + (frames * stacked_bytes if frames > 1 else 0.0)
+    own = (NODE_BYTES + BOUND_BYTES * frames) * nodes
+    sessions = SESSION_BYTES * np.minimum(nodes, SESSIONS_MAX) + BUFFER_BYTES
+    need: Table = own + sessions + (frames * stacked_bytes if frames > 1 else 0.0)
     return need
 
 

@@ -83,8 +83,8 @@ def test_message_buffers_are_those_of_the_enclave() -> None:
 
 def test_the_engine_takes_a_session_per_node_and_tensors_of_stacked_frames() -> None:
     sizes = {"nodes": np.array([3.0]), "stacked_bytes": np.array([100.0])}
-    assert engine_bytes(**sizes, frames=1)[0] == 3 * 8192
-    assert engine_bytes(**sizes, frames=4)[0] == 3 * 8192 + 400
+    assert engine_bytes(**sizes, frames=1)[0] == (3 * (9 + 4.5 + 28) + 72) * 1024
+    assert engine_bytes(**sizes, frames=4)[0] == (3 * (9 + 18 + 28) + 72) * 1024 + 400
 
 
 def test_weights_are_streamed_as_far_as_there_is_no_room() -> None:
