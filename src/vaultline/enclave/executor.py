@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -57,8 +58,17 @@ def check_engine(program: StageProgram, isa: str) -> None:
         )
 
 
+#: glibc's name in malloc.h.
+_M_MMAP_THRESHOLD = -3
+
+
 def warm_up() -> None:
-    """Have the engine read its code and make its tables: 10 MiB that no stage is to account for."""
+    """Have the engine read its code and make its tables: 10 MiB that no stage is to account for.
+
+    And have the allocator give back what kernels take for a call, instead of keeping it.
+    """
+    # Other libraries than glibc don't keep it.
+    getattr(ctypes.CDLL(None), "mallopt", max)(_M_MMAP_THRESHOLD, 1 << 18)
     _session(_ABS, 1).run(None, {"x": np.zeros(1, np.float32)})
 
 
