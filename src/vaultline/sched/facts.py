@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from itertools import pairwise
 
 from vaultline.core.errors import InputError
@@ -14,7 +13,8 @@ class GroupFacts(Struct, frozen=True):
 
     Attributes:
         weight_bytes: held if the group is resident, decrypted on every run if not.
-        workspace_bytes: of a run, streamed weights included; one run uses it at a time and core.
+        workspace_bytes: a run's tensors, besides what requests carry.
+        tile_bytes: what a run takes besides for weights that it decrypts and does not keep.
         output_bytes: what a request carries from this group to the next; held until that has run.
         run_s: (frames, seconds of a run of so many), ascending from 1, weights resident.
         load_s: what decrypting the weights adds to a run, or costs once to keep them.
@@ -24,6 +24,7 @@ class GroupFacts(Struct, frozen=True):
 
     weight_bytes: int
     workspace_bytes: int
+    tile_bytes: int
     output_bytes: int
     run_s: tuple[tuple[int, float], ...]
     load_s: float
@@ -32,7 +33,7 @@ class GroupFacts(Struct, frozen=True):
     def __post_init__(self) -> None:
         counts = [frames for frames, _ in self.run_s]
         rising = counts[:1] == [1] and all(a < b for a, b in pairwise(counts))
-        sizes = (self.weight_bytes, self.workspace_bytes, self.output_bytes)
+        sizes = (self.weight_bytes, self.workspace_bytes, self.tile_bytes, self.output_bytes)
         times = (self.load_s, self.paged_s, *(seconds for _, seconds in self.run_s))
         if not rising or min(sizes) < 0 or not all(0 <= seconds < 1e9 for seconds in times):
             raise InputError("a step group has an impossible size or time", got=str(self))
@@ -75,10 +76,25 @@ class ModelFacts(Struct, frozen=True):
         """Of all groups."""
         return sum(group.weight_bytes for group in self.groups)
 
-    @cached_property
+    @property
+    def load_s(self) -> float:
+        """Decrypting all weights once."""
+        return sum(group.load_s for group in self.groups)
+
+    @property
     def alone_s(self) -> float:
         """Seconds of one request on an idle server that has nothing resident."""
         return sum(group.seconds(1, resident=False) for group in self.groups)
+
+    def marginal_s(self, waiting: int) -> float:
+        """Seconds that one more request adds where so many wait already, weights apart."""
+        total = 0.0
+        for group in self.groups:
+            most = group.frames_max
+            many = waiting % most + 1
+            few = group.seconds(many - 1, resident=True) if many > 1 else 0.0
+            total += group.seconds(many, resident=True) - few
+        return total
 
 
 class ServerFacts(Struct, frozen=True):

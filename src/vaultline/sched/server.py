@@ -30,6 +30,7 @@ from vaultline.sched.events import (
     Run,
 )
 from vaultline.sched.facts import GroupFacts, ModelFacts, ServerFacts
+from vaultline.sched.report import Report
 
 #: A step group: the model's name and the group's number.
 Key = tuple[str, int]
@@ -111,7 +112,6 @@ class Server:
         self.resident: dict[Key, float] = {}
         self.draining = False
         self.totals = Totals(served_s=dict.fromkeys(self.models, 0.0))
-        #: When each model last gained from being served or had nothing to do.
         self._fixed = sum(model.fixed_bytes for model in self.models.values())
         self._most = max(self.least_bytes(key) for key in self.queues)
         if self._fixed + self._most > facts.memory_bytes:
@@ -182,40 +182,79 @@ class Server:
             for number in range(first, last)
         )
 
-    def least_bytes(self, key: Key) -> int:
-        """What a run of one request takes besides what it carries in."""
-        group = self.group(key)
-        return group.workspace_bytes + group.output_bytes
-
-    def extra_bytes(self, key: Key, count: int, *, keep: bool) -> int:
-        """What a run of so many holds beyond what is held now, while it runs and after it.
-
-        A group that is to stay takes its weights, besides its workspace. Someone must always be able
-        to finish: what requests carry may never fill what the neediest run takes.
-        """
-        group, resident = self.group(key), key in self.resident
-        weights = group.weight_bytes if keep and not resident else 0
-        workspace = group.workspace_bytes
-        if resident or keep:
-            workspace -= min(workspace, self._tile_bytes(key))
-        return weights + workspace + count * group.output_bytes
-
-    def fits(self, key: Key, count: int, *, keep: bool, evict: Sequence[Key] = ()) -> bool:
-        """Whether a run may start now, and everything that has started can still be finished."""
-        freed = sum(self.group(each).weight_bytes for each in evict)
-        extra = self.extra_bytes(key, count, keep=keep)
-        if extra > self.free_bytes + freed:
-            return False
-        if key[1] > 0:  # it only moves on, or ends
-            return True
-        held = self.held()
-        stuck = held["fixed"] + held["carried"] + count * self.group(key).output_bytes
-        return stuck + self._most * self.facts.cores <= self.facts.memory_bytes or (
-            not self.running and not held["carried"]
+    def report(self) -> Report:
+        """What the balancer is told."""
+        backlog_s = sum(
+            max(0.0, run.started_s + run.expected_s - self.now_s) for run in self.running.values()
+        )
+        waiting = dict.fromkeys(self.models, 0)
+        for key, queue in self.waiting():
+            count = min(len(queue), self.group(key).frames_max)
+            backlog_s += len(queue) / count * self.remaining_s(key, count)
+            waiting[key[0]] += len(queue)
+        resident_s = dict.fromkeys(self.models, 0.0)
+        for key in self.resident:
+            resident_s[key[0]] += self.group(key).load_s
+        return Report(
+            server=self.facts.name,
+            now_s=self.now_s,
+            backlog_s=backlog_s,
+            waiting=waiting,
+            resident_s=resident_s,
         )
 
-    def _tile_bytes(self, key: Key) -> int:
-        return 0
+    def least_bytes(self, key: Key) -> int:
+        """What a run of one request takes at least, besides what it carries in."""
+        group = self.group(key)
+        return group.workspace_bytes + group.tile_bytes + group.output_bytes
+
+    def run_bytes(self, key: Key, *, keep: bool) -> int:
+        """What a run holds while it runs: tensors, and a tile unless its weights stay."""
+        group = self.group(key)
+        here = keep or key in self.resident
+        return group.workspace_bytes + (0 if here else group.tile_bytes)
+
+    def extra_bytes(self, key: Key, count: int, *, keep: bool) -> int:
+        """What a run of so many holds beyond what is held now, while it runs and after it."""
+        group = self.group(key)
+        weights = group.weight_bytes if keep and key not in self.resident else 0
+        return weights + self.run_bytes(key, keep=keep) + count * group.output_bytes
+
+    def evictable(self) -> list[Key]:
+        """Resident groups that nothing runs with."""
+        busy = {run.key for run in self.running.values()}
+        return [key for key in self.resident if key not in busy]
+
+    def fits(self, key: Key, count: int, *, keep: bool = False, evict: Sequence[Key] = ()) -> bool:
+        """Whether a run has room now, once some groups are evicted."""
+        freed = sum(self.group(each).weight_bytes for each in evict)
+        return self.extra_bytes(key, count, keep=keep) <= self.free_bytes + freed
+
+    def may_start(self, key: Key, count: int) -> bool:
+        """Whether a run has room if everything that can be is evicted, and others can still finish.
+
+        What requests carry may never fill what the neediest run takes: a run that adds to it
+        leaves room for that, unless nobody else is under way.
+        """
+        evict = [each for each in self.evictable() if each != key]
+        if not self.fits(key, count, evict=evict):
+            return False
+        if key[1] > 0 or (count == 1 and not self.running and self._carried() == 0):
+            return True
+        stuck = self._fixed + self._carried() + count * self.group(key).output_bytes
+        running = sum(run.workspace_bytes for run in self.running.values())
+        most = running + self.run_bytes(key, keep=False) + self._most
+        return stuck + most <= self.facts.memory_bytes
+
+    def evictions(self, key: Key, count: int, ranked: Sequence[Key], *, keep: bool) -> list[Key]:
+        """As many of the ranked groups, in their order, as must go for a run to have room."""
+        evict: list[Key] = []
+        for each in ranked:
+            if self.fits(key, count, keep=keep, evict=evict):
+                break
+            if each != key:
+                evict.append(each)
+        return evict
 
     def _carried(self) -> int:
         total = 0
@@ -305,6 +344,7 @@ class Server:
         if self.extra_bytes(key, choice.count, keep=keep) > self.free_bytes:
             raise LocalProtocolError("the policy chose a run that does not fit", got=str(choice))
         expected_s = self.seconds(key, choice.count)
+        workspace_bytes = self.run_bytes(key, keep=keep)
         if streamed:
             self.totals.streamed_bytes += self.group(key).weight_bytes
             self.totals.loads += choice.keep
@@ -316,7 +356,7 @@ class Server:
             requests=requests,
             started_s=self.now_s,
             expected_s=expected_s,
-            workspace_bytes=self.group(key).workspace_bytes,
+            workspace_bytes=workspace_bytes,
         )
         self.totals.runs += 1
         run = Run(
