@@ -20,6 +20,8 @@ from vaultline.bench.rig import Rig, make_trust
 from vaultline.core.errors import InfeasibleError
 from vaultline.core.limits import MIB
 from vaultline.core.plan import Plan
+from vaultline.core.program import streamed_bytes
+from vaultline.core.tensors import align
 from vaultline.graph.compile import CompiledStage, compile_segment
 from vaultline.graph.engine import run_plain
 from vaultline.graph.model import load_model
@@ -50,7 +52,9 @@ def sealed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("sealed")
     model = load_model(DIGITS)
     plan = cut_plan(model, [44], modes=["streamed", "streamed"])
-    stages = [_streamed(model, plan, stage, prefetch=request.param) for stage in range(2)]
+    stages = [_streamed(model, plan, stage) for stage in range(2)]
+    if request.param:
+        stages = [_ahead(stage) for stage in stages]
     keys = new_keys()
     vault = SmallVault.seal(
         folder / "digits.vault",
@@ -67,7 +71,7 @@ def sealed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Sealed(model, rig, vault)
 
 
-def _streamed(model: Model, plan: Plan, stage: int, *, prefetch: bool) -> CompiledStage:
+def _streamed(model: Model, plan: Plan, stage: int) -> CompiledStage:
     planned, settings = plan.stages[stage], stage_settings(plan, stage)
 
     def compiled(budget_bytes: int) -> CompiledStage:
@@ -77,7 +81,6 @@ def _streamed(model: Model, plan: Plan, stage: int, *, prefetch: bool) -> Compil
             planned.last,
             settings=replace(settings, budget_bytes=budget_bytes),
             step_bytes=planned.step_bytes,
-            prefetch=prefetch,
         )
 
     too_little, enough = 0, 8 * MIB
@@ -89,6 +92,30 @@ def _streamed(model: Model, plan: Plan, stage: int, *, prefetch: bool) -> Compil
         except InfeasibleError:
             too_little = middle
     return compiled(enough)
+
+
+def _ahead(stage: CompiledStage) -> CompiledStage:
+    """The same steps with two buffers for streamed weights behind the workspace, used in turn."""
+    program = stage.program
+    largest = max(streamed_bytes(program, step) for step in program.steps)
+    start = align(program.workspace_bytes)
+    steps = []
+    for number, step in enumerate(program.steps):
+        streamed = [
+            each.offset for each in step.weights if program.weights[each.weight].resident_at is None
+        ]
+        shift = start + (number % 2) * largest - min(streamed, default=0)
+        weights = tuple(replace(each, offset=each.offset + shift) for each in step.weights)
+        steps.append(replace(step, weights=weights))
+    settings, more = program.settings, start + 2 * largest - program.workspace_bytes
+    ahead = replace(
+        program,
+        settings=replace(settings, budget_bytes=settings.budget_bytes + more),
+        steps=tuple(steps),
+        workspace_bytes=program.workspace_bytes + more,
+        prefetch=True,
+    )
+    return CompiledStage(program=ahead, weights=stage.weights)
 
 
 @pytest.fixture(autouse=True)

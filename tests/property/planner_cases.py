@@ -11,16 +11,17 @@ from random import Random
 from typing import TypeAlias
 
 from msgspec.structs import replace
+from segment_memory import SegmentMemory, StepMemory
 
 from vaultline.core.cluster import Cluster, Device, Host, Link
 from vaultline.core.frame_meta import hop_buffers_bytes
 from vaultline.core.frames import FrameLayout, record_buffer_bytes
-from vaultline.core.limits import RECORD_SLACK_BYTES
-from vaultline.core.plan import STEP_WORTH_BYTES
+from vaultline.core.limits import MIB, RECORD_SLACK_BYTES
 from vaultline.core.profile import (
     BlockProfile,
     ClassProfile,
     DeviceRates,
+    Held,
     LoopbackRate,
     ModelProfile,
     RecordedOn,
@@ -34,6 +35,8 @@ GIB = 1 << 30
 Costs: TypeAlias = tuple[float, float]
 #: What a stage needs even if nothing crosses.
 RECORD_BUFFERS = 2 * RECORD_SLACK_BYTES
+#: From nothing for most stages to enough for most models.
+BUDGETS = (30_000, 2 * MIB, 5 * MIB, 9 * MIB, 14 * MIB, 24 * MIB, 48 * MIB)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,16 +63,7 @@ def random_case(
     cluster = _cluster(rng, devices_max)
     count = rng.randint(blocks_min, blocks_max)
     # Small whole numbers make ties; a few extremes make constraints bind.
-    blocks = [
-        BlockProfile(
-            compute_s=_passes(rng),
-            weight_bytes=rng.choice([0, 100, 1000, 4000]),
-            activation_bytes=rng.choice([100, 300, 1000]),
-            scratch_bytes=rng.choice([0, 300]),
-            largest_weight_bytes=rng.choice([0, 100, 600]),
-        )
-        for _ in range(count)
-    ]
+    blocks = [_block(rng) for _ in range(count)]
     release = Release(
         cuts=tuple(rng.random() < 0.8 for _ in range(count + 1)),
         blocks=tuple(rng.random() < 0.8 for _ in range(count)),
@@ -85,6 +79,7 @@ def random_case(
             positions=tuple(range(0, 3 * count + 1, 3)),
             blocks=tuple(blocks),
             crossing=_crossing(rng, count),
+            held=_held(rng, count),
             rates=_rates(rng),
             loopback=LoopbackRate(bytes_per_s=1e5, latency_s=0.001),
             owner_s=rng.choice([0.0, 0.08]),
@@ -94,12 +89,42 @@ def random_case(
         cluster=cluster,
         settings=Settings(
             frames_per_pass_max=rng.randint(1, 4),
-            step_bytes=500,
             replicas_max=rng.choice([1, 2, 3, 16, 16]),
         ),
         release=release if rng.random() < 0.7 else Release(),
         stages=rng.choice([None, None, None, 1, 2, 3]),
     )
+
+
+def _block(rng: Random) -> BlockProfile:
+    """Weights of which some don't fit one tile; activations that make cuts inside worth it."""
+    weights = rng.choice([0, 1000, MIB, 3 * MIB, 6 * MIB])
+    alone = rng.random() < 0.3
+    parts = rng.choice([1, 2])
+    return BlockProfile(
+        compute_s=_passes(rng),
+        weight_bytes=weights,
+        step_weight_bytes=weights + rng.choice([0, 0, 0, MIB]),
+        activation_bytes=rng.choice([0, 1000, MIB]),
+        cut_bytes=weights // parts + rng.choice([0, MIB // 2]),
+        cut_frame_bytes=rng.choice([0, MIB // 4]),
+        cut_steps=rng.randint(2, 3),
+        largest_weight_bytes=weights // parts,
+        engine_nodes=rng.randint(0, 3),
+        stacked_bytes=rng.choice([0, MIB // 8]) if alone else 0,
+        alone=alone,
+    )
+
+
+def _held(rng: Random, blocks: int) -> tuple[Held, ...]:
+    """What lives between blocks as compiled; in these cases not what crosses the cuts."""
+    found = []
+    for block in range(blocks - 1):
+        for _ in range(rng.choice([0, 1, 1, 2])):
+            last = min(blocks - 1, block + rng.choice([1, 1, 1, 2, 4]))
+            size = rng.choice([640, 6400, MIB // 2, MIB])
+            found.append(Held(nbytes=size, first=block, last=last, relaid=rng.random() < 0.4))
+    return tuple(found)
 
 
 def _crossing(rng: Random, blocks: int) -> tuple[tuple[TensorSpec, ...], ...]:
@@ -124,8 +149,9 @@ def _rates(rng: Random) -> DeviceRates:
     return DeviceRates(
         seal_bytes_per_s=1e4,
         open_bytes_per_s=2e4,
-        decrypt_bytes_per_s=rng.choice([5e4, 5e4, 1e5]),
+        decrypt_bytes_per_s=rng.choice([5e7, 5e7, 1e8]),
         call_s=0.002,
+        step_s=rng.choice([0.0, 0.001]),
         frame_s=rng.choice([0.0, 0.004]),
     )
 
@@ -178,8 +204,8 @@ def _cluster(rng: Random, devices_max: int) -> Cluster:
         base = {
             "kind": "accelerator" if trust == "none" else "simulated",
             "trust": trust,
-            "memory_bytes": RECORD_BUFFERS + rng.choice([8_000, 16_000, 80_000, 400_000, 400_000]),
-            "cores": 1,
+            "memory_bytes": RECORD_BUFFERS + rng.choice(BUDGETS),
+            "cores": rng.choice([1, 1, 2]),
             "speed_class": rng.choice(["", "slow", "fast"]),
         }
         if spread:
@@ -204,7 +230,7 @@ def _cluster(rng: Random, devices_max: int) -> Cluster:
     ]
     return Cluster(
         owner=rng.choice(hosts),
-        hosts=tuple(Host(name=name, cores=rng.choice([1, 8]), memory_bytes=GIB) for name in hosts),
+        hosts=tuple(Host(name=name, cores=rng.choice([2, 8]), memory_bytes=GIB) for name in hosts),
         devices=tuple(devices),
         links=tuple(links),
     )
@@ -224,7 +250,6 @@ def ways(
 ) -> list[tuple[float, float]]:
     """(latency, period) of every way of running blocks [start, end) on a device."""
     profile, settings = case.profile, case.settings
-    blocks = profile.blocks[start:end]
     if device.trust == "none":
         cuts = case.release.cuts or (False,) * len(profile.positions)
         shown = case.release.blocks or (False,) * len(profile.blocks)
@@ -234,14 +259,6 @@ def ways(
     rates = measured[0].rates if measured else profile.rates
     scale = profile.class_scale.get(device.speed_class, 1.0)
     arrives, leaves = crossing(case, start), crossing(case, end)
-    weights = sum(block.weight_bytes for block in blocks)
-    scratch = max(
-        block.scratch_bytes
-        + block.activation_bytes
-        + (crossing(case, cut) if cut > start else 0)
-        + (crossing(case, cut + 1) if cut + 1 < end else 0)
-        for cut, block in enumerate(blocks, start)
-    )
     stages_max = len(case.cluster.units)
     messages = [
         FrameLayout(profile.crossing[cut], stages_max).message_bytes for cut in (start, end)
@@ -251,33 +268,47 @@ def ways(
         (record_buffer_bytes(messages[0]) if start > 0 else 0)
         + (record_buffer_bytes(messages[1]) if end < len(profile.blocks) else 0)
     )
-    largest = max(block.largest_weight_bytes for block in blocks)
-    found = []
-    for streamed in (False, True):
-        held = 2 * min(weights, max(settings.step_bytes, largest)) if streamed else weights
-        streaming = weights if streamed else 0
-        kept = stacked_bytes(case, start, end)
-        kept += between_steps_bytes(case, start, end) if streamed else 0
-        periods = []
-        for frames in range(1, (1 if alone else settings.frames_per_pass_max) + 1):
-            need = held + frames * kept + scratch + records
-            need += hop_buffers_bytes(
-                queue_frames=2 * frames,
-                frames_per_pass=frames,
-                input_bytes=messages[0],
-                output_bytes=messages[1],
-            )
-            if need <= device.memory_bytes:
-                times = measured[0].compute_s if measured else [b.compute_s for b in profile.blocks]
-                a_pass = sum(pass_s(each, frames) for each in times[start:end])
-                a_pass += streaming / rates.decrypt_bytes_per_s + rates.call_s
-                crypto = arrives / rates.open_bytes_per_s + leaves / rates.seal_bytes_per_s
-                per_frame = crypto + rates.frame_s + a_pass / frames
-                periods.append(scale * per_frame + lost_to_owner(case, device))
-        if periods:
-            # A frame alone is a pass of one frame; the busy stage takes the best pass size.
-            found += [(periods[0], period) for period in periods]
-    return found
+    times = measured[0].compute_s if measured else [b.compute_s for b in profile.blocks]
+
+    def seconds(frames: int, worked_s: float, calls: float) -> float:
+        """Per frame, in passes of so many."""
+        a_pass = worked_s + calls * rates.step_s + rates.call_s
+        crypto = arrives / rates.open_bytes_per_s + leaves / rates.seal_bytes_per_s
+        return scale * (crypto + rates.frame_s + a_pass / frames) + lost_to_owner(case, device)
+
+    def compute_s(frames: int) -> float:
+        return sum(pass_s(each, frames) for each in times[start:end])
+
+    resident, streamed = [], []
+    for frames in range(1, (1 if alone else settings.frames_per_pass_max) + 1):
+        memory = segment_memory(case, start, end, frames)
+        io = hop_buffers_bytes(
+            queue_frames=2 * frames,
+            frames_per_pass=frames,
+            input_bytes=messages[0],
+            output_bytes=messages[1],
+        )
+        spare = device.memory_bytes - io - memory.engine
+        if memory.weights + memory.resident + records <= spare:
+            pair = [seconds(count, compute_s(count), 0) for count in (1, frames)]
+            resident.append((pair[1], frames, pair[0]))
+        for overlaps in (False, True) if device.cores > 1 else (False,):
+            room = spare - memory.streamed - (memory.ahead if overlaps else 0)
+            if room < records:
+                continue
+            # Further neighbours' buffers are not counted against the weights that stay.
+            stream_s = min(max(memory.weights - room, 0), memory.weights)
+            stream_s /= rates.decrypt_bytes_per_s
+            pair = []
+            for count in (1, frames):
+                computed_s = compute_s(count)
+                worked_s = max(computed_s, stream_s) if overlaps else computed_s + stream_s
+                calls = memory.stacked_steps + count * (memory.steps - memory.stacked_steps)
+                pair.append(seconds(count, worked_s, calls))
+            streamed.append((pair[1], frames, pair[0]))
+    # Of each mode the quickest pass; a frame alone is a pass of one frame of the same stage.
+    quickest = [min(mode) for mode in (resident, streamed) if mode]
+    return [(alone_s, period_s) for period_s, _, alone_s in quickest]
 
 
 def lost_to_owner(case: Case, device: Device) -> float:
@@ -294,39 +325,38 @@ def crossing(case: Case, cut: int) -> int:
     return layout(case.profile.crossing[cut])[1]
 
 
-def stacked_bytes(case: Case, start: int, end: int) -> int:
-    """What crosses the ends of each run of blocks that stack."""
-    profile, total = case.profile, 0
-    for cut in range(start, end + 1):
-        before = cut > start and len(profile.blocks[cut - 1].compute_s) > 1
-        after = cut < end and len(profile.blocks[cut].compute_s) > 1
-        total += crossing(case, cut) if before != after else 0
-    return total
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """What ``SegmentMemory`` says, worked out once."""
 
-
-def between_steps_bytes(case: Case, start: int, end: int) -> int:
-    """What the cheapest grouping of blocks into steps keeps between them, each step being worth
-    something itself; less what the fewest steps are worth, for blocks that take several anyway."""
-    wanted = case.settings.step_bytes
-    largest = max(block.largest_weight_bytes for block in case.profile.blocks)
-    fewest = least_steps(case, start, end, max(wanted, largest), False)
-    return least_steps(case, start, end, wanted, True) - fewest
+    weights: int
+    engine: int
+    resident: float
+    streamed: float
+    steps: int
+    stacked_steps: int
+    ahead: int
 
 
 @cache
-def least_steps(case: Case, start: int, end: int, wanted: int, crossed: bool) -> int:
-    """The least price of grouping blocks into steps, over all groupings."""
-    best = None
-    for first in range(start, end):
-        weights = sum(block.weight_bytes for block in case.profile.blocks[first:end])
-        if weights <= wanted or first == end - 1:
-            price = 0
-            if first > start:
-                price = least_steps(case, start, first, wanted, crossed) + STEP_WORTH_BYTES
-                price += crossing(case, first) if crossed else 0
-            best = price if best is None else min(best, price)
-    assert best is not None
-    return best
+def step_memory(case: Case, frames: int) -> StepMemory:
+    return StepMemory(case.profile, frames)
+
+
+@cache
+def segment_memory(case: Case, start: int, end: int, frames: int) -> _Memory:
+    found = SegmentMemory(step_memory(case, frames), start, end)
+    blocks = case.profile.blocks[start:end]
+    streamed, steps = found.streamed()
+    return _Memory(
+        weights=found.weights,
+        engine=found.engine(),
+        resident=found.resident(),
+        streamed=streamed,
+        steps=steps,
+        stacked_steps=sum(block.cut_steps for block in blocks if block.stacked_bytes),
+        ahead=found.ahead(),
+    )
 
 
 def hop_s(case: Case, source: str, target: str, cut: int) -> float:

@@ -16,6 +16,7 @@ from vaultline.core.program import StageProgram, Step, StepWeight
 from vaultline.core.tensors import TensorSpec
 from vaultline.enclave.executor import Executor, FrameBuffer, WeightSource
 from vaultline.enclave.ledger import Bytes, Ledger
+from vaultline.enclave.simulated_epc import PagedExecutor
 from vaultline.testing.programs import Arrangement, Draft, arranged
 
 _ONNX = {
@@ -135,12 +136,17 @@ class Stage:
         workspace: Bytes | None = None,
     ) -> None:
         self.ledger = ledger or WatchedLedger(made.settings.budget_bytes)
-        self.executor = Executor(made, weights or Weights([]), self.ledger, workspace)
         frames = made.settings.frames_per_pass
         self._before, self._after = (
             [self._buffer(FrameLayout(made.specs(ends), 1)) for _ in range(frames)]
             for ends in (made.inputs, made.outputs)
         )
+        source = weights or Weights([])
+        self.executor: Executor
+        if made.settings.mode == "paged":
+            self.executor = PagedExecutor(made, source, self.ledger)
+        else:
+            self.executor = Executor(made, source, self.ledger, workspace)
 
     def _buffer(self, layout: FrameLayout) -> FrameBuffer:
         return FrameBuffer(layout, self.ledger.take("io", layout.message_bytes, "a frame"))

@@ -17,9 +17,11 @@ from program_cases import Array, Stage, WatchedLedger, Weights, random_frames
 
 from vaultline.channel.chunks import VaultTamperedError
 from vaultline.core.errors import InfeasibleError, MachineError
+from vaultline.core.paged import PAGE_BYTES
 from vaultline.core.program import StageSettings, streamed_bytes
 from vaultline.enclave.executor import _LoadedStep
-from vaultline.graph.compile import CompiledStage, compile_segment
+from vaultline.enclave.simulated_epc import PagedExecutor
+from vaultline.graph.compile import CompiledStage, compile_segment, io_bytes
 from vaultline.graph.engine import run_plain
 from vaultline.graph.model import Model, load_model
 
@@ -116,17 +118,17 @@ def stages(draw: st.DrawFn) -> tuple[Model, CompiledStage]:
             model, 0, model.node_count, settings=within, step_bytes=step_bytes, prefetch=prefetch
         )
 
-    roomy = compiled(1 << 30)
-    held = Stage(roomy.program, Arrays(roomy)).ledger.held
+    program = compiled(1 << 30).program
     kept = draw(st.sampled_from((0.0, 0.1, 0.3, 0.6, 1.0)))
-    budget = int(sum(held.values()) - (1 - kept) * held["resident"])
-    while how.mode != "paged":
+    io = io_bytes(how, program.specs(program.inputs), program.specs(program.outputs))
+    budget = io + program.engine_bytes + program.workspace_bytes
+    budget += int(kept * program.resident_bytes)
+    while True:
         try:
             return model, compiled(budget)
         except InfeasibleError as error:
             assert error.remedy
             budget = budget * 9 // 8 + 1024
-    return model, roomy
 
 
 class Arrays(Weights):
@@ -159,8 +161,12 @@ def rests(stage: Stage) -> None:
     ledger, program = stage.ledger, stage.executor._program
     assert isinstance(ledger, WatchedLedger)
     assert ledger.at_rest()
-    assert ledger.held["idle"] == program.workspace_bytes
-    assert ledger.held["resident"] == program.resident_bytes
+    if isinstance(stage.executor, PagedExecutor):  # its weights and tensors are in the cache
+        assert ledger.free_bytes == 0
+        assert ledger.held["idle"] // PAGE_BYTES == stage.executor.cache.capacity_pages
+    else:
+        assert ledger.held["idle"] == program.workspace_bytes
+        assert ledger.held["resident"] == program.resident_bytes
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)

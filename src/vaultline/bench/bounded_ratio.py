@@ -119,7 +119,11 @@ class LeastBudget:
 
 
 class Bounded:
-    """One model: compiled for budgets, timed against its native sessions. A context manager."""
+    """One model: compiled for budgets, timed against its native sessions. A context manager.
+
+    Attributes:
+        model, expected: the untouched one, and what it makes of the frames, by output.
+    """
 
     def __init__(self, path: Path, core: int, rates: StreamRates) -> None:
         self.model = load_model(path)
@@ -136,7 +140,7 @@ class Bounded:
             native = NativeProcess(self._path, self._core, specs)
             self._native = stack.enter_context(native)
             self._rewritten = stack.enter_context(NativeProcess(rewritten, self._core, specs))
-            self._expected = native_outputs(self._path, frames_of(specs, FRAMES))
+            self.expected = native_outputs(self._path, frames_of(specs, FRAMES))
             self._frame_s = self._native.frame_s()
             self._stack = stack.pop_all()
         return self
@@ -206,7 +210,7 @@ class Bounded:
 
     def _error(self, process: BoundedProcess, frames: int) -> float:
         names = [spec.name for spec in process.stages[0].output_specs]
-        return max_relative_error(names, process.outputs(frames), self._expected)
+        return max_relative_error(names, process.outputs(frames), self.expected)
 
 
 def least_feasible(
@@ -247,7 +251,7 @@ def max_relative_error(
         for name, array in zip(names, got, strict=True):
             scale = float(np.abs(wanted[name]).max()) or 1.0
             error = float(np.abs(array - wanted[name]).max()) / scale
-            worst = worst if error <= worst else error  # what is not a number stays one
+            worst = float(np.maximum(worst, error))  # what is not a number stays one
     return worst
 
 

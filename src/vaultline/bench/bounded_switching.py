@@ -41,6 +41,7 @@ from vaultline.graph.zoo import build
 #: Together 945 MiB.
 SWITCHED = ("vgg19", "resnet50", "googlenet", "alexnet", "densenet121")
 _UNIT_BYTES = 16 << 10
+_TIMING = Timing()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,9 +214,9 @@ class SwitchingRequest:
     core: int
     models: tuple[str, ...] = SWITCHED
     budget_bytes: int = 93 * MIB
-    timing: Timing = Timing()
-    coarse: int = 4 * MIB
-    fine: int = MIB // 2
+    timing: Timing = _TIMING
+    coarse: int = 8 * MIB
+    fine: int = MIB
 
 
 def bench_switching(
@@ -240,9 +241,7 @@ def bench_switching(
             compiled = compile_bounded(model, option.budget_bytes, FRAMES, rates=rates)
             sealed.append(seal_stage(compiled, folder))
         natives = [
-            stack.enter_context(
-                NativeProcess(build(name, request.zoo), request.core, model.inputs)
-            )
+            stack.enter_context(NativeProcess(build(name, request.zoo), request.core, model.inputs))
             for name, model in zip(request.models, models, strict=True)
         ]
         process = BoundedProcess(sealed, request.budget_bytes, request.core)
@@ -286,7 +285,7 @@ def _first_passes(
         expected = native_outputs(build(name, request.zoo), frames_of(model.inputs, FRAMES))
         names = [spec.name for spec in process.stages[number].output_specs]
         error = max_relative_error(names, process.outputs(FRAMES, stage=number), expected)
-        worst = worst if error <= worst else error
+        worst = float(np.maximum(worst, error))
     return worst
 
 

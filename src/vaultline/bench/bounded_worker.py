@@ -184,7 +184,7 @@ class _Stage:
         with Path(asked.frames).open("rb", buffering=0) as file:
             for buffer in self.buffers.inputs:
                 for part in buffer.parts:
-                    if file.readinto(part) != part.nbytes:
+                    if file.readinto(part.data) != part.nbytes:
                         raise InputError("the file of frames is too short", got=asked.frames)
 
     def run(self, command: Run) -> Timed:
@@ -263,7 +263,7 @@ def work(job: Job, meter: PeakMeter, ask: Callable[[], Command | None], fd: int)
         _Stage(asked, section, ledger, workspace)
         for asked, section in zip(job.stages, sections, strict=True)
     ]
-    say(fd, Loaded(held=ledger.held, before=before, cold=cold))
+    say(fd, Loaded(held=_held(ledger), before=before, cold=cold))
     while (command := ask()) is not None:
         match command:
             case Run():
@@ -277,14 +277,14 @@ def work(job: Job, meter: PeakMeter, ask: Callable[[], Command | None], fd: int)
                 meter.reset()
 
 
-def _weighed(
-    meter: PeakMeter, ledger: Ledger, vaults: Collection[str], sessions: int
-) -> Weighed:
+def _held(ledger: Ledger) -> dict[str, int]:
+    return {str(kind): size for kind, size in ledger.held.items()}
+
+
+def _weighed(meter: PeakMeter, ledger: Ledger, vaults: Collection[str], sessions: int) -> Weighed:
     memory = meter.now()  # before the text that says what is mapped takes any
     mapped = mapped_bytes(Path("/proc/self/smaps").read_text(), vaults)
-    return Weighed(
-        memory=memory, held=ledger.held, vault_mapped_bytes=mapped, sessions=sessions
-    )
+    return Weighed(memory=memory, held=_held(ledger), vault_mapped_bytes=mapped, sessions=sessions)
 
 
 def say(fd: int, line: WorkerLine) -> None:

@@ -8,7 +8,6 @@ go on later, in another process, with those that are missing.
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -17,13 +16,14 @@ import numpy as np
 from msgspec.structs import replace
 
 from vaultline.bench.noise import frames_of
-from vaultline.bench.rates import SealedWeight, device_rates, loopback_rate
+from vaultline.bench.rates import EngineCalls, SealedWeight, device_rates, loopback_rate
 from vaultline.bench.stage_bench import PASS_FRAMES, StageBench, segment_bench
 from vaultline.core.errors import RemoteProtocolError
-from vaultline.core.profile import TIME_S_MAX, BlockProfile, DeviceRates, LoopbackRate
+from vaultline.core.profile import TIME_S_MAX, BlockProfile, DeviceRates, Held, LoopbackRate
 from vaultline.core.program import Isa
 from vaultline.core.serde import Struct
 from vaultline.graph.cuts import candidates
+from vaultline.graph.needs import block_needs
 from vaultline.graph.node_times import NodeClock
 from vaultline.graph.structure import Model
 
@@ -32,6 +32,7 @@ class Blocks(Struct, frozen=True, tag="blocks"):
     """What compiling tells of the blocks; their times are still zero.
 
     Attributes:
+        held: the tensors between them.
         stacked: which of them are also timed at ``PASS_FRAMES`` frames a pass.
     """
 
@@ -39,6 +40,7 @@ class Blocks(Struct, frozen=True, tag="blocks"):
     isa: Isa
     blocks: tuple[BlockProfile, ...]
     stacked: tuple[int, ...]
+    held: tuple[Held, ...] = ()
 
 
 class Round(Struct, frozen=True, tag="round"):
@@ -174,7 +176,9 @@ def measure(
     positions = candidates(model)
     clock = _clock(model) if wanted.node_runs else None
     weight = SealedWeight() if wanted.rates else None
+    calls = EngineCalls() if wanted.rates else None
     timed: list[StageBench] = []
+    needs = block_needs(model, positions)
     if wanted.single_rounds or wanted.stacked_rounds:
         timed.append(segment_bench(model, 0, model.node_count))
         timed[0].pass_s(1)
@@ -183,16 +187,18 @@ def measure(
             yield Step(what="compiling blocks", done=len(timed) - 1, total=len(positions) - 1)
     ready()
     if timed:
-        yield from _timed_rounds(model, positions, timed, wanted)
+        yield from _timed_rounds(needs, timed, wanted)
     if clock is not None:
         yield from _inside(clock, positions, wanted.node_runs)
-    if weight is not None:
-        yield Rates(device=device_rates(weight), loopback=loopback_rate(far_cores))
+    if weight is not None and calls is not None:
+        yield Rates(device=device_rates(weight, calls), loopback=loopback_rate(far_cores))
         weight.close()
 
 
 def _timed_rounds(
-    model: Model, positions: Sequence[int], timed: Sequence[StageBench], wanted: Wanted
+    needs: tuple[tuple[BlockProfile, ...], tuple[Held, ...]],
+    timed: Sequence[StageBench],
+    wanted: Wanted,
 ) -> Iterator[Part | Step]:
     """Times of all in turn: a noisy moment of the machine hits one round of all blocks rather
     than all rounds of one."""
@@ -201,10 +207,8 @@ def _timed_rounds(
     yield Blocks(
         engine_version=whole.program.engine_version,
         isa=whole.program.isa,
-        blocks=tuple(
-            _block(model, first, last, bench)
-            for (first, last), bench in zip(pairwise(positions), benches, strict=True)
-        ),
+        blocks=needs[0],
+        held=needs[1],
         stacked=stacked,
     )
     total = wanted.single_rounds + (wanted.stacked_rounds if stacked else 0)
@@ -261,34 +265,3 @@ def timed_block(
     if many_s:
         times.append((PASS_FRAMES, statistics.median(many_s)))
     return replace(block, compute_s=tuple(times), spread_s=ordered[-1 - quarter] - ordered[quarter])
-
-
-def _block(
-    model: Model,
-    first: int,
-    last: int,
-    bench: StageBench,
-) -> BlockProfile:
-    """Everything of a block but its times."""
-    program = bench.program
-    edge = {*program.inputs, *program.outputs}
-    specs = [weight.spec for weight in program.weights]
-    tiled = {each.weight for step in program.steps if step.stackable for each in step.weights}
-    whole = [spec.nbytes for k, spec in enumerate(specs) if k not in tiled]
-    # A convolution reads its kernel and its bias in one step.
-    biases = [spec.nbytes for k, spec in enumerate(specs) if len(spec.shape) == 1]
-    return BlockProfile(
-        compute_s=((1, 0.0),),
-        weight_bytes=sum(spec.nbytes for spec in specs),
-        activation_bytes=0,
-        scratch_bytes=program.workspace_bytes + program.engine_bytes,
-        inner_bytes=_inner_bytes(model, first, last) + sum(program.tensors[k].nbytes for k in edge),
-        largest_weight_bytes=min(sum(whole), max(whole, default=0) + max(biases, default=0)),
-        ops=dict(Counter(node.op for node in model.nodes[first:last])),
-    )
-
-
-def _inner_bytes(model: Model, first: int, last: int) -> int:
-    """Everything that the nodes write."""
-    written = (name for node in model.nodes[first:last] for name in node.writes)
-    return sum(model.specs[name].nbytes for name in written if name in model.specs)

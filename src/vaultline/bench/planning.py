@@ -20,6 +20,7 @@ from vaultline.core.profile import (
     LoopbackRate,
     ModelProfile,
     RecordedOn,
+    held_between,
 )
 from vaultline.core.tensors import TensorSpec
 from vaultline.planner import PlanRequest, Settings, plan_request
@@ -161,19 +162,30 @@ def random_profile(seed: int, *, cuts: int) -> ModelProfile:
         int(rng.random() ** 3 * 4 * (place + 1) / count * 400 * MIB / count)
         for place in range(count)
     ]
+    stacking = count - max(1, count // 50)
+    crossing = _crossing(rng, count)
     blocks = tuple(
         BlockProfile(
-            compute_s=_passes(seconds, stacks=place >= count - max(1, count // 50)),
+            compute_s=_passes(seconds, stacks=place >= stacking),
             weight_bytes=weight,
             activation_bytes=rng.randrange(1, 2 * MIB),
-            scratch_bytes=rng.randrange(1, 2 * MIB),
-            inner_bytes=rng.randrange(2 * MIB, 4 * MIB),
-            largest_weight_bytes=weight // 4,
+            step_weight_bytes=weight,
+            cut_bytes=weight // 2 + rng.randrange(2 * MIB, 4 * MIB),
+            cut_frame_bytes=rng.randrange(1, 2 * MIB),
+            cut_steps=rng.randint(4, 6),
+            engine_nodes=rng.randint(1, 3),
+            stacked_bytes=rng.randrange(1, MIB) if place >= stacking else 0,
+            alone=place >= stacking,
+            largest_weight_bytes=-(-weight // 4),
         )
         for place, (seconds, weight) in enumerate(zip(times, weights, strict=True))
     )
     rates = DeviceRates(
-        seal_bytes_per_s=2e9, open_bytes_per_s=1e9, decrypt_bytes_per_s=2e9, call_s=5e-5
+        seal_bytes_per_s=2e9,
+        open_bytes_per_s=1e9,
+        decrypt_bytes_per_s=2e9,
+        call_s=5e-5,
+        step_s=1.5e-5,
     )
     return ModelProfile(
         model_name=f"random-{cuts}-{seed}",
@@ -183,7 +195,8 @@ def random_profile(seed: int, *, cuts: int) -> ModelProfile:
         recorded_on=_RECORDED,
         positions=tuple(range(cuts)),
         blocks=blocks,
-        crossing=_crossing(rng, count),
+        crossing=crossing,
+        held=held_between(crossing),
         rates=rates,
         loopback=LoopbackRate(bytes_per_s=2e9, latency_s=5e-5),
         classes=tuple(

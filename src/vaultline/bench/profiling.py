@@ -128,6 +128,7 @@ def assembled(
         positions=positions,
         blocks=tuple(settled(alone, inside.seconds, statistics.median(whole_s))),
         crossing=crossing,
+        held=found.held,
         rates=replace(device, open_bytes_per_s=open_bytes_per_s),
         owner_s=0.0 if hops is None else hops.owner_s(sum(spec.nbytes for spec in model.inputs)),
         loopback=rates.loopback,

@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from vaultline.bench.paging import page_costs
-from vaultline.bench.stage_bench import bench_settings
+from vaultline.bench.stage_bench import StageBench, bench_settings
 from vaultline.channel.keys import derive_hop_keys
 from vaultline.channel.records import OVERHEAD_BYTES, RecordKind, RecordOpener, RecordSealer
 from vaultline.core.limits import MIB, RECORD_FRAGMENT_BYTES
@@ -23,6 +23,7 @@ from vaultline.core.program import PROGRAM_VERSION, Place, StageProgram, Weight
 from vaultline.core.tensors import TensorSpec
 from vaultline.enclave.vault import VaultSection
 from vaultline.graph.compile import CompiledStage
+from vaultline.graph.probe import idle_stage
 from vaultline.owner.keyfile import new_keys
 from vaultline.owner.seal import seal_vault
 
@@ -89,7 +90,28 @@ class SealedWeight:
         self._file.close()
 
 
-def device_rates(weight: SealedWeight) -> DeviceRates:
+class EngineCalls:
+    """Two stages that compute next to nothing, in one step and in many, run by the executor."""
+
+    #: The difference between so many steps and one is what the others cost.
+    _STEPS = 33
+
+    def __init__(self) -> None:
+        self._one, self._many = (
+            StageBench(idle_stage(bench_settings(1), steps)) for steps in (1, self._STEPS)
+        )
+
+    def step_s(self) -> float:
+        """Seconds of one more call of the engine."""
+        times: list[list[float]] = [[], []]
+        for _ in range(200):
+            for bench, taken in zip((self._one, self._many), times, strict=True):
+                taken.append(bench.pass_s(1))
+        one_s, many_s = (statistics.median(taken[10:]) for taken in times)
+        return max(0.0, many_s - one_s) / (self._STEPS - 1)
+
+
+def device_rates(weight: SealedWeight, calls: EngineCalls) -> DeviceRates:
     """Records and weights per second, and the fixed cost of a pass."""
     keys = derive_hop_keys(bytes(32), hop=0, epoch=0)
     sealer = RecordSealer(keys)
@@ -109,6 +131,7 @@ def device_rates(weight: SealedWeight) -> DeviceRates:
         open_bytes_per_s=RECORD_FRAGMENT_BYTES / statistics.median(open_s),
         decrypt_bytes_per_s=weight.bytes_per_s(),
         call_s=_call_s(),
+        step_s=calls.step_s(),
         page_s=page_costs(),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,12 +11,17 @@ from typing import Annotated, Any
 import typer
 
 from vaultline.bench.bounded import (
+    BUDGETS,
     SGX1_BYTES,
     BoundedRequest,
     BoundedResult,
     bench_bounded,
     figures,
 )
+from vaultline.bench.bounded_choice import MODEL, PARTS, ChoiceAt
+from vaultline.bench.bounded_paged import PagedRun
+from vaultline.bench.bounded_pipeline import CHUNK_FRAMES, PipelineRun, PipelineTiming
+from vaultline.bench.bounded_process import FRAMES
 from vaultline.bench.bounded_ratio import BoundedRun, Timing
 from vaultline.bench.bounded_switching import SWITCHED, SwitchingRequest, SwitchingResult
 from vaultline.cli.bench_common import QuickFlag, ZooOption, default_zoo, machine, told
@@ -23,13 +29,16 @@ from vaultline.cli.common import JsonFlag, print_json, results, table
 from vaultline.cli.files import check_target
 from vaultline.core.errors import InputError
 from vaultline.core.limits import MIB
+from vaultline.core.paged import SGX1_PAGE_S
 from vaultline.graph.zoo import ZOO
 
 _PICTURE = "bounded.png"
 _QUICK_MODELS = ("squeezenet", "googlenet")
+#: A second enclave that gains less than this doesn't help.
+_GAIN_MIN = 1.05
 _QUICK_TIMING = Timing(rounds=5, seconds=0.1)
 #: Small enough that the quick models don't fit together.
-_QUICK_SWITCHING_BYTES = 32 * MIB
+_QUICK_SWITCHING_BYTES = 40 * MIB
 
 
 def bounded(
@@ -87,16 +96,22 @@ def _request(
         models=switched,
         timing=timing,
         budget_bytes=_QUICK_SWITCHING_BYTES if quick else SGX1_BYTES,
-        coarse=(8 if quick else 4) * MIB,
     )
     return BoundedRequest(
         zoo=zoo,
         models=models,
+        budgets=BUDGETS[:2] if quick else BUDGETS,
         timing=timing,
-        sweep_points=4 if quick else 9,
-        sweep_timing=Timing(rounds=3, seconds=0.05) if quick else Timing(rounds=3, seconds=0.2),
+        sweep_points=3 if quick else 9,
+        sweep_timing=Timing(rounds=3, seconds=0.05 if quick else 0.2),
         # All or nothing: fewer models in turn would be another figure.
         switching=switching if quick or switched == SWITCHED else None,
+        paged_rounds=2 if quick else 5,
+        pipeline=PipelineTiming(rounds=1, seconds=0.5) if quick else PipelineTiming(),
+        profile_repeats=3 if quick else 5,
+        choice_model=models[0] if quick else MODEL if MODEL in models else None,
+        choice_frames=8 if quick else 40,
+        choice_parts=(1.1, 0.8) if quick else PARTS,
     )
 
 
@@ -109,6 +124,13 @@ def document(found: BoundedResult) -> dict[str, Any]:
         "least": {name: [asdict(each) for each in some] for name, some in found.least.items()},
         "sweep": {name: [run_document(run) for run in some] for name, some in found.sweep.items()},
         "switching": None if found.switching is None else switching_document(found.switching),
+        "published_page_s": SGX1_PAGE_S,
+        "paged": [paged_document(found, run) for run in found.paged],
+        "pipelines": [pipeline_document(found, run) for run in found.pipelines],
+        "choices": [
+            {**asdict(each), "fastest": each.fastest, "agrees": each.agrees}
+            for each in found.choices
+        ],
     }
 
 
@@ -128,6 +150,28 @@ def switching_document(found: SwitchingResult) -> dict[str, Any]:
     """Models in turn, with what follows."""
     over = found.memory.over_budget
     return {**asdict(found), "ratio": found.ratio, "memory_over_budget": over}
+
+
+def paged_document(found: BoundedResult, run: PagedRun) -> dict[str, Any]:
+    """A paged enclave, with what a bounded one gains over it."""
+    derived = {
+        "frame_s": run.frame_s,
+        "page_s": run.page_s,
+        "speedup_bounded": found.speedup(run.model, run.page_mode, 1),
+        "speedup_bounded_4_frames": found.speedup(run.model, run.page_mode, FRAMES),
+    }
+    return {**asdict(run), **derived}
+
+
+def pipeline_document(found: BoundedResult, run: PipelineRun) -> dict[str, Any]:
+    """Real enclaves, with the time of a chunk and what the second of them gains."""
+    derived = {
+        "enclaves": run.enclaves,
+        "chunk_frames": CHUNK_FRAMES,
+        "chunk_s": run.chunk_s(),
+        "gain_over_one": found.partition_gain(run.model) if run.asked_enclaves > 1 else None,
+    }
+    return {**asdict(run), **derived}
 
 
 def show(found: BoundedResult) -> None:
@@ -163,7 +207,7 @@ def show(found: BoundedResult) -> None:
     title = "one core, ratios to the plain engine: untouched, rewritten, and what streaming allows"
     console.print(table(title, columns, rows))
     for each in found.not_run:
-        where = f"{each.budget_bytes // MIB} MiB, {each.asked_frames} a pass"
+        where = f"{each.budget_bytes // MIB} MiB, {each.how}"
         console.print(f"{each.model} does not run in {where}: {each.why}")
     for name, some in found.least.items():
         for least in some:
@@ -171,6 +215,83 @@ def show(found: BoundedResult) -> None:
             console.print(f"{name}, {least.frames} a pass, needs {budget}: {least.why}")
     if found.switching is not None:
         _show_switching(found.switching)
+    if found.paged:
+        _show_paged(found)
+    if found.pipelines:
+        _show_pipelines(found)
+    if found.choices:
+        _show_choices(found.choices)
+
+
+def _show_paged(found: BoundedResult) -> None:
+    rows = [
+        (
+            run.model,
+            run.page_mode,
+            f"{run.frame_s * 1e3:.1f}",
+            f"{run.pages.swapped:,}",
+            "" if run.page_s is None else f"{run.page_s * 1e6:.1f}",
+            _times(found.speedup(run.model, run.page_mode, 1)),
+            _times(found.speedup(run.model, run.page_mode, FRAMES)),
+            _times(found.pipeline_speedup(run.model, run.page_mode)),
+        )
+        for run in found.paged
+    ]
+    columns = ("model", "pages as", "ms a frame", "pages", "us a page", "one", "4 a pass", "two")
+    title = (
+        f"one paged enclave, and how much faster a bounded one is (published for SGX1: "
+        f"{SGX1_PAGE_S * 1e6:.0f} us a page), and two on {CHUNK_FRAMES} frames"
+    )
+    results().print(table(title, columns, rows))
+
+
+def _show_pipelines(found: BoundedResult) -> None:
+    rows = []
+    for run in found.pipelines:
+        gain = found.partition_gain(run.model) if run.asked_enclaves > 1 else None
+        helps = "" if gain is None else "" if gain > _GAIN_MIN else "no help"
+        rows.append(
+            (
+                run.model,
+                str(run.enclaves),
+                str(len(run.plan.stages)),
+                str(run.frames),
+                f"{run.chunk_s():.2f}",
+                _times(gain),
+                helps,
+            )
+        )
+    columns = ("model", "enclaves", "stages", "frames run", "chunk s", "over one", "")
+    title = f"bounded enclaves, the planner's choice, on {CHUNK_FRAMES} frames"
+    results().print(table(title, columns, rows))
+
+
+def _show_choices(found: Sequence[ChoiceAt]) -> None:
+    rows = []
+    for each in found:
+        predicted = [_ms(way.predicted_s) for way in each.ways]
+        measured = [_ms(way.measured_s) for way in each.ways]
+        agrees = "agrees" if each.agrees else "differs"
+        budget = str(each.budget_bytes // MIB)
+        rows.append((budget, str(each.chosen), *predicted, *measured, agrees))
+    counts = [str(way.enclaves) for way in found[0].ways]
+    columns = (
+        "MiB",
+        "chosen",
+        *(f"{count}: predicted" for count in counts),
+        *(f"{count}: measured" for count in counts),
+        "order",
+    )
+    title = f"{found[0].model} in one, two and three enclaves: ms of one frame"
+    results().print(table(title, columns, rows))
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}"
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:.1f}"
 
 
 def _show_switching(found: SwitchingResult) -> None:

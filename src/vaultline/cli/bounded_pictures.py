@@ -67,7 +67,9 @@ def _draw_model(
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    ticks = sorted({round(low), *(b // MIB for b in BUDGETS[::2] if low < b / MIB < high), round(high)})
+    ticks = sorted(
+        {round(low), *(b // MIB for b in BUDGETS[::2] if low < b / MIB < high), round(high)}
+    )
     axes.set_xticks(_apart(ticks))
     top = max(1.0, rewritten, *(run.ratio for run in runs))
     axes.set_ylim(0, top * 1.12)

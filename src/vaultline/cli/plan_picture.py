@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vaultline.cli.common import device_names
+from vaultline.cli.memory_picture import MEMORY_IN, draw_memory, planned_stages
 from vaultline.cli.pictures import FAINT, INK, PALETTE, STYLE, plain, save, tint
 from vaultline.core.errors import InputError
 from vaultline.core.plan import Plan, PlannedStage
@@ -41,11 +42,14 @@ def draw_plan(plan: Plan, profile: ModelProfile, path: Path) -> None:
         raise InputError("the plan and the profile are of different models")
     rows = _rows(plan)
     timeline_in = max(1.1, 0.55 + sum(_ROW_IN[what] for what, _, _ in rows))
-    heights = (0.72, 1.25, 1.25, 0.95, timeline_in)
+    shown = planned_stages(plan)
+    heights = (0.72, 1.25, 1.25, 0.95, *(MEMORY_IN if shown else ()), timeline_in)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH_IN, sum(heights) + 1.35), dpi=110, layout="constrained")
         figure.get_layout_engine().set(hspace=0.02, h_pad=0.04)  # type: ignore[union-attr, call-arg]
-        bands, times, sizes, crossing, frames = figure.subplots(5, 1, height_ratios=heights)
+        bands, times, sizes, crossing, *others = figure.subplots(
+            len(heights), 1, height_ratios=heights
+        )
         _draw_bands(bands, plan)
         _draw_times(times, plan, profile)
         _draw_sizes(sizes, plan, profile)
@@ -55,7 +59,9 @@ def draw_plan(plan: Plan, profile: ModelProfile, path: Path) -> None:
             axes.tick_params(labelbottom=False)
         crossing.set_xlim(0, profile.positions[-1])
         crossing.set_xlabel("node of the model, in topological order")
-        _draw_frames(frames, plan, rows)
+        if shown:
+            draw_memory(figure, (others[0], others[1]), plan, shown)
+        _draw_frames(others[-1], plan, rows)
         figure.suptitle(_title(plan), fontsize=11)
         save(figure, path)
 
@@ -128,9 +134,7 @@ def _draw_times(axes: Axes, plan: Plan, profile: ModelProfile) -> None:
 
 def _draw_sizes(axes: Axes, plan: Plan, profile: ModelProfile) -> None:
     weights = [block.weight_bytes / _MIB for block in profile.blocks]
-    activations = [
-        (block.activation_bytes + block.scratch_bytes) / _MIB for block in profile.blocks
-    ]
+    activations = [nbytes / _MIB for nbytes in _activations(profile)]
     _bars(axes, plan, profile, weights)
     lefts, widths = _extents(profile)
     edges = [*lefts, lefts[-1] + widths[-1]]
@@ -144,6 +148,15 @@ def _draw_sizes(axes: Axes, plan: Plan, profile: ModelProfile) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylabel("MiB")
     _say(axes, "memory of each layer: weights (bars), activations (line)" + ", log scale" * skewed)
+
+
+def _activations(profile: ModelProfile) -> list[int]:
+    """Per block, the tensors of a frame that are alive while it runs."""
+    alive = [block.activation_bytes for block in profile.blocks]
+    for each in profile.held:
+        for block in range(each.first, each.last + 1):
+            alive[block] += each.nbytes
+    return alive
 
 
 def _draw_crossing(axes: Axes, plan: Plan, profile: ModelProfile) -> None:

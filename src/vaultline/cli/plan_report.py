@@ -7,11 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from msgspec import to_builtins
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from vaultline.cli.common import printable, results, table
+from vaultline.core.memory import MemoryPlan
 from vaultline.core.plan import Objective, Plan, PlannedStage
 from vaultline.core.units import format_bytes, format_ms
 from vaultline.planner.baselines import BASELINES, Row
@@ -42,6 +44,8 @@ def show_plan(plan: Plan, explained: Explanation, privacy: str = "") -> None:
     console.print(_folding(table(title, columns, _stage_rows(plan, explained)), "device"))
     back = f"{_size(explained.hop_bytes[-1])}, {format_ms(explained.hop_s[-1])}"
     console.print(f"the owner receives {back}", style="dim")
+    for line in _memory_lines(plan):
+        console.print(line, style="dim")
     _show_released(plan)
     console.print()
     for label, text in _prediction(plan, explained):
@@ -105,6 +109,19 @@ def _stage_rows(plan: Plan, explained: Explanation) -> Iterable[Sequence[str]]:
             _used(spelt.need_bytes, spelt.memory_bytes),
             str(stage.frames_per_pass),
             f"{_size(spelt.in_bytes)}, {format_ms(explained.hop_s[number])}",
+        )
+
+
+def _memory_lines(plan: Plan) -> Iterable[str]:
+    """Of stages whose weights don't all stay: what stays, and what every pass decrypts."""
+    for number, stage in enumerate(plan.stages):
+        memory = stage.memory
+        if memory is None or stage.mode != "streamed":
+            continue
+        ahead = ", ahead on another core" if memory.prefetch else ""
+        yield (
+            f"stage {number} keeps {_size(memory.resident_bytes)} of weights and decrypts "
+            f"{_size(memory.streamed_bytes)} a pass of {frames_text(stage.frames_per_pass)}{ahead}"
         )
 
 
@@ -208,10 +225,27 @@ def plan_document(plan: Plan, explained: Explanation) -> dict[str, Any]:
                 "period_s": stage.period_s,
                 "estimated": stage.estimated,
                 "untrusted": stage.device.untrusted,
+                "mode": stage.mode,
+                "frames_per_pass": stage.frames_per_pass,
+                "memory_bytes": stage.device.memory_bytes,
+                "memory": None if stage.memory is None else memory_document(stage.memory),
             }
             for stage in plan.stages
         ],
         "released": plan.released,
+    }
+
+
+def memory_document(memory: MemoryPlan) -> dict[str, Any]:
+    """How a stage uses its protected memory: what is held, and what each step of a pass needs."""
+    return {
+        "resident_bytes": memory.resident_bytes,
+        "streamed_bytes": memory.streamed_bytes,
+        "workspace_bytes": memory.workspace_bytes,
+        "engine_bytes": memory.engine_bytes,
+        "io_bytes": memory.io_bytes,
+        "prefetch": memory.prefetch,
+        "steps": [to_builtins(step) for step in memory.steps],
     }
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.progress import TextColumn
+from rich.table import Table
 
 from vaultline.cli.common import JsonFlag, device_names, note, print_json, progress, results, table
 from vaultline.cli.files import load_plan, read_text
+from vaultline.cli.run_metrics import StageCollector, serving
 from vaultline.cli.running import (
     RunRequest,
     RunSummary,
@@ -22,6 +25,7 @@ from vaultline.cli.running import (
     stoppable,
 )
 from vaultline.cli.seal import KekOption, PrivacyOption
+from vaultline.core.limits import MIB
 from vaultline.core.plan import Plan
 from vaultline.owner.deploy import parse_place
 from vaultline.owner.disclosure import load_disclosure
@@ -88,6 +92,10 @@ def run(
     stall: Annotated[
         float, typer.Option(min=0.1, help="Seconds to wait for the next result.")
     ] = 60.0,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT that serves memory use as Prometheus text, to anybody."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Attest the enclaves of a plan, release their keys, and send frames through them."""
@@ -114,12 +122,21 @@ def run(
     spec = planned.stages[0].inputs[0]
     how = default_preprocessing(spec) if preprocess is None else load_preprocessing(preprocess)
     note(f"preprocessing: {how.describe()}")
-    with stoppable(), open_source(source, limit=limit) as frames:
+    collector = StageCollector(planned)
+    with (
+        stoppable(),
+        nullcontext() if metrics is None else serving(metrics, collector) as served,
+        open_source(source, limit=limit) as frames,
+    ):
+        if served is not None:
+            note(f"metrics: {served}")
         preprocessor = Preprocessor(how, spec)
         with JsonLinesSink(sink, topk=topk, raw_dir=raw, labels=names) as lines:
             bar = FrameBar(planned, frames.frame_count)
             with bar.progress:
-                summary = run_video(request, frames, preprocessor, lines, bar.advance)
+                summary = run_video(
+                    request, frames, preprocessor, lines, bar.advance, collector.watch
+                )
     if as_json:
         print_json(asdict(summary))
     else:
@@ -144,6 +161,22 @@ class FrameBar:
         self.progress.update(self._task, advance=1, stages=text)
 
 
+def memory_table(summary: RunSummary) -> Table:
+    """What each worker used of its protected memory, and what for."""
+    kinds = ("resident", "tile", "activation", "io", "engine")
+    rows = [
+        (
+            f"{row['stage']} ({row['device']})",
+            *(f"{row['peak_bytes'].get(kind, 0) / MIB:.1f}" for kind in kinds),
+            f"{row['held_bytes'] / MIB:.1f}",
+            f"{row['budget_bytes'] / MIB:.1f}",
+        )
+        for row in summary.memory
+    ]
+    columns = ("stage", "weights kept", "streamed", "activations", "i/o", "engine", "held", "of")
+    return table("protected memory, MiB (at most)", columns, rows)
+
+
 def show_summary(summary: RunSummary, sink: Path) -> None:
     """The run in a table."""
     console = results()
@@ -164,6 +197,8 @@ def show_summary(summary: RunSummary, sink: Path) -> None:
         f"{summary.latency_s * 1e3:.1f} ms latency (median)"
     )
     console.print(table(title, columns, rows))
+    if summary.memory:
+        console.print(memory_table(summary))
     console.print(f"enclaves: {summary.attested}")
     if summary.unverified:
         stages = ", ".join(map(str, summary.unverified))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vaultline.cli.common import device_names
+from vaultline.cli.run_metrics import memory_rows, worker_uses
 from vaultline.core.errors import InputError
 from vaultline.core.plan import Plan
 from vaultline.owner.accelerator import ACCELERATOR_FILE, check_accelerator_key
@@ -75,6 +76,7 @@ class RunSummary:
         attested: how the enclaves were proven, and which stages were not.
         unverified: stages on untrusted devices, whose results nothing vouches for.
         untrusted_devices: those devices.
+        memory: what each worker used of its budget, as the host tells it.
     """
 
     frames_in: int = 0
@@ -91,6 +93,7 @@ class RunSummary:
     unverified: list[int] = field(default_factory=list)
     untrusted_devices: list[str] = field(default_factory=list)
     hardening: list[list[str]] = field(default_factory=list)
+    memory: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Stopped(KeyboardInterrupt):
@@ -177,6 +180,7 @@ def run_video(
     preprocessor: Preprocessor,
     sink: JsonLinesSink,
     on_result: Callable[[ResultFrame], None] = lambda _: None,
+    on_session: Callable[[Session], None] = lambda _: None,
 ) -> RunSummary:
     """Run a source through the plan; each result is in the sink before the next is awaited.
 
@@ -191,6 +195,7 @@ def run_video(
             summary.frames_in += 1
 
     with open_session(request) as session:
+        on_session(session)
         summary.epoch = session.epoch.number
         summary.grant_ms = [release.grant_s * 1e3 for release in session.releases]
         if session.endpoints is not None:
@@ -213,6 +218,8 @@ def run_video(
         finally:
             summary.seconds = time.perf_counter() - before_s
             _close_summary(summary, latencies, per_stage, request.plan)
+        session.wait_last_metrics()
+        summary.memory = memory_rows(worker_uses(request.plan, session))
     return summary
 
 

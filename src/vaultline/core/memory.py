@@ -14,14 +14,16 @@ class StreamRates(Struct, frozen=True):
     Attributes:
         decrypt_bytes_per_s: weights from the vault.
         step_s: one more call of the engine.
+        read_s: one more weight to decrypt, however small it is.
     """
 
     decrypt_bytes_per_s: float = 1e10
     step_s: float = 15e-6
+    read_s: float = 8e-6
 
     def __post_init__(self) -> None:
-        fine = isfinite(self.decrypt_bytes_per_s) and isfinite(self.step_s)
-        if not fine or self.decrypt_bytes_per_s <= 0 or self.step_s < 0:
+        fine = all(map(isfinite, (self.decrypt_bytes_per_s, self.step_s, self.read_s)))
+        if not fine or self.decrypt_bytes_per_s <= 0 or min(self.step_s, self.read_s) < 0:
             raise InputError("a rate must be above zero and a cost not negative", got=str(self))
 
 

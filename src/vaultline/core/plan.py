@@ -16,15 +16,12 @@ from vaultline.core.limits import (
     TENSOR_BYTES_MAX,
     WORKERS_MAX,
 )
+from vaultline.core.memory import MemoryPlan, StreamRates
 from vaultline.core.program import Mode, PageMode
 from vaultline.core.serde import Struct, canonical_json, from_json
 from vaultline.core.tensors import TensorSpec, layout
 
-PLAN_VERSION = 2
-#: What one more step of a streamed stage is worth in bytes of tensors kept between steps: a step
-#: costs a call, tensors between steps cost memory for every waiting frame. The compiler cuts by
-#: it, and the planner predicts by it what the compiler will do.
-STEP_WORTH_BYTES = 1 << 18
+PLAN_VERSION = 3
 Objective = Literal["latency", "throughput", "chunk"]
 DeviceKind = Literal["simulated", "sgx", "tdx", "snp", "accelerator"]
 LeakageMetric = Literal["resolution", "similarity", "reconstruction"]
@@ -52,10 +49,13 @@ class PlannedStage(Struct, frozen=True):
         devices: replicas of the stage: frame n runs on ``devices[n % len(devices)]``.
         inputs, outputs: the tensors crossing the cuts before and after, in the order in which
             they travel.
-        step_bytes: bound on the weights of one step when they are streamed.
+        step_bytes: the largest tile of a product when weights are streamed.
         page_mode: what a swapped page costs when the stage is paged, in a simulation.
         predicted_s: seconds that a busy replica takes per frame of its own.
         estimated: the time was not measured on such a device but scaled from another one.
+        memory: how it is expected to use its protected memory, at the granularity of the model's
+            cuts; None where nothing was priced.
+        rates: what streaming costs there: the compiler weighs steps by it.
     """
 
     devices: tuple[PlannedDevice, ...]
@@ -72,6 +72,8 @@ class PlannedStage(Struct, frozen=True):
     predicted_s: float
     estimated: bool = False
     page_mode: PageMode = "crypto"
+    memory: MemoryPlan | None = None
+    rates: StreamRates = StreamRates()
 
     def __post_init__(self) -> None:
         if not 0 <= self.first < self.last:
@@ -95,6 +97,11 @@ class PlannedStage(Struct, frozen=True):
     def period_s(self) -> float:
         """Seconds between the stage's frames when all replicas are busy."""
         return self.predicted_s / len(self.devices)
+
+    @property
+    def prefetch(self) -> bool:
+        """Whether a step's weights are decrypted while the step before runs."""
+        return self.memory is not None and self.memory.prefetch
 
     def _check_devices(self) -> None:
         """Replicas run one sealed program, so they must be able to."""
@@ -124,8 +131,17 @@ class PlannedStage(Struct, frozen=True):
                     expected=f"1 to {most}",
                     remedy="make the plan again with `vaultline plan`",
                 )
+        sizes = () if self.memory is None else _sizes(self.memory)
+        if not all(0 <= size <= 1 << 62 for size in sizes):
+            raise InputError(f"stage [{self.first}, {self.last}) has an impossible memory plan")
         if not (isfinite(self.predicted_s) and self.predicted_s >= 0):
             raise InputError("a stage's predicted time is negative", got=str(self.predicted_s))
+
+
+def _sizes(memory: MemoryPlan) -> tuple[int, ...]:
+    held = (memory.resident_bytes, memory.workspace_bytes, memory.engine_bytes, memory.io_bytes)
+    steps = [each for step in memory.steps for each in (step.streamed_bytes, step.activation_bytes)]
+    return (*held, *steps)
 
 
 class ReleasedTensor(Struct, frozen=True):

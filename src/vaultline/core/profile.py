@@ -13,9 +13,13 @@ from vaultline.core.errors import InputError
 from vaultline.core.limits import TENSOR_BYTES_MAX
 from vaultline.core.program import Isa, PageMode
 from vaultline.core.serde import Struct, canonical_json, from_json
-from vaultline.core.tensors import TensorSpec, layout
+from vaultline.core.tensors import TensorSpec, align, layout
 
-PROFILE_VERSION = 2
+PROFILE_VERSION = 3
+#: The largest tile of a product whose weights are streamed: blocks are measured with it.
+TILE_BYTES = 4 << 20
+#: More nodes than any model has.
+NODES_MAX = 1 << 18
 #: Beyond these a number is no measurement but a mistake, and sums of it would not stay finite.
 TIME_S_MAX = 1e9
 RATE_MIN, RATE_MAX = 1e-6, 1e24
@@ -74,16 +78,26 @@ def _check_times(compute_s: tuple[tuple[int, float], ...], spread_s: float = 0.0
 class BlockProfile(Struct, frozen=True):
     """The nodes between two neighbouring positions.
 
+    Sizes are as compiled, each weight and tensor aligned. Those of tensors leave out what lives
+    beyond the block: see ``Held``.
+
     Attributes:
         compute_s: (frames in a pass, median seconds of the whole pass), ascending, from 1 frame.
             More than one entry where stacking frames changes the time.
         spread_s: spread (interquartile) of the one-frame time.
         weight_bytes: of all the weights that the block reads.
-        activation_bytes: tensors of one frame between the block's own steps.
-        scratch_bytes: the most that the engine holds within one call, for one frame.
-        inner_bytes: all tensors of one frame that are made and used within the block: what is kept
-            at most if the block itself is cut into steps.
-        largest_weight_bytes: the most weights of a node that cannot be split into tiles.
+        step_weight_bytes: of a step that runs all of it. The engine may move work of the block
+            before into it where both are in one stage; at least ``weight_bytes``.
+        activation_bytes: the most that its own tensors take while one frame runs through it in one
+            step.
+        cut_bytes: the largest step, its weights included, if each node is a step of its own, for
+            passes of one frame; cut_frame_bytes: more for each further frame.
+        cut_steps: how many steps those are.
+        largest_weight_bytes: the most weights that one of them reads.
+        engine_nodes: nodes of the engine's sessions.
+        stacked_bytes: what the engine itself may allocate of each frame in steps that stack them.
+        alone: no step may hold both its nodes and another block's: it is cut into tiles, or it
+            stacks frames.
         ops: how many nodes of each operator.
     """
 
@@ -91,25 +105,46 @@ class BlockProfile(Struct, frozen=True):
     weight_bytes: int
     activation_bytes: int
     spread_s: float = 0.0
-    scratch_bytes: int = 0
-    inner_bytes: int = 0
+    step_weight_bytes: int = 0
+    cut_bytes: int = 0
+    cut_frame_bytes: int = 0
+    cut_steps: int = 1
     largest_weight_bytes: int = 0
+    engine_nodes: int = 1
+    stacked_bytes: int = 0
+    alone: bool = False
     ops: dict[str, int] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_times(self.compute_s, self.spread_s)
         sizes = (
             self.weight_bytes,
+            self.step_weight_bytes,
             self.activation_bytes,
-            self.scratch_bytes,
-            self.inner_bytes,
+            self.cut_bytes,
+            self.cut_frame_bytes,
             self.largest_weight_bytes,
+            self.stacked_bytes,
         )
         if min(sizes) < 0 or max(sizes) > TENSOR_BYTES_MAX:
             raise InputError(
                 "a block has a negative size or one beyond reason",
                 got=str(sizes),
                 expected=f"bytes from 0 to {TENSOR_BYTES_MAX}",
+            )
+        most = self.largest_weight_bytes
+        if self.cut_bytes < most or self.cut_steps * most < self.weight_bytes:
+            raise InputError(
+                "a block's steps hold less than its weights",
+                got=f"{self.cut_steps} steps of at most {most} bytes of weights",
+                expected=f"{self.weight_bytes} bytes of weights in steps of {self.cut_bytes}",
+            )
+        counts = (self.cut_steps, self.engine_nodes)
+        if min(counts) < 0 or max(counts) > NODES_MAX:
+            raise InputError(
+                "a block has an impossible number of steps or nodes",
+                got=str(counts),
+                expected=f"0 to {NODES_MAX}",
             )
 
     def compute_pass_s(self, frames: int) -> float:
@@ -125,6 +160,7 @@ class DeviceRates(Struct, frozen=True):
         open_bytes_per_s: its input taken from the socket, opened and laid out for the engine.
         decrypt_bytes_per_s: weights from the vault.
         call_s: fixed cost of a pass.
+        step_s: one more call of the engine.
         frame_s: fixed cost of a frame: threads woken, buffers handed over.
         page_s: what evicting one page of protected memory and loading another takes, by what was
             counted: ``crypto`` only the cipher's work, measured; ``sgx1`` all of it, as published.
@@ -135,18 +171,58 @@ class DeviceRates(Struct, frozen=True):
     decrypt_bytes_per_s: float
     call_s: float
     frame_s: float = 0.0
+    step_s: float = 0.0
     page_s: dict[PageMode, float] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rates = (self.seal_bytes_per_s, self.open_bytes_per_s, self.decrypt_bytes_per_s)
-        costs = (self.call_s, self.frame_s, *self.page_s.values())
+        costs = (self.call_s, self.frame_s, self.step_s, *self.page_s.values())
         if not all(map(_is_rate, rates)) or not all(0 <= cost <= TIME_S_MAX for cost in costs):
             raise InputError("a rate must be above zero and a cost not negative", got=str(self))
 
     def __hash__(self) -> int:
         # Of the dictionary too, which has none of its own.
         rates = (self.seal_bytes_per_s, self.open_bytes_per_s, self.decrypt_bytes_per_s)
-        return hash((*rates, self.call_s, self.frame_s, *sorted(self.page_s.items())))
+        costs = (self.call_s, self.frame_s, self.step_s)
+        return hash((*rates, *costs, *sorted(self.page_s.items())))
+
+
+class Held(Struct, frozen=True):
+    """A tensor of the compiled model that lives beyond the block that makes it.
+
+    Attributes:
+        nbytes: of one frame, in the engine's layout, aligned.
+        first, last: the block that makes it and the last one that reads it.
+        relaid: its layout is the engine's own: in a message it has another one, so that a stage
+            that it enters or leaves holds a copy.
+    """
+
+    nbytes: int
+    first: int
+    last: int
+    relaid: bool = False
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.nbytes <= TENSOR_BYTES_MAX and 0 <= self.first < self.last):
+            raise InputError(
+                "a tensor between blocks has an impossible size or life", got=str(self)
+            )
+
+
+def held_between(crossing: tuple[tuple[TensorSpec, ...], ...]) -> tuple[Held, ...]:
+    """The tensors that cross the inner ones of a model's cuts, in no layout but their own."""
+    lives: dict[str, tuple[int, int, int]] = {}
+    for cut, tensors in enumerate(crossing):
+        for spec in tensors:
+            first, _, nbytes = lives.get(spec.name, (max(cut - 1, 0), cut, align(spec.nbytes)))
+            lives[spec.name] = (first, cut, nbytes)
+    inputs = {spec.name for spec in crossing[0]}
+    blocks = len(crossing) - 1
+    return tuple(
+        Held(nbytes=nbytes, first=first, last=min(last, blocks - 1))
+        for name, (first, last, nbytes) in lives.items()
+        if name not in inputs and first < min(last, blocks - 1)
+    )
 
 
 class LoopbackRate(Struct, frozen=True):
@@ -188,6 +264,7 @@ class ModelProfile(Struct, frozen=True):
         blocks: block k holds the nodes between ``positions[k]`` and ``positions[k + 1]``.
         crossing: the tensors that cross each position, in the order in which they travel; the
             model's inputs first and its outputs last.
+        held: tensors of the compiled model that live beyond the block that makes them.
         classes: measured on other classes of devices.
         owner_s: what a core of the owner's host gives up for each frame: laying it out, sealing it,
             sending it, taking the result.
@@ -207,6 +284,7 @@ class ModelProfile(Struct, frozen=True):
     rates: DeviceRates
     loopback: LoopbackRate
     owner_s: float = 0.0
+    held: tuple[Held, ...] = ()
     classes: tuple[ClassProfile, ...] = ()
     class_scale: dict[str, float] = msgspec.field(default_factory=dict)
     class_notes: dict[str, str] = msgspec.field(default_factory=dict)
@@ -233,6 +311,10 @@ class ModelProfile(Struct, frozen=True):
                 got=f"{len(self.blocks)} blocks and {len(self.crossing)} crossings",
                 expected=f"{count - 1} and {count}",
             )
+        if any(each.last >= len(self.blocks) for each in self.held):
+            raise InputError("a tensor lives in blocks that the profile lacks")
+        if sum(block.cut_steps for block in self.blocks) > NODES_MAX:
+            raise InputError("a profile has more steps than any model")
         if not 0 <= self.owner_s <= TIME_S_MAX:
             raise InputError("the owner's time is negative", got=str(self.owner_s))
         if not all(map(_is_rate, self.class_scale.values())):

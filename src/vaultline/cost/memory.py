@@ -1,14 +1,13 @@
 """Equations of memory: what a segment needs on its device, as the enclave's ledger counts it.
 
-    resident = weights  + f * kept + scratch + io
-    streamed = step + f * kept + scratch + io
+    resident = weights + workspace + engine + io
+    streamed = workspace + engine + io, and what is left over holds weights that stay
+    engine   = session * nodes + f * stacked
     io       = q * in + (f + extra) * out + sources * record(in) + targets * record(out)
 
 with f frames a pass, q buffers in the input queue, and a record buffer for each neighbour: the
-replicas of the stage before are the sources, those of the stage after the targets. ``kept`` are
-the tensors of a frame that wait between steps: a pass runs step by step over its frames, so those
-of all frames are alive. ``scratch`` is what the engine holds within one call. Streaming has one
-buffer, for the step with the most weights.
+replicas of the stage before are the sources, those of the stage after the targets. ``workspace`` is
+the largest step (``cost.steps``), and what is lost between its buffers.
 """
 
 from __future__ import annotations
@@ -18,11 +17,20 @@ from numpy.typing import NDArray
 
 from vaultline.core.frames import OUTPUT_FRAMES_EXTRA
 from vaultline.core.limits import RECORD_FRAGMENT_BYTES, RECORD_SLACK_BYTES
-from vaultline.core.tensors import ALIGNMENT_BYTES
 
 Table = NDArray[np.float64]
-#: What alignment adds to one step's weights: 64 bytes for each of 256.
-ALIGNMENT_SLACK_BYTES = 256 * ALIGNMENT_BYTES
+#: What the engine takes for a node, and for it in every frame of a pass; for a step's session, of
+#: which equal steps share one; and for its own buffers. ``graph.takings`` counts a compiled stage.
+NODE_BYTES, BOUND_BYTES = 9 << 10, 9 << 9
+SESSION_BYTES, SESSIONS_MAX, BUFFER_BYTES = 28 << 10, 24, 72 << 10
+#: Buffers of different sizes may leave gaps: at most one part in so many of a workspace, over the
+#: segments of the zoo's models.
+_GAPS = 16
+
+
+def workspace_bytes(peak_bytes: Table) -> Table:
+    """The workspace for a largest step."""
+    return peak_bytes + peak_bytes / _GAPS
 
 
 def record_bytes(message_bytes: Table) -> Table:
@@ -31,10 +39,8 @@ def record_bytes(message_bytes: Table) -> Table:
     return need
 
 
-def working_bytes(
+def io_bytes(
     *,
-    kept_bytes: Table,
-    scratch_bytes: Table,
     in_bytes: Table,
     out_bytes: Table,
     frames: int,
@@ -42,27 +48,21 @@ def working_bytes(
     sources: int = 1,
     targets: int = 1,
 ) -> Table:
-    """What a stage needs besides its weights; ``in_bytes`` and ``out_bytes`` are whole messages."""
+    """Message and record buffers; ``in_bytes`` and ``out_bytes`` are whole messages."""
     records = sources * record_bytes(in_bytes) + targets * record_bytes(out_bytes)
-    messages = queue_frames * in_bytes + (frames + OUTPUT_FRAMES_EXTRA) * out_bytes
-    need: Table = frames * kept_bytes + scratch_bytes + messages + records
+    messages: Table = queue_frames * in_bytes + (frames + OUTPUT_FRAMES_EXTRA) * out_bytes
+    return messages + records
+
+
+def engine_bytes(*, nodes: Table, stacked_bytes: Table, frames: int) -> Table:
+    """What the engine takes for itself: sessions, and tensors inside of steps that stack frames."""
+    own = (NODE_BYTES + BOUND_BYTES * frames) * nodes
+    sessions = SESSION_BYTES * np.minimum(nodes, SESSIONS_MAX) + BUFFER_BYTES
+    need: Table = own + sessions + (frames * stacked_bytes if frames > 1 else 0.0)
     return need
 
 
-def resident_bytes(weight_bytes: Table, working: Table) -> Table:
-    """Need of a stage that keeps its weights."""
-    return weight_bytes + working
-
-
-def streamed_bytes(step: Table, working: Table) -> Table:
-    """Need of a stage that decrypts its weights step by step into one buffer.
-
-    In the buffer each weight starts at a multiple of ``ALIGNMENT_BYTES``; steps of small weights
-    have many of them.
-    """
-    return step + np.minimum(step, ALIGNMENT_SLACK_BYTES) + working
-
-
-def step_bytes(weight_bytes: Table, largest_weight_bytes: Table, wanted_bytes: int) -> Table:
-    """Weights of one step: as wanted, at least the largest that has no tiles, at most all."""
-    return np.minimum(np.maximum(largest_weight_bytes, wanted_bytes), weight_bytes)
+def streamed_bytes(weight_bytes: Table, spare_bytes: Table) -> Table:
+    """Weights that are decrypted on every pass: those for which there is no room."""
+    need: Table = np.clip(weight_bytes - spare_bytes, 0.0, weight_bytes)
+    return need

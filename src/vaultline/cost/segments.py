@@ -10,6 +10,7 @@ start before the first cut mean nothing: ``valid`` tells them apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -17,9 +18,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from vaultline.core.frames import FrameLayout
-from vaultline.core.plan import STEP_WORTH_BYTES
-from vaultline.core.profile import ModelProfile, pass_s
-from vaultline.cost.memory import step_bytes
+from vaultline.core.profile import TILE_BYTES, ModelProfile, pass_s
+from vaultline.cost.memory import engine_bytes, workspace_bytes
+from vaultline.cost.steps import Steps
 
 Table = NDArray[np.float64]
 #: Of a block: (frames in a pass, seconds of the whole pass), ascending.
@@ -44,7 +45,7 @@ class Segments:
     Attributes:
         in_bytes, out_bytes: tensors of a frame on the hops before and after.
         in_message_bytes, out_message_bytes: the messages that carry them.
-        scratch_bytes: the engine's tensors within a call, at most.
+        ahead_bytes: room for the next step's weights, where they are decrypted ahead.
     """
 
     def __init__(self, profile: ModelProfile, stages_max: int = 1) -> None:
@@ -57,13 +58,30 @@ class Segments:
         self.from_start = shifted(first.astype(np.float64), self.blocks, 0.0) > 0
         self.to_end = np.broadcast_to(first[::-1], self.valid.shape)
         self.weight_bytes = self._sum([block.weight_bytes for block in blocks])
-        self.largest_weight_bytes = self._max([block.largest_weight_bytes for block in blocks])
-        self._crossing = np.array(profile.crossing_bytes, dtype=np.float64)
-        self.in_bytes, self.out_bytes = self._ends(self._crossing)
+        largest = self._max([block.largest_weight_bytes for block in blocks])
+        # A step's buffer and the next one's, each of which holds what any node reads, or a tile.
+        self.ahead_bytes = np.minimum(2 * np.maximum(largest, TILE_BYTES), self.weight_bytes)
+        crossing = np.array(profile.crossing_bytes, dtype=np.float64)
+        self.in_bytes, self.out_bytes = self._ends(crossing)
         layouts = [FrameLayout(tensors, stages_max) for tensors in profile.crossing]
         messages = np.array([layout.message_bytes for layout in layouts], dtype=np.float64)
         self.in_message_bytes, self.out_message_bytes = self._ends(messages)
-        self.scratch_bytes = self._scratch()
+        # The engine changes the layout of what enters and leaves: a node each.
+        ends = self._ends(np.array([len(tensors) for tensors in profile.crossing], np.float64))
+        self._nodes = self._sum([block.engine_nodes for block in blocks]) + ends[0] + ends[1]
+        copies = self.steps.alive.skipping.astype(np.float64)
+        self._nodes *= np.where(self._ends(copies)[0] > 0, 2.0, 1.0)
+        self._stacked = self._sum([block.stacked_bytes for block in blocks])
+        self._stacked_steps = self._sum(
+            [block.cut_steps if block.stacked_bytes else 0 for block in blocks]
+        )
+        self._streamed: dict[int, tuple[Table, Table]] = {}
+        self._resident: dict[int, Table] = {}
+
+    @cached_property
+    def steps(self) -> Steps:
+        """How segments are cut into the steps of a pass."""
+        return Steps(self.profile)
 
     def compute_s(self, frames: int, blocks: Sequence[PassTimes] | None = None) -> Table:
         """Seconds of a pass of ``frames`` frames through each segment.
@@ -74,86 +92,48 @@ class Segments:
         times = [block.compute_s for block in self.profile.blocks] if blocks is None else blocks
         return self._sum([pass_s(each, frames) for each in times])
 
-    def step_bytes(self, wanted_bytes: int) -> Table:
-        """Weights of one step of each segment, when they are streamed."""
-        return step_bytes(self.weight_bytes, self.largest_weight_bytes, wanted_bytes)
+    def engine_bytes(self, frames: int) -> Table:
+        """What the engine takes for itself."""
+        return engine_bytes(nodes=self._nodes, stacked_bytes=self._stacked, frames=frames)
+
+    def streamed(self, frames: int) -> tuple[Table, Table]:
+        """The workspace of each segment whose weights don't all stay, and its number of steps."""
+        if frames not in self._streamed:
+            found = self.steps.streamed(frames)
+            workspace = workspace_bytes(self._by_length(found.peak_bytes))
+            # The least steps of a short segment may be more than all of it.
+            np.minimum(workspace, self.weight_bytes + self.resident(frames), out=workspace)
+            self._streamed[frames] = workspace, self._by_length(found.steps)
+        return self._streamed[frames]
+
+    def calls(self, layout_frames: int, frames: int, at: tuple[slice, slice]) -> Table:
+        """Calls of the engine in a streamed pass of ``frames`` frames, where the stage is laid out
+        for passes of ``layout_frames``: a step that stacks frames is one for all of them.
+
+        Args:
+            at: of which segments.
+        """
+        steps, stacked = self.streamed(layout_frames)[1][at], self._stacked_steps[at]
+        table: Table = frames * (steps - stacked) + stacked
+        return table
+
+    def resident(self, frames: int) -> Table:
+        """The workspace of each segment whose weights all stay."""
+        if frames not in self._resident:
+            found = self._by_length(self.steps.resident(frames))
+            self._resident[frames] = workspace_bytes(found)
+        return self._resident[frames]
 
     def count_true(self, flags: Sequence[bool]) -> Table:
         """How many blocks of each segment have their flag set."""
         return self._sum([float(flag) for flag in flags])
 
-    def stacked_bytes(self) -> Table:
-        """Tensors of a frame that are laid side by side with other frames' for stacked steps.
-
-        Runs of blocks that stack become steps of their own: what crosses the ends of each run.
-        """
-        stacks = np.array([len(block.compute_s) > 1 for block in self.profile.blocks], dtype=bool)
-        starts = np.append(stacks, False)
-        ends = np.append(False, stacks)
-        turns = np.where(starts != ends, self._crossing, 0.0)
-        turns[[0, -1]] = 0.0
-        inner = self._sum(list(turns[:-1])) - shifted(turns, self.blocks, 0.0)
-        first = shifted(np.where(starts, self._crossing, 0.0), self.blocks, 0.0)
-        stacked: Table = inner + first + np.where(ends, self._crossing, 0.0)
-        return stacked
-
-    def between_steps_bytes(self, wanted_bytes: int) -> Table:
-        """Tensors of a frame that wait between steps when weights are streamed: an upper bound.
-
-        A step ends where its weights would exceed ``wanted_bytes``. The compiler makes least the
-        sum of what crosses and of what its steps are worth, over all cuts between nodes. The same
-        sum over cuts between blocks, which are fewer, is no smaller; less what the fewest steps
-        are worth, it bounds what is kept. A block with more weights is cut inside: at most all of
-        its own tensors are kept too.
-        """
-        worth = self._least_cuts(wanted_bytes, self._crossing + STEP_WORTH_BYTES)
-        largest = max(block.largest_weight_bytes for block in self.profile.blocks)
-        fewest = self._least_cuts(
-            max(wanted_bytes, largest), np.full(self.blocks + 1, STEP_WORTH_BYTES)
-        )
-        inside = [
-            float(block.inner_bytes)
-            if block.weight_bytes > max(wanted_bytes, block.largest_weight_bytes)
-            else 0.0
-            for block in self.profile.blocks
-        ]
-        table: Table = worth - fewest + self._sum(inside)
+    def _by_length(self, square: NDArray[np.int64]) -> Table:
+        """From a table by start and end."""
+        table = np.zeros(self.valid.shape)
+        for length in range(1, self.blocks + 1):
+            table[length - 1, length:] = np.diagonal(square, length)
         return table
-
-    def _least_cuts(self, wanted_bytes: int, price: NDArray[np.float64]) -> Table:
-        """The least sum of prices of cuts that keep each step's weights within bounds."""
-        cuts = self.blocks + 1
-        weights = [block.weight_bytes for block in self.profile.blocks]
-        total = np.concatenate([[0], np.cumsum(weights)])
-        # kept[j, i]: of the segment from cut i to cut j.
-        kept = np.full((cuts, cuts), np.inf)
-        for end in range(1, cuts):
-            first = min(int(np.searchsorted(total, total[end] - wanted_bytes)), end - 1)
-            last_step = kept[max(first, 1) : end] + price[max(first, 1) : end, None]
-            if len(last_step):
-                kept[end] = last_step.min(axis=0)
-            kept[end, first:end] = 0.0
-        table: Table = np.zeros(self.valid.shape)
-        for end in range(1, cuts):
-            table[:end, end] = kept[end, :end][::-1]
-        return table
-
-    def _scratch(self) -> Table:
-        """While a block runs its own tensors and those crossing before and after it are alive;
-        what crosses the segment's ends is in the messages, not here."""
-        crossing = self._crossing
-        own = np.array(
-            [block.scratch_bytes + block.activation_bytes for block in self.profile.blocks],
-            dtype=np.float64,
-        )
-        before, after = crossing[:-1], crossing[1:]
-        middle = np.zeros(self.valid.shape)
-        middle[2:, 1:] = self._max(list(own + before + after))[:-2, :-1]
-        first = shifted(np.append(own + after, 0.0), self.blocks, 0.0)
-        last = np.broadcast_to(np.append(0.0, own + before), middle.shape)
-        found: Table = np.maximum(np.maximum(first, last), middle)
-        found[0] = np.append(0.0, own)
-        return found
 
     def _ends(self, values: NDArray[np.float64]) -> tuple[Table, Table]:
         starts = shifted(values, self.blocks, 0.0)

@@ -1,7 +1,8 @@
 """Equations of time: of a stage, a link, a frame, a pipeline, a chunk of video.
 
     stage(i,j,d) = open(in) + seal(out) + frame_s(d)
-                   + (compute(i,j,d) + stream(i,j,d) + call_s(d)) / frames + owner_share(d)
+                   + (compute(i,j,d) + stream(i,j,d) + calls(i,j) * step_s(d) + call_s(d)) / frames
+                   + owner_share(d)
     link(a,b,n)  = latency_s(a,b) + n / bytes_per_s(a,b)
     latency      = sum(stage) + sum(link)
     bottleneck   = max(max(stage), max(link))
@@ -9,7 +10,7 @@
 
 ``owner_share`` is what devices on the owner's host give up for its work where that host has no core
 to spare. The term for paging is absent: a stage that would page is not a candidate, since it can
-stream its weights instead.
+stream its weights instead. With prefetching the longer of ``compute`` and ``stream`` counts.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ def stage_s(
     out_bytes: Number,
     pass_compute_s: Number,
     stream_bytes: Number,
+    calls: Number,
     frames: int,
     rates: DeviceRates,
+    prefetch: bool = False,
 ) -> Number:
     """Seconds per frame of a stage that takes ``frames`` frames a pass.
 
@@ -43,8 +46,12 @@ def stage_s(
     Args:
         pass_compute_s: of the whole pass.
         stream_bytes: weights decrypted on every pass; zero where they stay resident.
+        calls: of the engine, in one pass, that were not measured with the blocks.
+        prefetch: weights are decrypted on another core, while steps run.
     """
-    per_pass = pass_compute_s + stream_bytes / rates.decrypt_bytes_per_s + rates.call_s
+    stream_s = stream_bytes / rates.decrypt_bytes_per_s
+    worked_s = np.maximum(pass_compute_s, stream_s) if prefetch else pass_compute_s + stream_s
+    per_pass = worked_s + calls * rates.step_s + rates.call_s
     hops = in_bytes / rates.open_bytes_per_s + out_bytes / rates.seal_bytes_per_s
     return hops + rates.frame_s + per_pass / frames
 

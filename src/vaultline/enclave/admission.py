@@ -21,7 +21,7 @@ from vaultline.core.control import (
 from vaultline.core.errors import RefusedError, RemoteProtocolError, VaultlineError
 from vaultline.core.program import StageProgram
 from vaultline.enclave.evidence import Provider, answer, fresh_key
-from vaultline.enclave.executor import Executor, WeightSource, check_engine
+from vaultline.enclave.executor import Executor, check_engine
 from vaultline.enclave.ledger import Ledger
 from vaultline.enclave.pipeline import StageBuffers
 from vaultline.enclave.vault import VaultSection
@@ -102,28 +102,24 @@ def _load(
     check_engine(program, isa)
     ledger = Ledger(program.settings.budget_bytes)
     buffers = StageBuffers(program, ledger)
-    executor = executor_of(program, section, ledger, provider)
+    executor = executor_type(program, provider)(program, section, ledger)
     stage = LoadedStage(grant=grant, program=program, executor=executor, buffers=buffers)
     return stage, time.monotonic() - before_s
 
 
-def executor_of(
-    program: StageProgram, weights: WeightSource, ledger: Ledger, provider: Provider
-) -> Executor:
-    """The stage in memory; a paged one on top of a page cache, which only simulated enclaves have.
+def executor_type(program: StageProgram, provider: Provider) -> type[Executor]:
+    """What runs the stage: in memory, or on a page cache, which only simulated enclaves have.
 
     Raises:
         PagedRefusedError: a paged stage in any other enclave.
     """
     if program.settings.mode != "paged":
-        return Executor(program, weights, ledger)
+        return Executor
     if provider.kind != "simulated":
-        remedy = "plan for a simulated device, or in another mode"
-        got = f"{provider.kind}, a paged stage"
-        raise PagedRefusedError("page caches are simulated", got=got, remedy=remedy)
+        raise PagedRefusedError("paging is simulated", got=provider.kind, remedy="plan it streamed")
     from vaultline.enclave.simulated_epc import PagedExecutor
 
-    return PagedExecutor(program, weights, ledger)
+    return PagedExecutor
 
 
 def _refuse(sock: socket.socket, error: VaultlineError) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from base64 import b64decode
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
@@ -9,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime as ort
 
-from vaultline.core.control import StageMetrics
+from vaultline.core.control import BufferKind, StageMetrics
 from vaultline.core.errors import LocalProtocolError, MachineError
 from vaultline.core.frames import FrameLayout
 from vaultline.core.program import StageProgram, Step, streamed_bytes
@@ -23,11 +25,8 @@ _ONNX_TYPES = (
 )
 _ELEMENT_TYPE = {name: number for number, name in enumerate(_ONNX_TYPES.split(), start=1)}
 _NUMPY_TYPE = {"bfloat16": "uint16"}
-#: A model of one Identity, as ONNX.
-_IDENTITY = bytes.fromhex(
-    "080812003a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801"
-    "620f0a0179120a0a08080112040a02080142040a00100d"
-)
+#: A model of one operator, Abs from x to y, as ONNX.
+_ABS = b64decode("CAg6JgoLCgF4EgF5IgNBYnMSAWdaCQoBeBIECgIIAWIJCgF5EgQKAggBQgQKABAN")
 
 
 class ProgramRefusedError(MachineError):
@@ -59,9 +58,18 @@ def check_engine(program: StageProgram, isa: str) -> None:
         )
 
 
+#: glibc's name in malloc.h.
+_M_MMAP_THRESHOLD = -3
+
+
 def warm_up() -> None:
-    """Have the engine read its code and make its tables: 10 MiB that no stage is to account for."""
-    _session(_IDENTITY, 1).run(None, {"x": np.zeros(1, np.float32)})
+    """Have the engine read its code and make its tables: 10 MiB that no stage is to account for.
+
+    And have the allocator give back what kernels take for a call, instead of keeping it.
+    """
+    # Other libraries than glibc don't keep it.
+    getattr(ctypes.CDLL(None), "mallopt", max)(_M_MMAP_THRESHOLD, 1 << 18)
+    _session(_ABS, 1).run(None, {"x": np.zeros(1, np.float32)})
 
 
 def _value(data: Bytes, spec: TensorSpec, rows: int | None = None) -> ort.OrtValue:
@@ -165,11 +173,13 @@ class Executor:
             BudgetExceededError: the ledger has too little.
         """
         self._program, self._source, self._ledger = program, weights, ledger
-        self._frames = program.settings.frames_per_pass
         ledger.reserve("engine", program.engine_bytes, "the engine's sessions")
-        self._resident, self._workspace = self._buffers(workspace)
-        if len(self._workspace) < program.workspace_bytes:
+        self._resident = self._take("resident", program.resident_bytes, "the weights that stay")
+        if workspace is None:
+            workspace = self._take("idle", program.workspace_bytes, "the workspace")
+        if len(workspace) < program.workspace_bytes:
             raise LocalProtocolError("the shared workspace is too small for the stage")
+        self._workspace = workspace
         self._read_residents()
         sessions = [_session(graph, program.settings.threads) for graph in program.graphs]
         self._steps = [self._load(step, sessions[step.graph]) for step in program.steps]
@@ -185,6 +195,7 @@ class Executor:
         self._ahead = ThreadPoolExecutor(1, "decrypt") if program.prefetch else None
         self._decrypting: list[Future[None]] = []
         self._tile_bytes = self._streamed_bytes = self._passes = 0
+        self._values: dict[tuple[int, int, int], ort.OrtValue] = {}
 
     @property
     def metrics(self) -> StageMetrics:
@@ -269,13 +280,8 @@ class Executor:
             self._source.read_weight_into(index, buffer.data)
             self._streamed_bytes += len(buffer)
 
-    def _buffers(self, workspace: Bytes | None) -> tuple[Bytes, Bytes]:
-        """For weights that stay, and the workspace."""
-        program, take = self._program, self._ledger.take
-        resident = take("resident", program.resident_bytes, "the weights that stay")
-        if workspace is None:
-            workspace = take("idle", program.workspace_bytes, "the workspace")
-        return resident, workspace
+    def _take(self, kind: BufferKind, size_bytes: int, what: str) -> Bytes:
+        return self._ledger.take(kind, size_bytes, what)
 
     def _read_residents(self) -> None:
         for index, weight in enumerate(self._program.weights):
@@ -299,9 +305,12 @@ class Executor:
 
     def _kept(self, tensor: int, frame: int, rows: int) -> ort.OrtValue:
         """The engine's view of ``rows`` frames of a tensor in the workspace."""
-        spec = self._program.tensors[tensor]
-        part = self._slots(tensor, frame, rows)
-        return _value(part, spec, rows if rows > 1 else None)
+        # Inside a step all frames use the same one.
+        key = (tensor, frame if self._program.places[tensor].frames > 1 else 0, rows)
+        if key not in self._values:
+            part, spec = self._slots(tensor, frame, rows), self._program.tensors[tensor]
+            self._values[key] = _value(part, spec, rows if rows > 1 else None)
+        return self._values[key]
 
     def _slots(self, tensor: int, frame: int, rows: int) -> Bytes:
         place, size = self._program.places[tensor], self._program.tensors[tensor].nbytes

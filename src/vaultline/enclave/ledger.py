@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import get_args
 
 import numpy as np
@@ -14,8 +14,6 @@ from vaultline.core.control import BufferKind
 from vaultline.core.errors import MachineError
 
 Bytes = npt.NDArray[np.uint8]
-#: From here on a buffer gets pages of its own: aligned, and given back when it is released.
-_MAPPED_BYTES_MIN = 1 << 16
 
 
 class BudgetExceededError(MachineError):
@@ -98,17 +96,14 @@ class Ledger:
             self.give_back(kind, size_bytes)
 
     def take(self, kind: BufferKind, size_bytes: int, what: str) -> Bytes:
-        """A zeroed buffer aligned to 64 bytes.
+        """A zeroed buffer in pages of its own: aligned, and given back when nobody has it.
 
         Raises:
             BudgetExceededError: more than is free.
         """
         self.reserve(kind, size_bytes, what)
-        if size_bytes < _MAPPED_BYTES_MIN:
-            raw = np.zeros(size_bytes + 64, np.uint8)
-            start = -raw.ctypes.data % 64
-            return raw[start : start + size_bytes]
         # Private, and in huge pages where the kernel has some: 1 to 2 % of a pass.
-        pages = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        pages.madvise(mmap.MADV_HUGEPAGE)
-        return np.frombuffer(pages, np.uint8)
+        pages = mmap.mmap(-1, max(size_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(OSError):  # a kernel without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+        return np.frombuffer(pages, np.uint8)[:size_bytes]

@@ -13,8 +13,9 @@ All of it is real work: an evicted page is encrypted with AES-256-GCM under a fr
 reloaded one is decrypted and authenticated against the nonce of its last eviction, which is kept
 inside, so that an older version is no better than a forgery. A page's first use is no reload but a
 page of zeros (SGX's EAUG). Of the two cost modes ``crypto`` is this work alone, a lower bound of
-what SGX costs, and ``sgx1`` spins until each page that was swapped (evicted earlier and loaded
-again) has taken as long as published for SGX1.
+what SGX costs but for the interpreter's bookkeeping, which is timed apart; ``sgx1`` spins until
+each page that was swapped (evicted earlier and loaded again) has taken as long as published for
+SGX1, all of that included.
 
 Counts depend on the order of touches only: they are the same on every run. Times are not.
 
@@ -29,6 +30,8 @@ Not modelled:
 - The kernel's watermarks: its background thread reclaims ahead of faults; here a fault waits.
 - The order within a step: it touches what it is fed, its weights and its results one after another
   and each range as a whole, where a kernel mixes them and may lose pages that it still needs.
+- Faults at the same time: threads that share a cache wait for each other's, and for pages that the
+  others hold, where a kernel would take pages in use away.
 - The plain bytes of an evicted page stay in this process's memory: nobody reads them before the
   page is loaded again (``wipe`` destroys them, to prove it), but they are no secret from its host.
 """
@@ -48,7 +51,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from msgspec.structs import replace
 
-from vaultline.core.control import StageMetrics
+from vaultline.core.control import BufferKind, StageMetrics
 from vaultline.core.errors import InfeasibleError, MachineError, RefusedError
 from vaultline.core.paged import (
     PAGE_BYTES,
@@ -355,7 +358,9 @@ def working_set(ranges: Sequence[PageRange]) -> WorkingSet:
     return WorkingSet(ranges=tuple(ranges), pages=distinct_pages(ranges))
 
 
-def open_cache(ledger: Ledger, left_bytes: int, page_mode: PageMode) -> PageCache:
+def open_cache(
+    ledger: Ledger, left_bytes: int, page_mode: PageMode = "crypto", *, wipe: bool = False
+) -> PageCache:
     """A cache of all memory that the ledger has free but for so many bytes. The ledger holds it as
     idle: a step that runs is lent what its tensors take of it.
 
@@ -371,7 +376,7 @@ def open_cache(ledger: Ledger, left_bytes: int, page_mode: PageMode) -> PageCach
             remedy="give the device more memory in the cluster file and plan again",
         )
     ledger.reserve("idle", free_bytes, "the page cache")
-    return PageCache(free_bytes // PAGE_BYTES, page_mode=page_mode)
+    return PageCache(free_bytes // PAGE_BYTES, page_mode=page_mode, wipe=wipe)
 
 
 class PagedExecutor(Executor):
@@ -412,10 +417,14 @@ class PagedExecutor(Executor):
             super().metrics, swapped_pages=counts.swapped, evicted_pages=counts.evictions
         )
 
-    def _buffers(self, workspace: Bytes | None) -> tuple[Bytes, Bytes]:
-        self._weights = self.cache.region(self._program.resident_bytes)
-        self._tensors = self.cache.region(self._program.workspace_bytes)
-        return self._weights.data, self._tensors.data
+    def _take(self, kind: BufferKind, size_bytes: int, what: str) -> Bytes:
+        """A region of the cache, which the ledger holds already."""
+        region = self.cache.region(size_bytes)
+        if kind == "resident":
+            self._weights = region
+        else:
+            self._tensors = region
+        return region.data
 
     def _read_residents(self) -> None:
         """Each weight while its pages are held."""

@@ -44,6 +44,8 @@ from vaultline.core.serde import from_msgpack
 _WIPE_BYTES = 1 << 20
 #: Held from seek to read: Gramine has no ``preadv``, and ``pread`` copies every chunk once more.
 _READING = threading.Lock()
+#: Where ciphertext is copied to: of all sections of the process, one for each thread that reads.
+_CELLS: list[bytearray] = []
 
 
 class VaultSection:
@@ -69,7 +71,6 @@ class VaultSection:
         self._map: memoryview | None = None
         self._known: dict[int, list[tuple[int, Place, bytes]]] = {}
         self._opener = ChunkOpener(access.stage_key)
-        self._cells = [bytearray(CELL_BYTES_MAX)]
         self._end = access.section_offset + access.section_bytes
         self._offsets = [access.section_offset]
         program = bytearray(access.program_bytes)
@@ -137,8 +138,8 @@ class VaultSection:
 
     def _read_tensor_into(self, tensor: int, buffer: memoryview) -> None:
         try:
-            cell = self._cells.pop()
-        except IndexError:  # another thread is reading with it
+            cell = _CELLS.pop()
+        except IndexError:  # the first of this process, or another thread is reading with it
             cell = bytearray(CELL_BYTES_MAX)
         done = 0
         try:
@@ -161,7 +162,7 @@ class VaultSection:
                 part[:] = bytes(len(part))
             raise
         finally:
-            self._cells.append(cell)
+            _CELLS.append(cell)
 
 
 def _decode(program: bytearray) -> StageProgram:

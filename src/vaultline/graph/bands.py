@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -22,10 +23,11 @@ from onnx import helper
 from vaultline.core.tensors import TensorSpec, align
 from vaultline.graph.rows import Rows, Window, blocked_tensors, frames_of, height_of
 from vaultline.graph.structure import Array, Model, Node, make_node
+from vaultline.graph.tiles import slice_node
 
 #: What a core does in a second, roughly: it decides between ways of splitting, nothing else.
 _MACS_PER_S = 8e10
-_COPIED_BYTES_PER_S = 5e9
+COPIED_BYTES_PER_S = 5e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,35 +60,40 @@ def last_reads(model: Model) -> dict[str, int]:
     return last
 
 
-def runs_over(model: Model, ways: Sequence[Window | str], at: int) -> list[Run]:
-    """Every run that contains node ``at`` and can be split."""
-    low = high = at
-    while low > 0 and not isinstance(ways[low - 1], str):
-        low -= 1
-    while high < len(ways) and not isinstance(ways[high], str):
-        high += 1
+def runs(model: Model, ways: Sequence[Window | str]) -> list[Run]:
+    """Every run that can be split."""
     last_read = last_reads(model)
     found: list[Run] = []
-    for first in range(low, min(at + 1, high)):
+    for first in range(len(ways)):
         outside: set[str] = set()
         alive: set[str] = set()
         made: set[str] = set()
-        for index in range(first, high):
+        for index in range(first, len(ways)):
             node = model.nodes[index]
             outside.update(name for name in frames_of(node, model) if name not in made)
-            if len(outside) > 1:
+            if isinstance(ways[index], str) or len(outside) > 1:
                 break
             made.update(node.writes)
             alive = {name for name in (*alive, *node.writes) if last_read.get(name, -1) > index}
-            if index >= at and len(alive) == 1:
+            if len(alive) == 1:
                 run = Run(first=first, last=index + 1, source=min(outside), result=min(alive))
                 found.append(run)
     return found
 
 
-def outlook(model: Model, ways: Sequence[Window | str], run: Run, bands: int) -> Outlook:
-    """Estimate from a band in the middle, the largest."""
-    specs, last_read = model.specs, last_reads(model)
+def outlook(
+    model: Model,
+    ways: Sequence[Window | str],
+    last_read: Mapping[str, int],
+    run: Run,
+    bands: int,
+) -> Outlook:
+    """Estimate from a band in the middle, the largest.
+
+    Args:
+        last_read: ``last_reads(model)``.
+    """
+    specs = model.specs
     height = height_of(model, run.result)
     rows = {run.result: -(-height // bands)}
     for node, way in reversed(_ways(model, ways, run)):
@@ -108,12 +115,12 @@ def outlook(model: Model, ways: Sequence[Window | str], run: Run, bands: int) ->
         peak = max(peak, around + sum(alive.values()) + node.weight_bytes)
         again = max(0, bands * rows[name] - height_of(model, name))
         extra_s += again * way.macs / _MACS_PER_S
-        extra_s += again * size[name] / height_of(model, name) / _COPIED_BYTES_PER_S
+        extra_s += again * size[name] / height_of(model, name) / COPIED_BYTES_PER_S
         for read in frames_of(node, model):
             if last_read[read] <= index:
                 alive.pop(read, None)
     copied = bands * part[run.source] + size[run.result]
-    return Outlook(peak_bytes=peak, extra_s=extra_s + copied / _COPIED_BYTES_PER_S)
+    return Outlook(peak_bytes=peak, extra_s=extra_s + copied / COPIED_BYTES_PER_S)
 
 
 def _ways(model: Model, ways: Sequence[Window | str], run: Run) -> list[tuple[Node, Window]]:
@@ -126,7 +133,7 @@ def bounds(height: int, bands: int) -> list[Rows]:
     """The rows of each band: as equal as can be."""
     count = min(bands, height)
     edges = [height * k // count for k in range(count + 1)]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 class Banding:
@@ -141,7 +148,6 @@ class Banding:
         """
         self._model, self._all, self._block = model, ways, block
         self._blocked = blocked_tensors(model)
-        self._slices_by_inputs = model.opsets.get("", 1) >= 10
         self.specs: dict[str, TensorSpec] = {}
         self.weights: dict[str, Array] = {}
 
@@ -244,15 +250,8 @@ class Banding:
         if self.is_blocked(original):
             cut = f"{target}/cut"
             self.specs[cut] = self._viewed(original, cut, rows[1] - rows[0])
-        if self._slices_by_inputs:
-            operands = [
-                self.constant(f"{target}/{what}", [value])
-                for what, value in (("first", rows[0]), ("last", rows[1]), ("axis", axis))
-            ]
-            protos.append(helper.make_node("Slice", [view, *operands], [cut]))
-        else:
-            ends = {"starts": [rows[0]], "ends": [rows[1]], "axes": [axis]}
-            protos.append(helper.make_node("Slice", [view], [cut], **ends))
+        opset = self._model.opsets.get("", 1)
+        protos.append(slice_node(view, cut, axis, rows, self.weights, opset))
         spec = self.band_spec(original, target, rows[1] - rows[0])
         if cut != target:
             self.reshape(cut, target, spec.shape, protos)

@@ -27,18 +27,17 @@ from vaultline.core.program import (
 )
 from vaultline.core.tensors import TensorSpec
 from vaultline.graph import engine, parse
+from vaultline.graph.arrange import Arranger
 from vaultline.graph.canonical import step_graph
 from vaultline.graph.extract import extract
+from vaultline.graph.fit import Arranged
 from vaultline.graph.isa import local_isa
-from vaultline.graph.layout import Layout, Limits, lay_out
+from vaultline.graph.layout import Limits
+from vaultline.graph.order import as_run
 from vaultline.graph.rewrite import rewrite
-from vaultline.graph.steps import Part, regions
+from vaultline.graph.steps import Part
 from vaultline.graph.structure import Array, Model, Node, raw_bytes, with_sizes
-from vaultline.graph.tiles import tiled
-from vaultline.graph.turn import turned
-
-#: What a node takes of its session, measured: 1 to 10 KiB.
-_NODE_BYTES = 8 << 10
+from vaultline.graph.takings import unbounded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,35 +72,50 @@ def compile_segment(
         isa: the instruction set of the device, by default this machine's.
         rewrites: apply the rewrites of ``rewrite``.
 
+    What does not fit is split: runs of nodes into bands of rows, convolutions into tiles of output
+    channels (``fit``).
+
     Raises:
-        InputError: no such segment, an unusable cut, an instruction set that is not this
-            machine's (the engine can prepare the blocked layout for its own only), or more memory
-            needed than the settings grant.
+        InputError: no such segment, an unusable cut, or an instruction set that is not this
+            machine's (the engine can prepare the blocked layout for its own only).
+        InfeasibleError: more memory needed than the settings grant; says for which tensors.
     """
-    target = _target(portable, isa)
+    target = target_of(portable, isa)
+    made = prepared(model, first, last, target, rewrites=rewrites)
+    if settings.mode == "streamed" and (reason := unbounded(made)) is not None:
+        raise InfeasibleError(
+            "the segment's memory has no bound, so its weights can't be streamed",
+            got=reason,
+            expected="tensors whose sizes are known before the model runs",
+            remedy="give the device more memory, so that the stage may be resident, or cut the "
+            "model around that node",
+        )
+    memory = settings.budget_bytes - io_bytes(settings, made.inputs, made.outputs)
+    limits = limits_of(settings, rates, prefetch=prefetch)
+    arranged = Arranger(made, limits, step_bytes, target).found(memory)
+    ahead = prefetch and settings.mode == "streamed"
+    stage = _assemble(arranged, settings, target, prefetch=ahead)
+    if settings.mode == "paged":
+        return _paged(stage, memory - arranged.engine_bytes)
+    return stage
+
+
+def prepared(model: Model, first: int, last: int, target: Isa, *, rewrites: bool = True) -> Model:
+    """A segment rewritten and optimised, before it is cut into steps."""
     plain = extract(model, first, last)
-    source = rewrite(plain) if rewrites else plain
-    made = optimised(source, blocked=target != "portable")
-    alone: frozenset[str] = frozenset()
-    if settings.mode != "resident":
-        made, alone = tiled(made, step_bytes)
-    parts = regions(made)
-    if settings.mode == "resident":
-        # A streamed tile is in cache when it is multiplied: packing it costs little.
-        made, parts = turned(made, parts)
-    taken = engine_bytes(made, parts, settings.frames_per_pass)
-    memory_bytes = settings.budget_bytes - io_bytes(settings, made.inputs, made.outputs) - taken
-    limits = Limits(
+    return optimised(rewrite(plain) if rewrites else plain, blocked=target != "portable")
+
+
+def limits_of(settings: StageSettings, rates: StreamRates | None, *, prefetch: bool) -> Limits:
+    """What the settings ask of a layout, but for the memory."""
+    return Limits(
         mode=settings.mode,
-        memory_bytes=memory_bytes,
+        memory_bytes=None,
         frames=settings.frames_per_pass,
         prefetch=prefetch,
         rates=rates or StreamRates(),
+        threads=settings.threads,
     )
-    layout = lay_out(made, parts, alone, limits)
-    ahead = prefetch and settings.mode == "streamed"
-    stage = _assemble(made, layout, settings, target, taken, prefetch=ahead)
-    return _paged(stage, memory_bytes) if settings.mode == "paged" else stage
 
 
 def _paged(stage: CompiledStage, memory_bytes: int) -> CompiledStage:
@@ -140,21 +154,8 @@ def io_bytes(
     )
 
 
-def engine_bytes(model: Model, parts: Sequence[Part], frames: int) -> int:
-    """What the engine takes for itself: a session's account of each node, and the tensors inside
-    of steps that stack frames."""
-    inside = max(
-        (
-            sum(node.output_bytes for node in model.nodes[part.first : part.last])
-            for part in parts
-            if part.stackable and frames > 1
-        ),
-        default=0,
-    )
-    return len(model.nodes) * _NODE_BYTES + frames * inside
-
-
-def _target(portable: bool, isa: Isa | None) -> Isa:
+def target_of(portable: bool, isa: Isa | None) -> Isa:
+    """The instruction set that is compiled for: this machine's, or none in particular."""
     target = "portable" if portable else isa or local_isa()
     if target not in ("portable", local_isa()):
         raise InputError(
@@ -180,6 +181,7 @@ def optimised(model: Model, *, blocked: bool) -> Model:
     protos = parse.returned(protos, proto.graph, weights)
     known = [*weights, *(spec.name for spec in model.inputs)]
     nodes = _live(parse.in_order(protos, known), {spec.name for spec in model.outputs})
+    nodes = as_run(nodes)
     read = {name for node in nodes for name in node.reads}
     result = replace(
         model,
@@ -214,40 +216,37 @@ def _opsets(nodes: list[Node], listed: dict[str, int]) -> dict[str, int]:
 
 
 def _assemble(
-    model: Model,
-    layout: Layout,
+    made: Arranged,
     settings: StageSettings,
     target: Isa,
-    engine_bytes: int,
     *,
     prefetch: bool,
 ) -> CompiledStage:
     """Number tensors, weights and graphs, and put the program together."""
+    model, layout = made.model, made.layout
     needed = _needed(model, layout.parts)
     graphs: dict[bytes, int] = {}
     weights: dict[str, int] = {}
     tensors = {spec.name: index for index, spec in enumerate(model.inputs)}
     steps = []
     for number, (part, kept) in enumerate(zip(layout.parts, needed, strict=True)):
-        stacked = part.stackable and settings.frames_per_pass > 1
-        # What only the step itself reads: it is bound too, so that the engine allocates nothing.
-        inside = set() if stacked else layout.places.keys()
         nodes = model.nodes[part.first : part.last]
-        made = step_graph(model, nodes, kept | inside, part.stackable)
-        for _, name in made.weights:
+        # What only the step itself reads is bound too, so that the engine allocates nothing.
+        step = step_graph(model, nodes, kept | layout.places.keys(), part.stackable)
+        for _, name in step.weights:
             weights.setdefault(name, len(weights))
-        for _, name in made.fetches:
+        for _, name in step.fetches:
             tensors.setdefault(name, len(tensors))
         streamed = layout.streamed[number]
         steps.append(
             Step(
-                graph=graphs.setdefault(made.graph, len(graphs)),
-                feeds=tuple((alias, tensors[name]) for alias, name in made.feeds),
+                graph=graphs.setdefault(step.graph, len(graphs)),
+                feeds=tuple((alias, tensors[name]) for alias, name in step.feeds),
                 weights=tuple(
                     StepWeight(input=alias, weight=weights[name], offset=streamed.get(name, 0))
-                    for alias, name in made.weights
+                    for alias, name in step.weights
                 ),
-                fetches=tuple((alias, tensors[name]) for alias, name in made.fetches),
+                fetches=tuple((alias, tensors[name]) for alias, name in step.fetches),
                 stackable=part.stackable,
                 activation_bytes=layout.activation_bytes[number],
             )
@@ -271,7 +270,7 @@ def _assemble(
         steps=tuple(steps),
         resident_bytes=layout.resident_bytes,
         workspace_bytes=layout.workspace_bytes,
-        engine_bytes=engine_bytes,
+        engine_bytes=made.engine_bytes,
         prefetch=prefetch,
     )
     return CompiledStage(

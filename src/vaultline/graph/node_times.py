@@ -65,10 +65,10 @@ class NodeClock:
         with self._events as file:
             events = json.loads(file.read())
         seconds = [0.0] * self._model.node_count
-        owners = _owners(self._model, self._made.nodes)
+        owners = owners_of(self._model, self._made.nodes)
         medians = _medians(events, self._made.nodes, runs)
-        for node, spent in zip(self._made.nodes, medians, strict=True):
-            seconds[owners[node.name]] += spent
+        for owner, spent in zip(owners, medians, strict=True):
+            seconds[owner] += spent
         return tuple(seconds)
 
 
@@ -92,11 +92,11 @@ def _medians(
     return [statistics.median(durations.get(node.name, [0.0])[-repeats:]) for node in nodes]
 
 
-def _owners(model: Model, nodes: Sequence[Node]) -> dict[str, int]:
+def owners_of(model: Model, nodes: Sequence[Node]) -> list[int]:
     """For each node of the optimised model, the node of the original that it counts for."""
     places = {name: index for index, node in enumerate(model.nodes) for name in node.writes}
     names = {node.name: index for index, node in enumerate(model.nodes) if node.name}
-    owners: dict[str, int] = {}
+    owners: list[int] = []
     made_by: dict[str, int] = {}
     before = 0
     for node in nodes:
@@ -110,7 +110,7 @@ def _owners(model: Model, nodes: Sequence[Node]) -> dict[str, int]:
             owner = max(found)
         else:
             owner = max((made_by[name] for name in node.reads if name in made_by), default=before)
-        owners[node.name] = owner
+        owners.append(owner)
         made_by.update(dict.fromkeys(node.writes, owner))
         before = owner
     return owners

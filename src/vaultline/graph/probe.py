@@ -1,4 +1,4 @@
-"""A model that computes next to nothing: what is left of a stage's time is the way of a frame."""
+"""What computes next to nothing: all the time that is left is the way of a frame, or of a call."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ from pathlib import Path
 
 import onnx
 from onnx import TensorProto, helper
+
+from vaultline.core.program import PROGRAM_VERSION, Place, StageProgram, StageSettings, Step
+from vaultline.core.tensors import TensorSpec, align
+from vaultline.graph import engine
+from vaultline.graph.compile import CompiledStage
+from vaultline.graph.structure import make_node
 
 _SMALL = 16
 
@@ -41,3 +47,36 @@ def save_hop_probe(path: Path, elements: int) -> None:
     )
     opset = helper.make_opsetid("", 13)
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
+
+
+def idle_stage(settings: StageSettings, steps: int) -> CompiledStage:
+    """A stage of so many steps, each of which negates a few numbers; one session runs them all."""
+    specs = tuple(
+        TensorSpec(name=f"t{number}", dtype="float32", shape=(1, _SMALL))
+        for number in range(steps + 1)
+    )
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, _SMALL]) for name in ("x", "y")
+    ]
+    node = make_node(helper.make_node("Neg", ["x"], ["y"]))
+    graph = engine.proto("idle", {"": 13}, [node], ends[:1], ends[1:], [])
+    size = align(specs[0].nbytes)
+    between = [Place(offset=size * (step % 2), frames=1) for step in range(steps - 1)]
+    program = StageProgram(
+        version=PROGRAM_VERSION,
+        engine_version="none",
+        isa="portable",
+        settings=settings,
+        tensors=specs,
+        places=(Place(), *between, Place()),
+        inputs=(0,),
+        outputs=(steps,),
+        weights=(),
+        graphs=(graph.SerializeToString(deterministic=True),),
+        steps=tuple(
+            Step(graph=0, feeds=(("x", step),), weights=(), fetches=(("y", step + 1),))
+            for step in range(steps)
+        ),
+        workspace_bytes=2 * size,
+    )
+    return CompiledStage(program=program, weights=())

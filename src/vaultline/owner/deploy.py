@@ -140,6 +140,8 @@ def _compiled(model: Model, plan: Plan, number: int) -> CompiledStage:
             planned.last,
             settings=stage_settings(plan, number),
             step_bytes=planned.step_bytes,
+            rates=planned.rates,
+            prefetch=planned.prefetch,
             portable=planned.portable,
         )
     except InfeasibleError as error:

@@ -13,14 +13,10 @@ from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.limits import STAGES_MAX
 from vaultline.core.plan import Plan, PlannedStage
 from vaultline.core.profile import ModelProfile
-from vaultline.core.replicas import neighbours
 from vaultline.core.tensors import layout
 from vaultline.core.units import format_ms
-from vaultline.cost.segments import Segments
-from vaultline.planner.options import need_bytes
 from vaultline.planner.plan import plan_request
 from vaultline.planner.request import PlanRequest
-from vaultline.planner.settings import Settings
 
 _MEASURE = {"latency": "latency_s", "throughput": "bottleneck_s", "chunk": "chunk_s"}
 
@@ -36,7 +32,9 @@ class StageExplanation:
 
     Attributes:
         device, host: of several replicas all, joined by ``+``.
-        need_bytes: predicted need of its memory: weights or step buffers, activations, queues.
+        need_bytes: predicted use of its memory, weights that stay as far as there is room included.
+        resident_bytes, streamed_bytes: weights that stay, and that every pass decrypts;
+            prefetch: while the step before runs.
         predicted_s: of a busy replica; period_s: between frames, with all replicas busy.
         share: of the bottleneck's time that a replica is busy: 1.0 is the bottleneck itself.
         estimated: nobody measured the model on such a device.
@@ -51,6 +49,9 @@ class StageExplanation:
     frames_per_pass: int
     weight_bytes: int
     need_bytes: int
+    resident_bytes: int
+    streamed_bytes: int
+    prefetch: bool
     memory_bytes: int
     in_bytes: int
     out_bytes: int
@@ -156,17 +157,9 @@ def devices_name(stage: PlannedStage) -> str:
 def _stage(plan: Plan, profile: ModelProfile, number: int, longest_s: float) -> StageExplanation:
     stage = plan.stages[number]
     start, end = (profile.positions.index(node) for node in (stage.first, stage.last))
-    counts = [1, *(len(each.devices) for each in plan.stages), 1]  # the owner at both ends
-    before, own, after = counts[number : number + 3]
-    need = need_bytes(
-        Segments(profile, stages_max=len(plan.stages)),
-        "streamed" if stage.mode == "streamed" else "resident",
-        stage.frames_per_pass,
-        stage.queue_frames,
-        Settings(step_bytes=stage.step_bytes),
-        sources=len(neighbours(0, own, before)),
-        targets=len(neighbours(0, own, after)),
-    )
+    memory = stage.memory
+    if memory is None:
+        raise InputError("the plan does not say how its stages use their memory")
     return StageExplanation(
         device=devices_name(stage),
         host="+".join(dict.fromkeys(device.host for device in stage.devices)),
@@ -176,7 +169,10 @@ def _stage(plan: Plan, profile: ModelProfile, number: int, longest_s: float) -> 
         mode=stage.mode,
         frames_per_pass=stage.frames_per_pass,
         weight_bytes=sum(block.weight_bytes for block in profile.blocks[start:end]),
-        need_bytes=int(need[end - start - 1, end]),
+        need_bytes=memory.need_bytes,
+        resident_bytes=memory.resident_bytes,
+        streamed_bytes=memory.streamed_bytes,
+        prefetch=memory.prefetch,
         memory_bytes=stage.device.memory_bytes,
         in_bytes=layout(stage.inputs)[1],
         out_bytes=layout(stage.outputs)[1],

@@ -31,7 +31,7 @@ class MemoryShortError(InfeasibleError):
             got=f"{format_bytes(device.memory_bytes)} on {device.name}",
             expected=f"{format_bytes(needed_bytes)} for nodes {nodes}, "
             "with weights streamed where that takes less",
-            remedy="raise the device's memory, add devices, or lower the step size",
+            remedy="raise the device's memory, or add devices",
         )
         self.device = device.name
         self.needed_bytes = needed_bytes

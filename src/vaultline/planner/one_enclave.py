@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import isfinite
 
-import numpy as np
 from msgspec.structs import replace
 
 from vaultline.core.cluster import Device
 from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.limits import FRAME_BYTES_MAX
+from vaultline.core.memory import MemoryPlan
 from vaultline.core.plan import Plan
 from vaultline.core.units import format_bytes
-from vaultline.cost.memory import working_bytes
+from vaultline.cost.memory import io_bytes
 from vaultline.cost.paging import paging_s, swapped_pages
 from vaultline.cost.time import bottleneck_s, chunk_s, latency_s
 from vaultline.planner.plan import write_down
@@ -164,10 +164,18 @@ def _paged_plan(
         devices=(replace(stage.device, memory_bytes=unit.memory_bytes),),
         mode="paged",
         page_mode=setting.page_mode,
-        step_bytes=setting.problem.settings.step_bytes,
         predicted_s=stage_s,
+        memory=_paged_memory(stage.memory, unit.memory_bytes),
     )
     return replace(roomy, stages=(paged_stage,), predicted=times)
+
+
+def _paged_memory(roomy: MemoryPlan | None, memory_bytes: int) -> MemoryPlan | None:
+    """Weights and tensors come and go in a page cache of what the buffers leave."""
+    if roomy is None:
+        return None
+    cache_bytes = max(0, memory_bytes - roomy.io_bytes - roomy.engine_bytes)
+    return replace(roomy, resident_bytes=0, workspace_bytes=cache_bytes)
 
 
 def working_set_bytes(problem: Problem) -> int:
@@ -179,21 +187,19 @@ def buffers_bytes(problem: Problem) -> int:
     """Message and record buffers for the model's input and output."""
     segments, settings = problem.segments, problem.settings
     at = (segments.blocks - 1, segments.blocks)
-    buffers = working_bytes(
-        kept_bytes=np.zeros(1),
-        scratch_bytes=np.zeros(1),
+    buffers = io_bytes(
         in_bytes=segments.in_message_bytes[at],
         out_bytes=segments.out_message_bytes[at],
         frames=1,
         queue_frames=settings.queue_frames(1),
     )
-    return int(buffers[0])
+    return int(buffers)
 
 
 def _need_bytes(problem: Problem) -> int:
     """All that the whole model needs, by the rules of our ledger."""
     settings, blocks = problem.settings, problem.segments.blocks
-    need = need_bytes(problem.segments, "resident", 1, settings.queue_frames(1), settings)
+    need = need_bytes(problem.segments, "resident", 1, settings.queue_frames(1))
     return int(need[blocks - 1, blocks])
 
 

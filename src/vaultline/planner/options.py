@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaultline.core.limits import REPLICAS_MAX
-from vaultline.cost.memory import record_bytes, resident_bytes, streamed_bytes, working_bytes
+from vaultline.cost.memory import io_bytes, record_bytes, streamed_bytes
 from vaultline.cost.segments import Segments, Table
 from vaultline.cost.time import stage_s
 from vaultline.planner.devices import DeviceType, Speed
@@ -32,13 +32,15 @@ class Option:
         latency_s: per segment, for a frame alone (passes of one frame); ``inf`` if not possible.
         period_s: per segment, seconds per frame of a busy device in passes of ``frames``.
         frames: per segment, the frames of a pass that make the period least within the memory.
-        streamed: per segment, whether weights are streamed.
+        streamed: per segment, whether weights that do not fit are streamed.
+        prefetch: per segment, whether those are decrypted ahead.
     """
 
     latency_s: Table
     period_s: Table
     frames: NDArray[np.int8]
     streamed: NDArray[np.bool_]
+    prefetch: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,33 +64,21 @@ class _Way:
     need: Table
 
 
-def kept_bytes(segments: Segments, mode: Mode, settings: Settings) -> Table:
-    """Tensors of a frame that wait between the steps of each segment."""
-    stacked = segments.stacked_bytes()
-    if mode == "resident":
-        return stacked
-    return stacked + segments.between_steps_bytes(settings.step_bytes)
-
-
 def need_bytes(
     segments: Segments,
     mode: Mode,
     frames: int,
     queue_frames: int,
-    settings: Settings,
-    kept: Table | None = None,
     *,
     sources: int = 1,
     targets: int = 1,
 ) -> Table:
-    """Memory that each segment needs; ``kept`` saves computing it again.
+    """The least memory that each segment needs in a mode.
 
     Args:
         sources, targets: neighbours before and after: each has a record buffer.
     """
-    working = working_bytes(
-        kept_bytes=kept_bytes(segments, mode, settings) if kept is None else kept,
-        scratch_bytes=segments.scratch_bytes,
+    io = io_bytes(
         in_bytes=segments.in_message_bytes,
         out_bytes=segments.out_message_bytes,
         frames=frames,
@@ -96,23 +86,21 @@ def need_bytes(
         sources=sources,
         targets=targets,
     )
+    held: Table = io + segments.engine_bytes(frames)
     if mode == "resident":
-        return resident_bytes(segments.weight_bytes, working)
-    return streamed_bytes(segments.step_bytes(settings.step_bytes), working)
+        return held + segments.weight_bytes + segments.resident(frames)
+    return held + segments.streamed(frames)[0]
 
 
 def build_options(
     segments: Segments, types: Sequence[DeviceType], settings: Settings, *, frames_max: int
 ) -> tuple[tuple[tuple[Option, ...], ...], tuple[Space, ...], Table]:
     """Options per type, the spaces that they belong to, and the least memory of each segment."""
-    kept = {mode: kept_bytes(segments, mode, settings) for mode in MODES}
     ways = [
         _Way(
             mode=mode,
             frames=frames,
-            need=need_bytes(
-                segments, mode, frames, settings.queue_frames(frames), settings, kept[mode]
-            ),
+            need=need_bytes(segments, mode, frames, settings.queue_frames(frames)),
         )
         for mode in MODES
         for frames in range(1, frames_max + 1)
@@ -169,13 +157,49 @@ def _tight_at(kind: DeviceType, ways: list[_Way], per_neighbour: Table, most: in
 
 
 class _PassTimes:
-    """Seconds of a pass through every segment on devices of a speed; each computed once."""
+    """Seconds of every segment on devices of a type; sums over blocks are computed once."""
 
     def __init__(self, segments: Segments) -> None:
         self.segments = segments
         self._known: dict[tuple[object, ...], Table] = {}
 
-    def seconds(self, speed: Speed, frames: int) -> Table:
+    def seconds(
+        self,
+        kind: DeviceType,
+        way: _Way,
+        frames: int,
+        compute_s: Table,
+        at: tuple[slice, slice],
+        *,
+        prefetch: bool,
+    ) -> Table:
+        """Of some segments, per frame, in passes of ``frames`` frames of the way's most.
+
+        Record buffers of further neighbours take from the weights that stay, which is neglected: a
+        MiB each is decrypted in less than a millisecond.
+        """
+        segments, speed = self.segments, kind.speed
+        streamed = calls = np.zeros((1, 1))
+        if way.mode == "streamed":
+            spare = kind.units[0].memory_bytes - way.need[at]
+            if prefetch:
+                spare -= segments.ahead_bytes[at]
+            streamed = streamed_bytes(segments.weight_bytes[at], spare)
+            calls = segments.calls(way.frames, frames, at)
+        base_s = stage_s(
+            in_bytes=segments.in_bytes[at],
+            out_bytes=segments.out_bytes[at],
+            pass_compute_s=compute_s[at],
+            stream_bytes=streamed,
+            calls=calls,
+            frames=frames,
+            rates=speed.rates,
+            prefetch=prefetch,
+        )
+        return speed.scale * base_s + speed.owner_share_s
+
+    def compute_s(self, speed: Speed, frames: int) -> Table:
+        """Of a pass through every segment, computing alone."""
         key = (speed.compute_s, frames)
         if key not in self._known:
             self._known[key] = self.segments.compute_s(frames, speed.compute_s)
@@ -189,31 +213,29 @@ def _ways_of(
     shape = per_neighbour.shape
     by_mode = {mode: _empty_option(shape, mode) for mode in MODES}
     for way in ways:
-        pass_s = times.seconds(kind.speed, way.frames)
-        for row in range(0, shape[0], _ROWS):
-            # Longer segments end later: what is left of the diagonal means nothing.
-            at = (slice(row, row + _ROWS), slice(row + 1, None))
-            need = way.need[at] + (neighbours - 1) * per_neighbour[at]
-            fits = kind.allowed[at] & (need <= kind.units[0].memory_bytes)
-            seconds = _seconds(times.segments, kind.speed, way, pass_s, at)
-            _offer(by_mode[way.mode], way.frames, at, np.where(fits, seconds, np.inf))
+        full_s, alone_s = (times.compute_s(kind.speed, n) for n in (way.frames, 1))
+        for ahead in (False, True) if way.mode == "streamed" and prefetches(kind) else (False,):
+            option = by_mode[way.mode]
+            for row in range(0, shape[0], _ROWS):
+                # Longer segments end later: what is left of the diagonal means nothing.
+                at = (slice(row, row + _ROWS), slice(row + 1, None))
+                need = way.need[at] + (neighbours - 1) * per_neighbour[at]
+                if ahead:
+                    need += times.segments.ahead_bytes[at]
+                fits = kind.allowed[at] & (need <= kind.units[0].memory_bytes)
+                period_s = times.seconds(kind, way, way.frames, full_s, at, prefetch=ahead)
+                better = fits & (period_s < option.period_s[at])
+                latency_s = times.seconds(kind, way, 1, alone_s, at, prefetch=ahead)
+                np.copyto(option.period_s[at], period_s, where=better)
+                np.copyto(option.latency_s[at], latency_s, where=better)
+                np.copyto(option.frames[at], np.int8(way.frames), where=better)
+                np.copyto(option.prefetch[at], ahead, where=better)
     return _merge(by_mode["resident"], by_mode["streamed"])
 
 
-def _seconds(
-    segments: Segments, speed: Speed, way: _Way, pass_compute_s: Table, at: tuple[slice, slice]
-) -> Table:
-    """Seconds per frame of some of the segments."""
-    streamed = way.mode == "streamed"
-    base_s = stage_s(
-        in_bytes=segments.in_bytes[at],
-        out_bytes=segments.out_bytes[at],
-        pass_compute_s=pass_compute_s[at],
-        stream_bytes=segments.weight_bytes[at] if streamed else np.zeros((1, 1)),
-        frames=way.frames,
-        rates=speed.rates,
-    )
-    return speed.scale * base_s + speed.owner_share_s
+def prefetches(kind: DeviceType) -> bool:
+    """Whether devices have a core to decrypt weights on while another one computes."""
+    return kind.units[0].cores > 1
 
 
 def _empty_option(shape: tuple[int, ...], mode: Mode) -> Option:
@@ -222,16 +244,8 @@ def _empty_option(shape: tuple[int, ...], mode: Mode) -> Option:
         period_s=np.full(shape, np.inf),
         frames=np.zeros(shape, dtype=np.int8),
         streamed=np.full(shape, mode == "streamed"),
+        prefetch=np.zeros(shape, dtype=np.bool_),
     )
-
-
-def _offer(option: Option, frames: int, at: tuple[slice, slice], seconds: Table) -> None:
-    """Let a pass of ``frames`` frames compete for the shortest period of some segments."""
-    if frames == 1:
-        option.latency_s[at] = seconds
-    better = seconds < option.period_s[at]
-    np.copyto(option.period_s[at], seconds, where=better)
-    np.copyto(option.frames[at], np.int8(frames), where=better)
 
 
 def _merge(resident: Option, streamed: Option) -> tuple[Option, ...]:
@@ -243,6 +257,7 @@ def _merge(resident: Option, streamed: Option) -> tuple[Option, ...]:
         period_s=np.where(fits, resident.period_s, streamed.period_s),
         frames=np.where(fits, resident.frames, streamed.frames),
         streamed=~fits,
+        prefetch=~fits & streamed.prefetch,
     )
     rival = fits & (streamed.period_s < resident.period_s)
     if not rival.any():
@@ -252,5 +267,6 @@ def _merge(resident: Option, streamed: Option) -> tuple[Option, ...]:
         period_s=np.where(rival, streamed.period_s, np.inf),
         frames=streamed.frames,
         streamed=streamed.streamed,
+        prefetch=streamed.prefetch,
     )
     return (first, second)

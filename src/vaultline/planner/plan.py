@@ -11,6 +11,9 @@ import numpy as np
 
 from vaultline.core.cluster import Cluster, Device
 from vaultline.core.errors import InfeasibleError, InputError
+from vaultline.core.frame_meta import hop_buffers_bytes
+from vaultline.core.frames import FrameLayout
+from vaultline.core.memory import MemoryPlan, StreamRates
 from vaultline.core.plan import (
     PLAN_VERSION,
     Objective,
@@ -19,9 +22,12 @@ from vaultline.core.plan import (
     PlannedStage,
     ReleasedTensor,
 )
-from vaultline.core.profile import ModelProfile
+from vaultline.core.profile import TILE_BYTES, ModelProfile
+from vaultline.core.replicas import neighbours
 from vaultline.core.units import format_bytes
+from vaultline.cost.stage_memory import StageLimits, resident_memory, streamed_memory
 from vaultline.cost.time import chunk_s
+from vaultline.planner.devices import Speed
 from vaultline.planner.infeasible import explain_infeasible
 from vaultline.planner.problem import Problem, Release, build_problem
 from vaultline.planner.request import Part, PlanRequest, choose_units, units_named
@@ -112,7 +118,8 @@ def write_down(
         objective=request.objective,
         chunk_frames=request.chunk_frames,
         stages=tuple(
-            _stage(problem, stage, replicas) for stage, replicas in zip(placed, units, strict=True)
+            _stage(problem, stage, replicas, len(placed), _neighbours(units, number))
+            for number, (stage, replicas) in enumerate(zip(placed, units, strict=True))
         ),
         hop_s=hops_of(problem, placed),
         predicted={
@@ -145,12 +152,24 @@ def _released(
         )
 
 
-def _stage(problem: Problem, stage: Placed, replicas: tuple[Device, ...]) -> PlannedStage:
-    profile, segments, settings = problem.profile, problem.segments, problem.settings
+def _neighbours(units: tuple[tuple[Device, ...], ...], number: int) -> tuple[int, int]:
+    """How many replicas each replica of a stage exchanges frames with, before and after."""
+    counts = [1, *map(len, units), 1]  # the owner at both ends
+    before, own, after = counts[number : number + 3]
+    return len(neighbours(0, own, before)), len(neighbours(0, own, after))
+
+
+def _stage(
+    problem: Problem,
+    stage: Placed,
+    replicas: tuple[Device, ...],
+    stages: int,
+    connections: tuple[int, int],
+) -> PlannedStage:
+    profile, settings = problem.profile, problem.settings
     at = (stage.end - stage.start - 1, stage.end)
     option = problem.options[stage.kind][stage.option]
     streamed, frames = bool(option.streamed[at]), int(option.frames[at])
-    step = int(segments.step_bytes(settings.step_bytes)[at])
     unit, speed = replicas[0], problem.types[stage.kind].speed
     return PlannedStage(
         devices=tuple(
@@ -167,7 +186,7 @@ def _stage(problem: Problem, stage: Placed, replicas: tuple[Device, ...]) -> Pla
         last=profile.positions[stage.end],
         threads=unit.cores,
         mode="streamed" if streamed else "resident",
-        step_bytes=max(step, 1),
+        step_bytes=TILE_BYTES,
         frames_per_pass=frames,
         queue_frames=settings.queue_frames(frames),
         portable=unit.portable or speed.isa == "portable",
@@ -175,7 +194,45 @@ def _stage(problem: Problem, stage: Placed, replicas: tuple[Device, ...]) -> Pla
         outputs=profile.crossing[stage.end],
         predicted_s=float(option.period_s[at]),
         estimated=speed.estimated,
+        memory=_memory(problem, stage, unit, stages, connections),
+        rates=_stream_rates(speed),
     )
+
+
+def _stream_rates(speed: Speed) -> StreamRates:
+    return StreamRates(
+        decrypt_bytes_per_s=speed.rates.decrypt_bytes_per_s / speed.scale,
+        step_s=speed.rates.step_s * speed.scale,
+    )
+
+
+def _memory(
+    problem: Problem, stage: Placed, unit: Device, stages: int, connections: tuple[int, int]
+) -> MemoryPlan:
+    """How one of so many stages will use its memory."""
+    segments, at = problem.segments, (stage.end - stage.start - 1, stage.end)
+    option = problem.options[stage.kind][stage.option]
+    frames = int(option.frames[at])
+    before, after = (
+        FrameLayout(problem.profile.crossing[cut], stages) for cut in (stage.start, stage.end)
+    )
+    io = hop_buffers_bytes(
+        queue_frames=problem.settings.queue_frames(frames),
+        frames_per_pass=frames,
+        input_bytes=before.message_bytes,
+        output_bytes=after.message_bytes,
+        connections=connections,
+    )
+    limits = StageLimits(
+        memory_bytes=unit.memory_bytes,
+        frames=frames,
+        engine_bytes=int(segments.engine_bytes(frames)[at]),
+        io_bytes=io,
+        prefetch=bool(option.prefetch[at]),
+        rates=_stream_rates(problem.types[stage.kind].speed),
+    )
+    laid_out = streamed_memory if option.streamed[at] else resident_memory
+    return laid_out(segments.steps, stage.start, stage.end, limits)
 
 
 def _plan_of_parts(

@@ -18,7 +18,6 @@ from vaultline.planner.options import (
     Option,
     Space,
     build_options,
-    kept_bytes,
     need_bytes,
     per_neighbour_bytes,
 )
@@ -35,7 +34,6 @@ __all__ = [
     "Space",
     "build_problem",
     "group_units",
-    "kept_bytes",
     "link_rate",
     "need_bytes",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vaultline.core.limits import MIB, REPLICAS_MAX
+from vaultline.core.limits import REPLICAS_MAX
 from vaultline.core.plan import LeakageMetric
 
 Mode = Literal["resident", "streamed"]
@@ -18,13 +18,11 @@ class Settings:
 
     Attributes:
         frames_per_pass_max: most frames of one pass; fewer where memory is short or nothing is won.
-        step_bytes: wanted size of a step's weights when they are streamed.
         queue_passes: passes whose frames the input queue holds: one is computed, one arrives.
         replicas_max: most devices that may run one stage in turn; 1 switches replication off.
     """
 
     frames_per_pass_max: int = 4
-    step_bytes: int = 4 * MIB
     queue_passes: int = 2
     replicas_max: int = REPLICAS_MAX
 

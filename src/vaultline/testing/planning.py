@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from vaultline.core.cluster import Cluster, Device, Host, Link
-from vaultline.core.profile import BlockProfile, DeviceRates, LoopbackRate, ModelProfile, RecordedOn
+from vaultline.core.profile import (
+    TILE_BYTES,
+    BlockProfile,
+    DeviceRates,
+    LoopbackRate,
+    ModelProfile,
+    RecordedOn,
+    held_between,
+)
 from vaultline.core.tensors import TensorSpec
 
 #: So fast that only computing counts.
@@ -23,7 +31,10 @@ def profile(
     call_s: float = 0.0,
 ) -> ModelProfile:
     """A chain of blocks, one node each. ``passes`` are (frames, factor on the one-frame time)."""
-    crossing = crossing_bytes or [1] * (len(compute_s) + 1)
+    crossing = tuple(
+        (TensorSpec(name=f"t{cut}", dtype="uint8", shape=(nbytes,)),)
+        for cut, nbytes in enumerate(crossing_bytes or [1] * (len(compute_s) + 1))
+    )
     return ModelProfile(
         model_name="chain",
         model_digest="ab" * 32,
@@ -36,13 +47,14 @@ def profile(
                 compute_s=((1, seconds), *((n, seconds * factor) for n, factor in passes)),
                 weight_bytes=weight_bytes,
                 activation_bytes=activation_bytes,
+                cut_bytes=activation_bytes + min(weight_bytes, TILE_BYTES),
+                cut_steps=max(1, -(-weight_bytes // TILE_BYTES)),
+                largest_weight_bytes=min(weight_bytes, TILE_BYTES),
             )
             for seconds in compute_s
         ),
-        crossing=tuple(
-            (TensorSpec(name=f"t{cut}", dtype="uint8", shape=(nbytes,)),)
-            for cut, nbytes in enumerate(crossing)
-        ),
+        crossing=crossing,
+        held=held_between(crossing),
         rates=DeviceRates(
             seal_bytes_per_s=FREE,
             open_bytes_per_s=FREE,

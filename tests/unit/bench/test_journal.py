@@ -26,7 +26,7 @@ KEY = JournalKey(
     device_class="simulated",
     settings="{}",
 )
-BLOCK = BlockProfile(compute_s=((1, 0.0),), weight_bytes=8, activation_bytes=4)
+BLOCK = BlockProfile(compute_s=((1, 0.0),), weight_bytes=0, activation_bytes=4)
 BLOCKS = Blocks(engine_version="1.31.1", isa="x86-64-avx512", blocks=(BLOCK, BLOCK), stacked=(1,))
 ROUND = Round(frames=1, seconds=(0.3, 0.1, 0.2))
 STACKED = Round(frames=4, seconds=(0.4,))

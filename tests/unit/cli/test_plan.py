@@ -262,3 +262,19 @@ def test_both_pictures_are_written(folder: Path) -> None:
     assert plan(*pictures, profile="paged.json") == 0
     assert b"<svg" in (folder / "plan.svg").read_bytes()
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_streamed_stage_says_what_stays_and_what_every_pass_decrypts(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heavy = profile([0.1] * 4, weight_bytes=40 * MIB, decrypt_bytes_per_s=1e9)
+    (folder / "heavy.json").write_bytes(write_profile(heavy))
+    assert plan("--stages", "1", profile="heavy.json") == 0
+    assert "of weights and decrypts" in capsys.readouterr().out
+    (stage,) = document(capsys, "--stages", "1", profile="heavy.json")["stages"]
+    memory = stage["memory"]
+    assert stage["mode"] == "streamed"
+    assert memory["streamed_bytes"] == sum(step["streamed_bytes"] for step in memory["steps"])
+    assert memory["resident_bytes"] + memory["streamed_bytes"] == 160 * MIB
+    held = ("resident_bytes", "workspace_bytes", "engine_bytes", "io_bytes")
+    assert sum(memory[kind] for kind in held) <= stage["memory_bytes"]

@@ -44,12 +44,19 @@ def staged(blocks: int, stages: int) -> tuple[Plan, ModelProfile]:
     return make_plan(layers, cluster(device("a", count=8)), stages=stages), layers
 
 
+def streamed(cores: int) -> tuple[Plan, ModelProfile]:
+    layers = profile([0.1] * 4, weight_bytes=40 * MIB, decrypt_bytes_per_s=1e9)
+    return make_plan(layers, cluster(device("a", memory_bytes=64 * MIB, cores=cores))), layers
+
+
 CASES = {
     "one stage of one block": staged(1, 1),
     "two stages": staged(9, 2),
     "eight stages of 160 blocks": staged(160, 8),
     "five replicas of a stage, estimated": replicated(),
     "an untrusted stage with an odd name": untrusted(),
+    "weights that are streamed": streamed(1),
+    "weights that are decrypted ahead": streamed(2),
 }
 
 
@@ -61,6 +68,17 @@ def test_a_plan_is_drawn(plan: Plan, layers: ModelProfile, tmp_path: Path) -> No
     for stage in plan.stages:
         for each in stage.devices:
             assert f"{each.name}  " in re.sub(r"<[^>]*>", "\n", text)
+
+
+def test_memory_is_drawn_over_the_steps_of_a_pass(tmp_path: Path) -> None:
+    plan, layers = CASES["weights that are decrypted ahead"]
+    assert plan.stages[0].prefetch
+    draw_plan(plan, layers, tmp_path / "plan.svg")
+    text = (tmp_path / "plan.svg").read_text()
+    for said in ("weights that stay", "weights of the step", "free", "(the line: 64.0 MiB)"):
+        assert said in text
+    # Each layer of 40 MiB is ten tiles.
+    assert ">steps<" in text
 
 
 def test_the_same_picture_twice_is_the_same_file(tmp_path: Path) -> None:

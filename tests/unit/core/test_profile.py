@@ -7,16 +7,23 @@ from vaultline.core.errors import InputError
 from vaultline.core.profile import (
     BlockProfile,
     DeviceRates,
+    Held,
     LoopbackRate,
     ModelProfile,
     RecordedOn,
+    held_between,
     read_profile,
     write_profile,
 )
 from vaultline.core.tensors import TensorSpec
 
 BLOCK = BlockProfile(
-    compute_s=((1, 0.5), (4, 1.0)), weight_bytes=8, activation_bytes=4, ops={"Conv": 2}
+    compute_s=((1, 0.5), (4, 1.0)),
+    weight_bytes=8,
+    activation_bytes=4,
+    largest_weight_bytes=8,
+    cut_bytes=8,
+    ops={"Conv": 2},
 )
 PROFILE = ModelProfile(
     model_name="m",
@@ -56,6 +63,7 @@ BAD = {
     "a crossing too many": {"crossing": (*PROFILE.crossing, ())},
     "a scale of zero": {"class_scale": {"slow": 0.0}},
     "another version": {"version": 9},
+    "a tensor in a block that isn't there": {"held": (Held(nbytes=1, first=0, last=2),)},
 }
 
 
@@ -71,6 +79,9 @@ BAD_BLOCKS = {
     "times out of order": {"compute_s": ((1, 1.0), (4, 2.0), (2, 1.5))},
     "a negative time": {"compute_s": ((1, -1.0),)},
     "a negative size": {"weight_bytes": -1},
+    "steps that don't hold its weights": {"weight_bytes": 9},
+    "a step smaller than its weights": {"cut_bytes": 7},
+    "no number of nodes": {"engine_nodes": -1},
 }
 
 
@@ -85,3 +96,17 @@ def test_rates_are_above_zero() -> None:
         msgspec.structs.replace(PROFILE.rates, seal_bytes_per_s=0.0)
     with pytest.raises(InputError):
         msgspec.structs.replace(PROFILE.loopback, bytes_per_s=0.0)
+
+
+def test_a_tensor_lives_from_the_block_that_makes_it_to_the_last_that_reads_it() -> None:
+    def specs(*names: str) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(name=name, dtype="uint8", shape=(65,)) for name in names)
+
+    crossing = (specs("in"), specs("a", "in"), specs("b", "a"), specs("c", "a"), specs("out"))
+    assert held_between(crossing) == (
+        Held(nbytes=128, first=0, last=3),
+        Held(nbytes=128, first=1, last=2),
+        Held(nbytes=128, first=2, last=3),
+    )
+    with pytest.raises(InputError):
+        Held(nbytes=1, first=1, last=1)

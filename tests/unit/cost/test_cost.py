@@ -8,28 +8,52 @@ from vaultline.core.frame_meta import hop_buffers_bytes
 from vaultline.core.limits import MIB
 from vaultline.core.profile import BlockProfile, DeviceRates
 from vaultline.cost import bottleneck_s, chunk_s, latency_s, link_s, stage_s
-from vaultline.cost.memory import resident_bytes, step_bytes, streamed_bytes, working_bytes
+from vaultline.cost.memory import engine_bytes, io_bytes, streamed_bytes
 from vaultline.cost.segments import shifted
 
 RATES = DeviceRates(
-    seal_bytes_per_s=10.0, open_bytes_per_s=20.0, decrypt_bytes_per_s=100.0, call_s=0.5
+    seal_bytes_per_s=10.0, open_bytes_per_s=20.0, decrypt_bytes_per_s=100.0, call_s=0.5, step_s=0.25
 )
 
 
 def test_a_stage_pays_per_frame_for_records_and_per_pass_for_weights_and_the_call() -> None:
     one = stage_s(
-        in_bytes=20.0, out_bytes=10.0, pass_compute_s=3.0, stream_bytes=200.0, frames=1, rates=RATES
+        in_bytes=20.0,
+        out_bytes=10.0,
+        pass_compute_s=3.0,
+        stream_bytes=200.0,
+        calls=4.0,
+        frames=1,
+        rates=RATES,
     )
-    assert isclose(one, 1.0 + 3.0 + 2.0 + 0.5 + 1.0)
+    assert isclose(one, 1.0 + 3.0 + 2.0 + 0.5 + 1.0 + 4 * 0.25)
     four = stage_s(
         in_bytes=20.0,
         out_bytes=10.0,
         pass_compute_s=10.0,
         stream_bytes=200.0,
+        calls=4.0,
         frames=4,
         rates=RATES,
     )
-    assert isclose(four, 2.0 + (10.0 + 2.0 + 0.5) / 4)
+    assert isclose(four, 2.0 + (10.0 + 2.0 + 0.5 + 4 * 0.25) / 4)
+
+
+def test_weights_decrypted_ahead_take_time_only_where_there_is_nothing_to_compute() -> None:
+    def stage(pass_compute_s: float, *, prefetch: bool) -> float:
+        return stage_s(
+            in_bytes=0.0,
+            out_bytes=0.0,
+            pass_compute_s=pass_compute_s,
+            stream_bytes=200.0,
+            calls=0.0,
+            frames=1,
+            rates=RATES,
+            prefetch=prefetch,
+        )
+
+    assert [stage(3.0, prefetch=ahead) for ahead in (False, True)] == [5.5, 3.5]
+    assert [stage(1.0, prefetch=ahead) for ahead in (False, True)] == [3.5, 2.5]
 
 
 def test_a_link_has_latency_and_bandwidth() -> None:
@@ -45,27 +69,27 @@ def test_a_chunk_is_one_latency_and_a_bottleneck_for_each_other_frame() -> None:
     assert chunk_s(7.0, 3.0, 11) == 37.0
 
 
-def test_memory_counts_weights_or_two_steps_and_the_frames_in_work() -> None:
+def test_message_buffers_are_those_of_the_enclave() -> None:
     sizes = {"input_bytes": 10 * MIB, "output_bytes": 4096}
-    working = working_bytes(
-        kept_bytes=np.array([100.0]),
-        scratch_bytes=np.array([7.0]),
+    counted = io_bytes(
         in_bytes=np.array([float(sizes["input_bytes"])]),
         out_bytes=np.array([float(sizes["output_bytes"])]),
         frames=4,
         queue_frames=8,
     )
     # What the enclave takes for its message buffers, by its own formula.
-    hops = hop_buffers_bytes(queue_frames=8, frames_per_pass=4, **sizes)
-    assert working[0] == 4 * 100 + 7 + hops
-    assert resident_bytes(np.array([1000.0]), working)[0] == 1000 + working[0]
-    assert streamed_bytes(np.array([50.0]), working)[0] == 100 + working[0]
+    assert counted[0] == hop_buffers_bytes(queue_frames=8, frames_per_pass=4, **sizes)
 
 
-def test_a_step_is_as_wanted_unless_a_weight_has_no_tiles_or_all_are_smaller() -> None:
-    weights = np.array([1000.0, 1000.0, 20.0])
-    largest = np.array([10.0, 400.0, 10.0])
-    assert step_bytes(weights, largest, 50).tolist() == [50.0, 400.0, 20.0]
+def test_the_engine_takes_a_session_per_node_and_tensors_of_stacked_frames() -> None:
+    sizes = {"nodes": np.array([3.0]), "stacked_bytes": np.array([100.0])}
+    assert engine_bytes(**sizes, frames=1)[0] == (3 * (9 + 4.5 + 28) + 72) * 1024
+    assert engine_bytes(**sizes, frames=4)[0] == (3 * (9 + 18 + 28) + 72) * 1024 + 400
+
+
+def test_weights_are_streamed_as_far_as_there_is_no_room() -> None:
+    weights, spare = np.full(4, 100.0), np.array([-50.0, 0.0, 30.0, 200.0])
+    assert streamed_bytes(weights, spare).tolist() == [100.0, 100.0, 70.0, 0.0]
 
 
 def test_a_shifted_table_reads_the_value_where_a_segment_starts() -> None:

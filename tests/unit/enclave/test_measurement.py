@@ -63,6 +63,9 @@ def swap(root: Path) -> None:
 
 CHANGES: dict[str, Callable[[Path], object]] = {
     "a byte more": add_byte,
+    "another simulated page cache": lambda root: (root / "enclave" / "simulated_epc.py").write_text(
+        "x = 1\n"
+    ),
     "a new module": lambda root: (root / "enclave" / "backdoor.py").write_text("x = 1\n"),
     "a new empty module": lambda root: (root / "core" / "empty.py").touch(),
     "a removed module": lambda root: (root / "core" / "units.py").unlink(),

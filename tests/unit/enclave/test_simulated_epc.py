@@ -24,7 +24,7 @@ from vaultline.core.errors import InfeasibleError, MachineError
 from vaultline.core.paged import PAGE_BYTES, SGX1_PAGE_S, pages_touched, step_pages
 from vaultline.core.program import StageProgram, StageSettings
 from vaultline.cost.footprint import footprint
-from vaultline.enclave.admission import PagedRefusedError, executor_of
+from vaultline.enclave.admission import PagedRefusedError, executor_type
 from vaultline.enclave.evidence import GramineProvider, SimulatedProvider
 from vaultline.enclave.executor import Executor
 from vaultline.enclave.ledger import Ledger
@@ -302,8 +302,7 @@ class Running:
         self.executor: Executor
         if program.settings.mode == "paged":
             if pages is None:
-                pages = open_cache(self.ledger, program.engine_bytes, "crypto")
-                pages._wipe = wipe
+                pages = open_cache(self.ledger, program.engine_bytes, wipe=wipe)
             else:
                 self.ledger.reserve("idle", pages.capacity_pages * PAGE_BYTES, "the page cache")
             self.executor = PagedExecutor(program, weights, self.ledger, pages)
@@ -441,18 +440,17 @@ def test_a_streamed_weight_has_no_place_in_a_paged_stage() -> None:
 
 
 def test_only_simulated_enclaves_page() -> None:
-    stage = compiled("digits", budget_bytes=64 * MIB)
-    weights = InMemoryWeights(stage)
+    paged = compiled("digits", budget_bytes=64 * MIB)
     with pytest.raises(PagedRefusedError, match="simulated") as caught:
-        executor_of(stage.program, weights, Ledger(64 * MIB), GramineProvider())
-    assert "sgx" in str(caught.value.got)
+        executor_type(paged.program, GramineProvider())
+    assert caught.value.got == "sgx"
     assert caught.value.exit_code == 1
     simulated = object.__new__(SimulatedProvider)
-    made = executor_of(stage.program, weights, Ledger(64 * MIB), simulated)
-    assert isinstance(made, PagedExecutor)
-    plain = compiled("digits", "resident")
-    made = executor_of(plain.program, InMemoryWeights(plain), Ledger(1 << 34), simulated)
-    assert type(made) is Executor
+    made = executor_type(paged.program, simulated)
+    assert made is PagedExecutor
+    made(paged.program, InMemoryWeights(paged), Ledger(64 * MIB))
+    for provider in (simulated, GramineProvider()):
+        assert executor_type(compiled("digits", "resident").program, provider) is Executor
 
 
 def test_a_worker_loads_the_page_cache_only_when_a_stage_asks() -> None:

@@ -47,11 +47,10 @@ def compiled(budget_bytes: int, *, frames: int = 1, **more: Any) -> StageProgram
     return stage.program
 
 
-@pytest.mark.parametrize("mib", [6, 8, 16, 64])
-@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize(
+    "mib, frames", [(7, 1), (8, 1), (8, 2), (16, 1), (16, 2), (64, 1), (64, 2)]
+)
 def test_every_step_fits_the_cache_with_room_for_others(mib: int, frames: int) -> None:
-    if (mib, frames) == (6, 2):
-        pytest.skip("the largest step of two frames needs more")
     program = compiled(mib * MIB, frames=frames)
     capacity = footprint(program)["idle"] // PAGE_BYTES
     pages = step_pages(program)
@@ -93,7 +92,7 @@ def test_what_a_step_is_lent_is_whole_pages_of_its_tensors() -> None:
 def test_too_little_memory_names_the_node_that_needs_most() -> None:
     with pytest.raises(InfeasibleError) as caught:
         compiled(3 * MIB)
-    assert "the most for" in str(caught.value.expected)
+    assert "the tensors of node" in str(caught.value.expected)
     assert "Pool" in str(caught.value.expected)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vaultline.core.control import BeatLine, FailedLine, ReadyLine
+from vaultline.core.control import BeatLine, FailedLine, ReadyLine, StageMetrics
 from vaultline.core.hostline import LaunchWorker
 from vaultline.host.supervisor import FOLLOWING_S, SILENCE_S_MAX, START_S_MAX, Supervisor
 
@@ -44,6 +44,16 @@ def test_workers_that_beat_are_fine() -> None:
         watch.heard(stage, beat(0.5, frames=stage), 101.0)
     assert watch.lost(101.0 + SILENCE_S_MAX) is None
     assert watch.frames == (0, 1)
+
+
+def test_what_each_worker_said_last_of_its_memory_is_kept() -> None:
+    watch = two()
+    assert watch.metrics == (StageMetrics(), StageMetrics())
+    for passes in (1, 2):
+        metrics = StageMetrics(budget_bytes=100, held_bytes={"tile": 40}, passes=passes)
+        watch.heard(1, BeatLine(busy_s=0.0, frames=passes, metrics=metrics), 101.0)
+    watch.exited(1, 0)
+    assert watch.metrics == (StageMetrics(), metrics)
 
 
 def test_silence_is_noticed_within_two_seconds() -> None:

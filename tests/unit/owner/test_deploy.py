@@ -80,7 +80,7 @@ def test_a_stage_that_will_not_fit_is_refused_with_what_is_missing(
     small = replace(plan.stages[1].device, memory_bytes=1 << 20)
     with pytest.raises(InfeasibleError, match="stage 1 does not fit on device enclave-1") as caught:
         compile_stages(model, with_stage(plan, 1, devices=(small,)))
-    assert "for weights and tensors" in str(caught.value.got)
+    assert "for weights, tensors" in str(caught.value.got)
     assert "at least" in str(caught.value.expected)
 
 

@@ -53,9 +53,9 @@ def test_one_enclave_that_does_not_fit_pays_for_every_page_of_every_frame() -> N
     request = PlanRequest(objective="latency")
     found = price("one-enclave", layers, small, request)
     assert found.paged
-    # 8 MiB of weights in pages of 4 KiB, and the buffers of frames beside them.
+    # 8 MiB of weights in pages of 4 KiB; buffers of frames and the engine leave them less room.
     swapped = (found.latency_s - 8.0) / 1e-3
-    assert 8 * MIB / PAGE_BYTES < swapped < 8 * MIB / PAGE_BYTES + 60
+    assert 8 * MIB / PAGE_BYTES < swapped < 8 * MIB / PAGE_BYTES + 150
     assert swapped == pytest.approx(round(swapped))
     assert found.plan is not None
     (stage,) = found.plan.stages
@@ -147,7 +147,12 @@ def test_serdab_keeps_the_listed_order_and_ours_does_not() -> None:
     layers = replace(
         profile([1.0] * 4, scale={"slow": 5.0}),
         blocks=tuple(
-            replace(block, weight_bytes=size * MIB, largest_weight_bytes=size * MIB)
+            replace(
+                block,
+                weight_bytes=size * MIB,
+                largest_weight_bytes=size * MIB,
+                cut_bytes=size * MIB,
+            )
             for block, size in zip(profile([1.0] * 4).blocks, (40, 40, 1, 1), strict=True)
         ),
     )

@@ -155,9 +155,7 @@ def test_room_for_neighbours_is_kept_only_where_there_are_any() -> None:
         [1.0] * 4, weight_bytes=10 * MIB, crossing_bytes=[MIB] * 5, decrypt_bytes_per_s=1.0
     )
     probe = problem_of(layers, cluster(device("a")), PlanRequest())
-    (half,) = (
-        int(need_bytes(probe.segments, "resident", 1, 2, probe.settings)[1, 2]) for _ in range(1)
-    )
+    (half,) = (int(need_bytes(probe.segments, "resident", 1, 2)[1, 2]) for _ in range(1))
     machines = cluster(device("a", memory_bytes=half + 1024, count=4))
     plan = make_plan(layers, machines, objective="latency", stages=2)
     assert [stage.mode for stage in plan.stages] == ["resident", "resident"]
@@ -246,8 +244,14 @@ def test_weights_that_do_not_fit_are_streamed_and_their_time_is_shared_by_a_pass
     (stage,) = plan.stages
     assert (stage.mode, stage.frames_per_pass, stage.queue_frames) == ("streamed", 4, 8)
     assert stage.step_bytes == 4 * MIB
-    assert isclose(stage.predicted_s, 0.3 + 1.0 / 4)
-    assert isclose(plan.predicted["latency_s"], 1.3)
+    assert stage.memory is not None
+    assert stage.memory.need_bytes <= 100 * MIB
+    assert stage.memory.resident_bytes + stage.memory.streamed_bytes == 120 * MIB
+    # 20 MiB are more than there is room for, and a step needs room for a tile.
+    assert 20 * MIB + 4 * MIB < stage.memory.streamed_bytes < 26 * MIB
+    streamed_s = stage.memory.streamed_bytes / (120 * MIB)
+    assert isclose(stage.predicted_s, 0.3 + streamed_s / 4, rel_tol=0.01)
+    assert isclose(plan.predicted["latency_s"], 0.3 + streamed_s, rel_tol=0.01)
 
 
 def test_resident_weights_are_kept_where_they_fit() -> None:
@@ -258,7 +262,7 @@ def test_resident_weights_are_kept_where_they_fit() -> None:
 
 
 def test_a_pass_is_smaller_where_memory_is_short() -> None:
-    layers = profile([0.1], crossing_bytes=[9 * MIB, MIB], passes=((4, 1.5),))
+    layers = profile([0.1], crossing_bytes=[12 * MIB, MIB], passes=((4, 1.5),))
     plan = make_plan(layers, cluster(device("a")), objective="throughput")
     assert plan.stages[0].frames_per_pass == 3
     assert isclose(plan.stages[0].predicted_s, 0.1 * (1 + 0.5 * 2 / 3) / 3)
@@ -379,7 +383,7 @@ INFEASIBLE = {
     "a budget too small for any partition names the device and what is missing": (
         {"memory_bytes": 10 * MIB, "count": 2},
         {},
-        r"needs 5\.1 MiB more on device a-[01].*: memory",
+        r"needs 6\.3 MiB more on device a-[01].*: memory",
     ),
     "more stages than devices": ({"count": 2}, {"stages": 3}, "number of devices"),
     "more stages than blocks": ({"count": 9}, {"stages": 5}, "number of cuts"),
@@ -402,7 +406,8 @@ def test_the_named_change_is_enough_and_nothing_less_is() -> None:
     with pytest.raises(MemoryShortError, match="MiB more on device a") as caught:
         make_plan(layers, cluster(device("a", memory_bytes=9 * MIB)))
     need = caught.value.needed_bytes
-    assert 4 * MIB + 7 * MIB < need < 4 * MIB + 8 * MIB
+    # Weights and activations of a layer, what may be lost between them, and the engine.
+    assert 3 * MIB + 7 * MIB < need < 3 * MIB + 8.5 * MIB
     assert make_plan(layers, cluster(device("a", memory_bytes=need))).stages[0].mode == "streamed"
     with pytest.raises(InfeasibleError):
         make_plan(layers, cluster(device("a", memory_bytes=need - 1)))
@@ -478,6 +483,6 @@ def test_a_users_partition_that_does_not_fit_says_what_is_missing() -> None:
     parts = parse_partition("0:4@a")
     with pytest.raises(InfeasibleError, match="memory") as caught:
         make_plan(layers, cluster(device("a", memory_bytes=10 * MIB)), partition=parts)
-    assert caught.value.expected == "5.1 MiB more"
+    assert caught.value.expected == "6.4 MiB more"
     with pytest.raises(InfeasibleError, match="trust"):
         make_plan(layers, cluster(device("a", kind="accelerator", trust="none")), partition=parts)
