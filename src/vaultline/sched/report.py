@@ -1,0 +1,22 @@
+"""What a server tells the balancer of itself."""
+
+from __future__ import annotations
+
+from vaultline.core.serde import Struct
+
+
+class Report(Struct, frozen=True):
+    """What a server says of itself.
+
+    Attributes:
+        now_s: when.
+        backlog_s: core time of all that waits or runs.
+        waiting: requests that wait, by model.
+        resident_s: by model, decryption time that its resident groups save on every pass.
+    """
+
+    server: str
+    now_s: float
+    backlog_s: float
+    waiting: dict[str, int]
+    resident_s: dict[str, float]
