@@ -11,7 +11,7 @@ from random import Random
 from typing import TypeAlias
 
 from msgspec.structs import replace
-from segment_memory import SegmentMemory, StepMemory
+from segment_memory import THREAD, SegmentMemory, StepMemory
 
 from vaultline.core.cluster import Cluster, Device, Host, Link
 from vaultline.core.frame_meta import hop_buffers_bytes
@@ -110,7 +110,9 @@ def _block(rng: Random) -> BlockProfile:
         cut_frame_bytes=rng.choice([0, MIB // 4]),
         cut_steps=rng.randint(2, 3),
         largest_weight_bytes=weights // parts,
-        engine_nodes=rng.randint(0, 3),
+        engine_bytes=rng.choice([0, 9216]),
+        kernel_bytes=rng.choice([0, 0, MIB // 4]),
+        values=rng.randint(0, 8),
         stacked_bytes=rng.choice([0, MIB // 8]) if alone else 0,
         alone=alone,
     )
@@ -288,7 +290,8 @@ def ways(
             input_bytes=messages[0],
             output_bytes=messages[1],
         )
-        spare = device.memory_bytes - io - memory.engine
+        spare = device.memory_bytes - io
+        spare -= (device.cores - 1) * THREAD
         if memory.weights + memory.resident + records <= spare:
             pair = [seconds(count, compute_s(count), 0) for count in (1, frames)]
             resident.append((pair[1], frames, pair[0]))
@@ -327,10 +330,9 @@ def crossing(case: Case, cut: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Memory:
-    """What ``SegmentMemory`` says, worked out once."""
+    """What ``SegmentMemory`` says, worked out once; the engine's share with each workspace."""
 
     weights: int
-    engine: int
     resident: float
     streamed: float
     steps: int
@@ -350,9 +352,8 @@ def segment_memory(case: Case, start: int, end: int, frames: int) -> _Memory:
     streamed, steps = found.streamed()
     return _Memory(
         weights=found.weights,
-        engine=found.engine(),
-        resident=found.resident(),
-        streamed=streamed,
+        resident=found.resident() + found.engine(found.resident_steps()),
+        streamed=streamed + found.engine(steps),
         steps=steps,
         stacked_steps=sum(block.cut_steps for block in blocks if block.stacked_bytes),
         ahead=found.ahead(),

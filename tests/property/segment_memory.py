@@ -13,6 +13,7 @@ from vaultline.core.tensors import layout
 
 TILE = 4 << 20
 KIB = 1 << 10
+THREAD = 72 * KIB
 STEP_BLOCKS = 64
 
 
@@ -115,15 +116,22 @@ class SegmentMemory:
     def weights(self) -> int:
         return sum(block.weight_bytes for block in self.profile.blocks[self.start : self.end])
 
-    def engine(self) -> int:
-        """Sessions, and tensors in steps that stack frames."""
+    def resident_steps(self) -> int:
         blocks = self.profile.blocks[self.start : self.end]
-        nodes = sum(block.engine_nodes for block in blocks)
-        nodes += sum(len(self.profile.crossing[cut]) for cut in (self.start, self.end))
+        return 1 + sum(1 + min(block.cut_steps, 3) for block in blocks if block.alone)
+
+    def engine(self, steps: int) -> int:
+        """What the engine takes with one thread: of nodes, one kernel, frames stacked, steps."""
+        blocks = self.profile.blocks[self.start : self.end]
+        ends = sum(len(self.profile.crossing[cut]) for cut in (self.start, self.end))
+        twice = 2 if self.copies() else 1
+        nodes = twice * (sum(block.engine_bytes for block in blocks) + 9 * KIB * ends)
+        values = twice * (sum(block.values for block in blocks) + 2 * ends)
+        kernel = max(block.kernel_bytes * (self.frames if block.alone else 1) for block in blocks)
         stacked = sum(block.stacked_bytes for block in blocks) if self.frames > 1 else 0
-        nodes *= 2 if self.copies() else 1
-        each = 9 * KIB + self.frames * 9 * KIB // 2
-        return nodes * each + min(nodes, 24) * 28 * KIB + 72 * KIB + self.frames * stacked
+        held = nodes + kernel + self.frames * stacked + THREAD
+        held += steps * (2 * KIB + self.frames * 3 * KIB) + self.frames * values * KIB // 2
+        return held + min(steps, 24) * 24 * KIB
 
     def copies(self) -> int:
         """Of a sum that begins outside of the segment."""

@@ -20,7 +20,11 @@ def test_tables_say_what_the_equations_say(seed: int, frames: int) -> None:
         for end in range(start + 1, len(profile.blocks) + 1):
             at, slow = (end - start - 1, end), SegmentMemory(steps_slowly, start, end)
             assert tables.weight_bytes[at] == slow.weights
-            assert tables.engine_bytes(frames)[at] == slow.engine()
+            resident, streamed = (
+                tables.engine_bytes(frames, streamed=way)[at] for way in (False, True)
+            )
+            assert resident == slow.engine(slow.resident_steps())
+            assert streamed == slow.engine(slow.streamed()[1])
             assert tables.resident(frames)[at] == slow.resident()
             assert (workspace[at], steps[at]) == slow.streamed()
             assert tables.ahead_bytes[at] == slow.ahead()

@@ -94,8 +94,10 @@ class BlockProfile(Struct, frozen=True):
             passes of one frame; cut_frame_bytes: more for each further frame.
         cut_steps: how many steps those are.
         largest_weight_bytes: the most weights that one of them reads.
-        engine_nodes: nodes of the engine's sessions.
-        stacked_bytes: what the engine itself may allocate of each frame in steps that stack them.
+        engine_bytes: what the engine takes for its nodes, besides kernels.
+        kernel_bytes: the largest buffer that one of its kernels allocates, for one frame.
+        values: how many values its nodes read and write.
+        stacked_bytes: what the engine itself allocates of each frame in steps that stack them.
         alone: no step may hold both its nodes and another block's: it is cut into tiles, or it
             stacks frames.
         ops: how many nodes of each operator.
@@ -110,7 +112,9 @@ class BlockProfile(Struct, frozen=True):
     cut_frame_bytes: int = 0
     cut_steps: int = 1
     largest_weight_bytes: int = 0
-    engine_nodes: int = 1
+    engine_bytes: int = 0
+    kernel_bytes: int = 0
+    values: int = 0
     stacked_bytes: int = 0
     alone: bool = False
     ops: dict[str, int] = msgspec.field(default_factory=dict)
@@ -125,6 +129,8 @@ class BlockProfile(Struct, frozen=True):
             self.cut_frame_bytes,
             self.largest_weight_bytes,
             self.stacked_bytes,
+            self.engine_bytes,
+            self.kernel_bytes,
         )
         if min(sizes) < 0 or max(sizes) > TENSOR_BYTES_MAX:
             raise InputError(
@@ -139,10 +145,10 @@ class BlockProfile(Struct, frozen=True):
                 got=f"{self.cut_steps} steps of at most {most} bytes of weights",
                 expected=f"{self.weight_bytes} bytes of weights in steps of {self.cut_bytes}",
             )
-        counts = (self.cut_steps, self.engine_nodes)
+        counts = (self.cut_steps, self.values)
         if min(counts) < 0 or max(counts) > NODES_MAX:
             raise InputError(
-                "a block has an impossible number of steps or nodes",
+                "a block has an impossible number of steps or values",
                 got=str(counts),
                 expected=f"0 to {NODES_MAX}",
             )

@@ -2,7 +2,8 @@
 
     resident = weights + workspace + engine + io
     streamed = workspace + engine + io, and what is left over holds weights that stay
-    engine   = session * nodes + f * stacked
+    engine   = sum over nodes + largest kernel + f * stacked + threads * thread
+               + sum over steps of (step + f * (call + values * value)) + sessions
     io       = q * in + (f + extra) * out + sources * record(in) + targets * record(out)
 
 with f frames a pass, q buffers in the input queue, and a record buffer for each neighbour: the
@@ -19,10 +20,12 @@ from vaultline.core.frames import OUTPUT_FRAMES_EXTRA
 from vaultline.core.limits import RECORD_FRAGMENT_BYTES, RECORD_SLACK_BYTES
 
 Table = NDArray[np.float64]
-#: What the engine takes for a node, and for it in every frame of a pass; for a step's session, of
-#: which equal steps share one; and for its own buffers. ``graph.takings`` counts a compiled stage.
-NODE_BYTES, BOUND_BYTES = 9 << 10, 9 << 9
-SESSION_BYTES, SESSIONS_MAX, BUFFER_BYTES = 28 << 10, 24, 72 << 10
+#: What the engine takes for itself, measured over ten networks (``graph.takings``): for a node, a
+#: session, a step; for every frame of a pass a step and each of its values; for a thread.
+NODE_BYTES, SESSION_BYTES, STEP_BYTES = 9 << 10, 24 << 10, 2 << 10
+BOUND_STEP_BYTES, BOUND_VALUE_BYTES, THREAD_BYTES = 3 << 10, 1 << 9, 72 << 10
+#: Equal steps share a session; the ten networks of the zoo make do with 17 for up to 160 steps.
+SESSIONS_MAX = 24
 #: Buffers of different sizes may leave gaps: at most one part in so many of a workspace, over the
 #: segments of the zoo's models.
 _GAPS = 16
@@ -54,12 +57,28 @@ def io_bytes(
     return messages + records
 
 
-def engine_bytes(*, nodes: Table, stacked_bytes: Table, frames: int) -> Table:
-    """What the engine takes for itself: sessions, and tensors inside of steps that stack frames."""
-    own = (NODE_BYTES + BOUND_BYTES * frames) * nodes
-    sessions = SESSION_BYTES * np.minimum(nodes, SESSIONS_MAX) + BUFFER_BYTES
-    need: Table = own + sessions + (frames * stacked_bytes if frames > 1 else 0.0)
+def engine_bytes(*, nodes_bytes: Table, values: Table, steps: Table, frames: int) -> Table:
+    """What the engine takes for itself, with one thread.
+
+    Args:
+        nodes_bytes: of nodes, kernels and tensors that steps allocate.
+        values: that nodes read and write.
+    """
+    per_step = STEP_BYTES + frames * BOUND_STEP_BYTES
+    sessions = np.minimum(steps, SESSIONS_MAX) * SESSION_BYTES
+    need: Table = (
+        nodes_bytes
+        + THREAD_BYTES
+        + steps * per_step
+        + frames * BOUND_VALUE_BYTES * values
+        + sessions
+    )
     return need
+
+
+def more_threads_bytes(threads: int) -> int:
+    """What threads beyond the first take."""
+    return (threads - 1) * THREAD_BYTES
 
 
 def streamed_bytes(weight_bytes: Table, spare_bytes: Table) -> Table:

@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 
 from vaultline.core.frames import FrameLayout
 from vaultline.core.profile import TILE_BYTES, ModelProfile, pass_s
-from vaultline.cost.memory import engine_bytes, workspace_bytes
+from vaultline.cost.memory import NODE_BYTES, engine_bytes, workspace_bytes
 from vaultline.cost.steps import Steps
 
 Table = NDArray[np.float64]
+#: Steps of a block that must be alone, resident: before, in and after what stacks.
+_REGIONS = 3
 #: Of a block: (frames in a pass, seconds of the whole pass), ascending.
 PassTimes: TypeAlias = tuple[tuple[int, float], ...]
 
@@ -66,11 +68,16 @@ class Segments:
         layouts = [FrameLayout(tensors, stages_max) for tensors in profile.crossing]
         messages = np.array([layout.message_bytes for layout in layouts], dtype=np.float64)
         self.in_message_bytes, self.out_message_bytes = self._ends(messages)
-        # The engine changes the layout of what enters and leaves: a node each.
+        # The engine changes the layout of what enters and leaves: a node each, with two values.
         ends = self._ends(np.array([len(tensors) for tensors in profile.crossing], np.float64))
-        self._nodes = self._sum([block.engine_nodes for block in blocks]) + ends[0] + ends[1]
         copies = self.steps.alive.skipping.astype(np.float64)
-        self._nodes *= np.where(self._ends(copies)[0] > 0, 2.0, 1.0)
+        twice = np.where(self._ends(copies)[0] > 0, 2.0, 1.0)
+        engine = self._sum([block.engine_bytes for block in blocks])
+        self._engine = twice * (engine + NODE_BYTES * (ends[0] + ends[1]))
+        self._values = twice * (self._sum([b.values for b in blocks]) + 2 * (ends[0] + ends[1]))
+        self._resident_steps = 1.0 + self._sum(
+            [1 + min(block.cut_steps, _REGIONS) if block.alone else 0 for block in blocks]
+        )
         self._stacked = self._sum([block.stacked_bytes for block in blocks])
         self._stacked_steps = self._sum(
             [block.cut_steps if block.stacked_bytes else 0 for block in blocks]
@@ -92,9 +99,18 @@ class Segments:
         times = [block.compute_s for block in self.profile.blocks] if blocks is None else blocks
         return self._sum([pass_s(each, frames) for each in times])
 
-    def engine_bytes(self, frames: int) -> Table:
-        """What the engine takes for itself."""
-        return engine_bytes(nodes=self._nodes, stacked_bytes=self._stacked, frames=frames)
+    def engine_bytes(self, frames: int, *, streamed: bool) -> Table:
+        """What the engine takes for itself, with one thread."""
+        kernels = self._max(
+            [b.kernel_bytes * (frames if b.alone else 1) for b in self.profile.blocks]
+        )
+        stacked = frames * self._stacked if frames > 1 else 0.0
+        return engine_bytes(
+            nodes_bytes=self._engine + kernels + stacked,
+            values=self._values,
+            steps=self.streamed(frames)[1] if streamed else self._resident_steps,
+            frames=frames,
+        )
 
     def streamed(self, frames: int) -> tuple[Table, Table]:
         """The workspace of each segment whose weights don't all stay, and its number of steps."""

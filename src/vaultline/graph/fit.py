@@ -16,6 +16,7 @@ from vaultline.core.errors import InfeasibleError
 from vaultline.core.tensors import align
 from vaultline.core.units import format_bytes
 from vaultline.cost.grouping import cheapest, least_peak
+from vaultline.cost.memory import NODE_BYTES
 from vaultline.graph.bands import (
     COPIED_BYTES_PER_S,
     Banding,
@@ -28,7 +29,7 @@ from vaultline.graph.layout import Layout, Limits, held_by, lay_out, needs
 from vaultline.graph.rows import windows
 from vaultline.graph.steps import Part, regions
 from vaultline.graph.structure import Model, Node, rebuilt
-from vaultline.graph.takings import NODE_BYTES, fixed_bytes, steps_bytes
+from vaultline.graph.takings import fixed_bytes, steps_bytes
 from vaultline.graph.tiles import can_be_tiled, conv_tile_bytes, conv_tiles
 from vaultline.graph.turn import turned
 

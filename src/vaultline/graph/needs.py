@@ -18,6 +18,7 @@ from msgspec.structs import replace as msgspec_replace
 from vaultline.core.memory import StreamRates
 from vaultline.core.profile import TILE_BYTES, BlockProfile, Held
 from vaultline.core.tensors import align
+from vaultline.cost.memory import NODE_BYTES
 from vaultline.graph.compile import optimised
 from vaultline.graph.extract import extract
 from vaultline.graph.isa import local_isa
@@ -26,11 +27,10 @@ from vaultline.graph.node_times import owners_of
 from vaultline.graph.rewrite import rewrite
 from vaultline.graph.steps import Part, boundary_bytes, is_rowwise
 from vaultline.graph.structure import Model, Node
+from vaultline.graph.takings import fixed_bytes, kernel_bytes
 from vaultline.graph.tiles import tiled
 
 _PRODUCTS = frozenset({"Gemm", "com.microsoft.FusedGemm", "MatMul"})
-#: A product that is turned round becomes three nodes.
-_TURNED_NODES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,9 @@ def _block(model: Model, placed: Sequence[_Placed], tiles: frozenset[str]) -> Bl
     once, twice = (_laid_out(inner, parts, frames, cut=True) for frames in (1, 2))
     weights = [_weights(inner, inner.nodes[part.first : part.last]) for part in once.parts]
     steps = list(zip(weights, once.activation_bytes, twice.activation_bytes, strict=True))
-    products = sum(node.op in _PRODUCTS for node in nodes)
+    kernels = max((kernel_bytes(node, inner) for node in nodes), default=0)
+    # A product that is turned round is three nodes.
+    turned = 2 * sum(node.op in _PRODUCTS for node in nodes)
     whole = [Part(first=0, last=len(nodes), stackable=False)] if nodes else []
     return BlockProfile(
         compute_s=((1, 0.0),),
@@ -128,7 +130,9 @@ def _block(model: Model, placed: Sequence[_Placed], tiles: frozenset[str]) -> Bl
         cut_frame_bytes=max((two - one for _, one, two in steps), default=0),
         cut_steps=len(steps),
         largest_weight_bytes=max(weights, default=0),
-        engine_nodes=len(nodes) + (_TURNED_NODES - 1) * products,
+        engine_bytes=fixed_bytes(inner, parts, tiles, 1, 0) - kernels + turned * NODE_BYTES,
+        kernel_bytes=kernels,
+        values=sum(len(node.reads) + len(node.writes) for node in nodes) + 2 * turned,
         stacked_bytes=_stacked_bytes(model, [each.node for each in placed if each.stacks]),
         alone=any(each.stacks or each.node.writes[0] in tiles for each in placed),
     )
@@ -172,8 +176,8 @@ def _laid_out(model: Model, parts: Sequence[Part], frames: int, *, cut: bool) ->
 
 
 def _stacked_bytes(model: Model, nodes: Sequence[Node]) -> int:
-    """What the engine may allocate for stacked nodes: their results; of a product also the tiles'
-    results, or the turned frame and the product before it is turned back."""
+    """What the engine allocates for stacked products: the turned frame, and the product before it
+    is turned back."""
     products = [node for node in nodes if node.op in _PRODUCTS]
     frames = {
         name
@@ -181,9 +185,8 @@ def _stacked_bytes(model: Model, nodes: Sequence[Node]) -> int:
         for name in node.reads
         if name in model.specs and name not in model.weights
     }
-    return sum(node.output_bytes for node in (*nodes, *products)) + sum(
-        model.specs[name].nbytes for name in frames
-    )
+    made = sum(node.output_bytes for node in products)
+    return made + sum(model.specs[name].nbytes for name in frames)
 
 
 def _weights(model: Model, nodes: Sequence[Node]) -> int:

@@ -15,18 +15,20 @@ import onnx
 from onnx import shape_inference
 
 from vaultline.core.tensors import ITEM_BYTES
+from vaultline.cost.memory import (
+    BOUND_STEP_BYTES,
+    BOUND_VALUE_BYTES,
+    NODE_BYTES,
+    SESSION_BYTES,
+    SESSIONS_MAX,
+    STEP_BYTES,
+    THREAD_BYTES,
+)
 from vaultline.graph import engine
 from vaultline.graph.lifetimes import engine_made
 from vaultline.graph.steps import Part, attributes, reads_of
 from vaultline.graph.structure import Model, Node, subgraphs, value_info
 
-NODE_BYTES, _SESSION_BYTES, _STEP_BYTES = 9 << 10, 24 << 10, 2 << 10
-#: For every frame of a pass.
-_BOUND_STEP_BYTES, _BOUND_TENSOR_BYTES = 3 << 10, 1 << 9
-#: Of a thread that multiplies matrices or convolves.
-_THREAD_BYTES = 72 << 10
-#: Equal steps share a session; the ten networks of the zoo make do with 17 for up to 160 steps.
-_SESSIONS_MAX = 24
 #: Kernels that need nothing besides operands and results, or hardly anything.
 _LEAN = frozenset(
     {
@@ -59,11 +61,11 @@ def fixed_bytes(
     inside = sum(model.specs[name].nbytes for name in engine_made(model, parts, frames))
     stacked = {index for part in parts if part.stackable for index in range(part.first, part.last)}
     buffers = [
-        _scratch(node, model) * (frames if index in stacked else 1)
+        kernel_bytes(node, model) * (frames if index in stacked else 1)
         for index, node in enumerate(model.nodes)
     ]
     flow = sum(size for size in _control_flow(model).values() if size is not None)
-    kernels = max(buffers, default=0) + threads * _THREAD_BYTES
+    kernels = max(buffers, default=0) + threads * THREAD_BYTES
     return counted * NODE_BYTES + frames * inside + flow + kernels
 
 
@@ -74,8 +76,8 @@ def steps_bytes(model: Model, parts: Sequence[Part], frames: int) -> int:
     for part in parts:
         nodes = model.nodes[part.first : part.last]
         bound = len(reads_of(nodes)) + sum(len(node.writes) for node in nodes)
-        total += _STEP_BYTES + frames * (_BOUND_STEP_BYTES + bound * _BOUND_TENSOR_BYTES)
-    return total + min(len(parts), _SESSIONS_MAX) * _SESSION_BYTES
+        total += STEP_BYTES + frames * (BOUND_STEP_BYTES + bound * BOUND_VALUE_BYTES)
+    return total + min(len(parts), SESSIONS_MAX) * SESSION_BYTES
 
 
 def unbounded(model: Model) -> str | None:
@@ -91,7 +93,7 @@ def unbounded(model: Model) -> str | None:
     return None
 
 
-def _scratch(node: Node, model: Model) -> int:
+def kernel_bytes(node: Node, model: Model) -> int:
     """The most bytes that a node's kernel allocates for itself for one frame."""
     sizes = [
         model.specs[name].nbytes for name in (*node.reads, *node.writes) if name in model.specs

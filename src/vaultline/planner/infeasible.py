@@ -12,6 +12,7 @@ from vaultline.core.limits import FRAME_BYTES_MAX
 from vaultline.core.units import format_bytes
 from vaultline.cost.segments import Table
 from vaultline.planner.bands import Way
+from vaultline.planner.options import memory_for
 from vaultline.planner.problem import Problem
 from vaultline.planner.programme import Programme, by_start_and_end
 from vaultline.planner.search import least_bottleneck
@@ -97,9 +98,7 @@ def _message_size(problem: Problem, stages: int | None) -> InfeasibleError | Non
 
 def _memory(problem: Problem, stages: int | None) -> InfeasibleError:
     short = [
-        np.where(
-            kind.allowed, np.maximum(problem.need_bytes - kind.units[0].memory_bytes, 0.0), inf
-        )
+        np.where(kind.allowed, np.maximum(problem.need_bytes - memory_for(kind.units[0]), 0.0), inf)
         for kind in problem.types
     ]
     path = _largest(problem, short, stages)

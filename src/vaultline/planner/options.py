@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vaultline.core.cluster import Device
 from vaultline.core.limits import REPLICAS_MAX
-from vaultline.cost.memory import io_bytes, record_bytes, streamed_bytes
+from vaultline.cost.memory import io_bytes, more_threads_bytes, record_bytes, streamed_bytes
 from vaultline.cost.segments import Segments, Table
 from vaultline.cost.time import stage_s
 from vaultline.planner.devices import DeviceType, Speed
@@ -73,7 +74,7 @@ def need_bytes(
     sources: int = 1,
     targets: int = 1,
 ) -> Table:
-    """The least memory that each segment needs in a mode.
+    """The least memory that each segment needs in a mode, with one thread.
 
     Args:
         sources, targets: neighbours before and after: each has a record buffer.
@@ -86,7 +87,7 @@ def need_bytes(
         sources=sources,
         targets=targets,
     )
-    held: Table = io + segments.engine_bytes(frames)
+    held: Table = io + segments.engine_bytes(frames, streamed=mode == "streamed")
     if mode == "resident":
         return held + segments.weight_bytes + segments.resident(frames)
     return held + segments.streamed(frames)[0]
@@ -144,7 +145,7 @@ def per_neighbour_bytes(segments: Segments) -> Table:
 def _tight_at(kind: DeviceType, ways: list[_Way], per_neighbour: Table, most: int) -> set[int]:
     """Numbers of neighbours below ``most`` beyond which some segment no longer fits."""
     found: set[int] = set()
-    budget = kind.units[0].memory_bytes
+    budget = memory_for(kind.units[0])
     for way in ways if most > 1 else ():
         for row in range(0, len(per_neighbour), _ROWS):
             at = (slice(row, row + _ROWS), slice(row + 1, None))
@@ -181,7 +182,7 @@ class _PassTimes:
         segments, speed = self.segments, kind.speed
         streamed = calls = np.zeros((1, 1))
         if way.mode == "streamed":
-            spare = kind.units[0].memory_bytes - way.need[at]
+            spare = memory_for(kind.units[0]) - way.need[at]
             if prefetch:
                 spare -= segments.ahead_bytes[at]
             streamed = streamed_bytes(segments.weight_bytes[at], spare)
@@ -222,7 +223,7 @@ def _ways_of(
                 need = way.need[at] + (neighbours - 1) * per_neighbour[at]
                 if ahead:
                     need += times.segments.ahead_bytes[at]
-                fits = kind.allowed[at] & (need <= kind.units[0].memory_bytes)
+                fits = kind.allowed[at] & (need <= memory_for(kind.units[0]))
                 period_s = times.seconds(kind, way, way.frames, full_s, at, prefetch=ahead)
                 better = fits & (period_s < option.period_s[at])
                 latency_s = times.seconds(kind, way, 1, alone_s, at, prefetch=ahead)
@@ -231,6 +232,11 @@ def _ways_of(
                 np.copyto(option.frames[at], np.int8(way.frames), where=better)
                 np.copyto(option.prefetch[at], ahead, where=better)
     return _merge(by_mode["resident"], by_mode["streamed"])
+
+
+def memory_for(unit: Device) -> int:
+    """Of a device, less what its threads beyond the first take."""
+    return unit.memory_bytes - more_threads_bytes(unit.cores)
 
 
 def prefetches(kind: DeviceType) -> bool:

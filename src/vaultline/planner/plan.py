@@ -25,6 +25,7 @@ from vaultline.core.plan import (
 from vaultline.core.profile import TILE_BYTES, ModelProfile
 from vaultline.core.replicas import neighbours
 from vaultline.core.units import format_bytes
+from vaultline.cost.memory import more_threads_bytes
 from vaultline.cost.stage_memory import StageLimits, resident_memory, streamed_memory
 from vaultline.cost.time import chunk_s
 from vaultline.planner.devices import Speed
@@ -212,7 +213,7 @@ def _memory(
     """How one of so many stages will use its memory."""
     segments, at = problem.segments, (stage.end - stage.start - 1, stage.end)
     option = problem.options[stage.kind][stage.option]
-    frames = int(option.frames[at])
+    frames, streamed = int(option.frames[at]), bool(option.streamed[at])
     before, after = (
         FrameLayout(problem.profile.crossing[cut], stages) for cut in (stage.start, stage.end)
     )
@@ -226,12 +227,13 @@ def _memory(
     limits = StageLimits(
         memory_bytes=unit.memory_bytes,
         frames=frames,
-        engine_bytes=int(segments.engine_bytes(frames)[at]),
+        engine_bytes=int(segments.engine_bytes(frames, streamed=streamed)[at])
+        + more_threads_bytes(unit.cores),
         io_bytes=io,
         prefetch=bool(option.prefetch[at]),
         rates=_stream_rates(problem.types[stage.kind].speed),
     )
-    laid_out = streamed_memory if option.streamed[at] else resident_memory
+    laid_out = streamed_memory if streamed else resident_memory
     return laid_out(segments.steps, stage.start, stage.end, limits)
 
 
@@ -324,7 +326,7 @@ def _best_option(
             expected="an attested device, or a policy that releases what the stage sees",
         )
     if not candidates:
-        missing = int(problem.least_need(start, end)) - unit.memory_bytes
+        missing = int(problem.least_need(start, end, unit)) - unit.memory_bytes
         raise InfeasibleError(
             f"{place} does not fit on device {unit.name}: memory",
             got=format_bytes(unit.memory_bytes),

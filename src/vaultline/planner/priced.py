@@ -153,6 +153,6 @@ def why_not(setting: Setting, start: int, end: int, units: Sequence[Device]) -> 
     return InfeasibleError(
         f"{place} do not fit on {largest.name}, weights streamed or not: memory",
         got=format_bytes(largest.memory_bytes),
-        expected=format_bytes(problem.least_need(start, end)),
+        expected=format_bytes(problem.least_need(start, end, largest)),
         remedy="raise the device's memory",
     )

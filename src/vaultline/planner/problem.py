@@ -18,6 +18,7 @@ from vaultline.planner.options import (
     Option,
     Space,
     build_options,
+    memory_for,
     need_bytes,
     per_neighbour_bytes,
 )
@@ -70,11 +71,13 @@ class Problem:
         """How many devices there are of each type."""
         return tuple(len(kind.units) for kind in self.types)
 
-    def least_need(self, start: int, end: int) -> int:
-        """The least memory of a segment, with as many neighbours as the last space allows."""
+    def least_need(self, start: int, end: int, unit: Device) -> int:
+        """The least memory of a segment on a device, with as many neighbours as the last space
+        allows."""
         at = (end - start - 1, end)
         further = self.spaces[-1].replicas - 1
-        return int(self.need_bytes[at] + further * per_neighbour_bytes(self.segments)[at])
+        need = self.need_bytes[at] + further * per_neighbour_bytes(self.segments)[at]
+        return int(need) + unit.memory_bytes - memory_for(unit)
 
 
 def build_problem(

@@ -81,7 +81,7 @@ BAD_BLOCKS = {
     "a negative size": {"weight_bytes": -1},
     "steps that don't hold its weights": {"weight_bytes": 9},
     "a step smaller than its weights": {"cut_bytes": 7},
-    "no number of nodes": {"engine_nodes": -1},
+    "no number of values": {"values": -1},
 }
 
 

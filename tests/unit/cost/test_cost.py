@@ -81,10 +81,12 @@ def test_message_buffers_are_those_of_the_enclave() -> None:
     assert counted[0] == hop_buffers_bytes(queue_frames=8, frames_per_pass=4, **sizes)
 
 
-def test_the_engine_takes_a_session_per_node_and_tensors_of_stacked_frames() -> None:
-    sizes = {"nodes": np.array([3.0]), "stacked_bytes": np.array([100.0])}
-    assert engine_bytes(**sizes, frames=1)[0] == (3 * (9 + 4.5 + 28) + 72) * 1024
-    assert engine_bytes(**sizes, frames=4)[0] == (3 * (9 + 18 + 28) + 72) * 1024 + 400
+def test_the_engine_takes_memory_for_nodes_steps_and_frames() -> None:
+    sizes = {key: np.array([value]) for key, value in (("nodes_bytes", 1e6), ("values", 10.0))}
+    few = engine_bytes(**sizes, steps=np.array([1.0]), frames=1)[0]
+    assert few == 1e6 + (72 + 2 + 3 + 5 + 24) * 1024
+    many = engine_bytes(**sizes, steps=np.array([100.0]), frames=4)[0]
+    assert many == 1e6 + (72 + 100 * (2 + 4 * 3) + 4 * 5 + 24 * 24) * 1024
 
 
 def test_weights_are_streamed_as_far_as_there_is_no_room() -> None:
