@@ -9,7 +9,7 @@ from tempfile import mkdtemp
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from vaultline.bench.profiling import InMemoryWeights, ProfileRequest, profile_model
@@ -117,7 +117,10 @@ def test_a_stage_streams_about_what_its_plan_says(name: str, data: st.DataObject
     cores = data.draw(st.sampled_from([1, 2]), "cores")
     place = planning.device("enclave", memory_bytes=budget, cores=cores)
     request = PlanRequest(objective=data.draw(st.sampled_from(["latency", "chunk"]), "objective"))
-    plan = plan_request(known, planning.cluster(place), request)
+    try:
+        plan = plan_request(known, planning.cluster(place), request)
+    except InfeasibleError:  # the planner knows no bands: it refuses what the compiler could split
+        reject()
     (planned,), (stage,) = plan.stages, compile_stages(model(name), plan)
     assert planned.memory is not None
     assert planned.memory.need_bytes <= budget

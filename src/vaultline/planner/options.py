@@ -108,7 +108,8 @@ def build_options(
     ]
     most = min(settings.replicas_max, REPLICAS_MAX, max(len(kind.units) for kind in types))
     per_neighbour = per_neighbour_bytes(segments)
-    steps = [_tight_at(kind, ways, per_neighbour, most) for kind in types]
+    ahead = segments.ahead_bytes
+    steps = [_tight_at(kind, ways, per_neighbour, ahead, most) for kind in types]
     members = sorted({most}.union(*steps))
     options: list[tuple[Option, ...]] = []
     chosen: list[list[tuple[int, ...]]] = []
@@ -142,18 +143,24 @@ def per_neighbour_bytes(segments: Segments) -> Table:
     return table
 
 
-def _tight_at(kind: DeviceType, ways: list[_Way], per_neighbour: Table, most: int) -> set[int]:
-    """Numbers of neighbours below ``most`` beyond which some segment no longer fits."""
+def _tight_at(
+    kind: DeviceType, ways: list[_Way], per_neighbour: Table, ahead: Table, most: int
+) -> set[int]:
+    """Numbers of neighbours below ``most`` beyond which some segment no longer fits, or no longer
+    with room for weights that are decrypted ahead."""
     found: set[int] = set()
     budget = memory_for(kind.units[0])
     for way in ways if most > 1 else ():
         for row in range(0, len(per_neighbour), _ROWS):
             at = (slice(row, row + _ROWS), slice(row + 1, None))
-            spare = budget - way.need[at]
-            binds = kind.allowed[at] & (spare >= 0) & (spare < (most - 1) * per_neighbour[at])
-            if binds.any():
-                fitting = 1 + np.floor_divide(spare[binds], per_neighbour[at][binds])
-                found.update(int(number) for number in np.unique(fitting))
+            spares = [budget - way.need[at]]
+            if way.mode == "streamed" and prefetches(kind):
+                spares.append(spares[0] - ahead[at])
+            for spare in spares:
+                binds = kind.allowed[at] & (spare >= 0) & (spare < (most - 1) * per_neighbour[at])
+                if binds.any():
+                    fitting = 1 + np.floor_divide(spare[binds], per_neighbour[at][binds])
+                    found.update(int(number) for number in np.unique(fitting))
     return found
 
 

@@ -116,4 +116,5 @@ def test_a_network_that_is_nearly_all_weights_swaps_its_working_set(mib: int) ->
     found = counted("alexnet", mib * MIB)
     check(found)
     assert found.swapped == pytest.approx(found.bound, rel=1e-3)
-    assert found.predicted == pytest.approx(found.swapped, rel=0.01)
+    # The planner allows for gaps between buffers of the workspace.
+    assert found.predicted == pytest.approx(found.swapped, rel=0.03)
