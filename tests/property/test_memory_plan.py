@@ -9,7 +9,7 @@ from tempfile import mkdtemp
 
 import numpy as np
 import pytest
-from hypothesis import given, reject, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vaultline.bench.profiling import InMemoryWeights, ProfileRequest, profile_model
@@ -113,14 +113,13 @@ def test_a_stage_streams_about_what_its_plan_says(name: str, data: st.DataObject
     """No more than the plan says but for a weight, which is kept as a whole or not."""
     known = profile(name)
     weights = sum(block.weight_bytes for block in known.blocks)
-    budget = data.draw(st.integers(8 * MIB, 8 * MIB + weights), "budget")
+    # The planner knows no bands: it refuses less than this, which the compiler could split.
+    least = 8 * MIB if name == "squeezenet" else 24 * MIB
+    budget = data.draw(st.integers(least, least + weights), "budget")
     cores = data.draw(st.sampled_from([1, 2]), "cores")
     place = planning.device("enclave", memory_bytes=budget, cores=cores)
     request = PlanRequest(objective=data.draw(st.sampled_from(["latency", "chunk"]), "objective"))
-    try:
-        plan = plan_request(known, planning.cluster(place), request)
-    except InfeasibleError:  # the planner knows no bands: it refuses what the compiler could split
-        reject()
+    plan = plan_request(known, planning.cluster(place), request)
     (planned,), (stage,) = plan.stages, compile_stages(model(name), plan)
     assert planned.memory is not None
     assert planned.memory.need_bytes <= budget
