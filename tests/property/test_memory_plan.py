@@ -106,7 +106,7 @@ def test_the_prediction_is_above_what_is_held_and_not_far(name: str, data: st.Da
         assert need <= LOOSE * total + (64 << 10), (format_bytes(int(need)), format_bytes(total))
 
 
-@pytest.mark.parametrize("name", ["squeezenet", pytest.param("resnet50", marks=pytest.mark.full)])
+@pytest.mark.parametrize("name", ["squeezenet"])
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_stage_streams_about_what_its_plan_says(name: str, data: st.DataObject) -> None:
@@ -114,8 +114,7 @@ def test_a_stage_streams_about_what_its_plan_says(name: str, data: st.DataObject
     known = profile(name)
     weights = sum(block.weight_bytes for block in known.blocks)
     # The planner knows no bands: it refuses less than this, which the compiler could split.
-    least = 8 * MIB if name == "squeezenet" else 24 * MIB
-    budget = data.draw(st.integers(least, least + weights), "budget")
+    budget = data.draw(st.integers(8 * MIB, 8 * MIB + weights), "budget")
     cores = data.draw(st.sampled_from([1, 2]), "cores")
     place = planning.device("enclave", memory_bytes=budget, cores=cores)
     request = PlanRequest(objective=data.draw(st.sampled_from(["latency", "chunk"]), "objective"))
