@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from msgspec import structs
 
 from vaultline.bench.bounded_memory import page_cache_bytes
 from vaultline.bench.bounded_worker import (
@@ -27,10 +28,11 @@ from vaultline.bench.bounded_worker import (
     WorkerLine,
 )
 from vaultline.bench.noise import Array, frames_of
+from vaultline.bench.stage_bench import bench_settings
 from vaultline.core.errors import InfeasibleError, MachineError
-from vaultline.core.limits import MIB
 from vaultline.core.memory import MemoryPlan, StreamRates
-from vaultline.core.program import Mode, PageMode, StageProgram, StageSettings
+from vaultline.core.profile import TILE_BYTES
+from vaultline.core.program import Mode, PageMode, StageProgram
 from vaultline.core.serde import canonical_json, from_json
 from vaultline.core.tensors import TensorSpec
 from vaultline.cost.footprint import memory_of
@@ -41,8 +43,6 @@ from vaultline.owner.keyfile import new_keys
 from vaultline.owner.seal import seal_vault
 
 MODULE = "vaultline.bench.bounded_worker"
-#: The largest tile of a matrix: what the planner asks for.
-STEP_BYTES = 4 * MIB
 FRAMES = 4
 Line = TypeVar("Line", bound=WorkerLine)
 
@@ -61,18 +61,11 @@ def compile_bounded(
     Raises:
         InfeasibleError: it doesn't fit; says which node needs most.
     """
-    settings = StageSettings(
-        stage=0,
-        stages=1,
-        threads=1,
-        budget_bytes=budget_bytes,
-        mode=mode,
-        frames_per_pass=frames,
-        queue_frames=frames,
-        page_mode=page_mode,
+    settings = structs.replace(
+        bench_settings(frames), budget_bytes=budget_bytes, mode=mode, page_mode=page_mode
     )
     return compile_segment(
-        model, 0, model.node_count, settings=settings, step_bytes=STEP_BYTES, rates=rates
+        model, 0, model.node_count, settings=settings, step_bytes=TILE_BYTES, rates=rates
     )
 
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from vaultline.core.limits import MIB
 from vaultline.core.plan import PLAN_VERSION, Plan, PlannedDevice, PlannedStage
+from vaultline.core.profile import TILE_BYTES
 from vaultline.core.program import Mode
 from vaultline.graph.cuts import cuts
 from vaultline.graph.structure import Model
@@ -53,7 +54,7 @@ def cut_plan(
                 last=last,
                 threads=1,
                 mode=modes[number] if modes else "resident",
-                step_bytes=4 * MIB,
+                step_bytes=TILE_BYTES,
                 frames_per_pass=frames_per_pass,
                 queue_frames=2 * frames_per_pass,
                 portable=portable,

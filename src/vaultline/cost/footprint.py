@@ -10,19 +10,14 @@ from vaultline.core.frame_meta import hop_buffers_bytes
 from vaultline.core.frames import FrameLayout
 from vaultline.core.memory import MemoryPlan, StepMemory
 from vaultline.core.paged import PAGE_BYTES
-from vaultline.core.program import StageProgram, streamed_bytes
+from vaultline.core.program import StageProgram, StageSettings, streamed_bytes
+from vaultline.core.tensors import TensorSpec
 
 
 def footprint(program: StageProgram) -> dict[str, int]:
     """Bytes by kind, as the enclave's ledger holds them once the stage is loaded."""
     settings = program.settings
-    io = hop_buffers_bytes(
-        queue_frames=max(settings.queue_frames, settings.frames_per_pass),
-        frames_per_pass=settings.frames_per_pass,
-        input_bytes=_message_bytes(program, program.inputs),
-        output_bytes=_message_bytes(program, program.outputs),
-        connections=settings.connections,
-    )
+    io = io_bytes(settings, program.specs(program.inputs), program.specs(program.outputs))
     held = {"resident": program.resident_bytes, "tile": 0, "activation": 0, "io": io}
     held |= {"engine": program.engine_bytes, "idle": program.workspace_bytes}
     if settings.mode == "paged":
@@ -54,5 +49,15 @@ def memory_of(program: StageProgram) -> MemoryPlan:
     )
 
 
-def _message_bytes(program: StageProgram, tensors: tuple[int, ...]) -> int:
-    return FrameLayout(program.specs(tensors), program.settings.stages).message_bytes
+def io_bytes(
+    settings: StageSettings, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+) -> int:
+    """The message buffers of both hops."""
+    before, after = (FrameLayout(specs, settings.stages) for specs in (inputs, outputs))
+    return hop_buffers_bytes(
+        queue_frames=max(settings.queue_frames, settings.frames_per_pass),
+        frames_per_pass=settings.frames_per_pass,
+        input_bytes=before.message_bytes,
+        output_bytes=after.message_bytes,
+        connections=settings.connections,
+    )

@@ -11,8 +11,6 @@ import onnxruntime as ort
 from msgspec import structs
 
 from vaultline.core.errors import InfeasibleError, InputError
-from vaultline.core.frame_meta import hop_buffers_bytes
-from vaultline.core.frames import FrameLayout
 from vaultline.core.memory import StreamRates
 from vaultline.core.paged import PAGE_BYTES, step_pages, tensor_bytes
 from vaultline.core.program import (
@@ -26,6 +24,7 @@ from vaultline.core.program import (
     Weight,
 )
 from vaultline.core.tensors import TensorSpec
+from vaultline.cost.footprint import io_bytes
 from vaultline.graph import engine, parse
 from vaultline.graph.arrange import Arranger
 from vaultline.graph.canonical import step_graph
@@ -138,20 +137,6 @@ def _paged(stage: CompiledStage, memory_bytes: int) -> CompiledStage:
         for step in program.steps
     )
     return replace(stage, program=structs.replace(program, steps=steps))
-
-
-def io_bytes(
-    settings: StageSettings, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
-) -> int:
-    """The message buffers of both hops."""
-    before, after = (FrameLayout(specs, settings.stages) for specs in (inputs, outputs))
-    return hop_buffers_bytes(
-        queue_frames=max(settings.queue_frames, settings.frames_per_pass),
-        frames_per_pass=settings.frames_per_pass,
-        input_bytes=before.message_bytes,
-        output_bytes=after.message_bytes,
-        connections=settings.connections,
-    )
 
 
 def target_of(portable: bool, isa: Isa | None) -> Isa:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from vaultline.core.errors import InfeasibleError
 from vaultline.core.memory import StreamRates
 from vaultline.core.program import Isa, StageSettings
+from vaultline.cost.footprint import io_bytes
 from vaultline.graph.arrange import Arranger
-from vaultline.graph.compile import io_bytes, limits_of, prepared, target_of
+from vaultline.graph.compile import limits_of, prepared, target_of
 from vaultline.graph.structure import Model
 
 

@@ -52,10 +52,9 @@ class Balancer:
     ) -> None:
         self.models = models
         self.views = {each.name: View(facts=each, models=set(each.models)) for each in servers}
-        self.order = tuple(self.views.values())
         self._chooser = chooser
         self._by_model: dict[str, list[View]] = {name: [] for name in models}
-        for view in self.order:
+        for view in self.views.values():
             for name in view.facts.models:
                 self._by_model[name].append(view)
         self._sent: dict[int, View] = {}

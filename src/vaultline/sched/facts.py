@@ -18,8 +18,6 @@ class GroupFacts(Struct, frozen=True):
         output_bytes: what a request carries from this group to the next; held until that has run.
         run_s: (frames, seconds of a run of so many), ascending from 1, weights resident.
         load_s: what decrypting the weights adds to a run, or costs once to keep them.
-        paged_s: what swapping pages adds for each frame of a run where the model does not fit in
-            the page cache of a server without bounded execution (the baselines' server).
     """
 
     weight_bytes: int
@@ -28,13 +26,12 @@ class GroupFacts(Struct, frozen=True):
     output_bytes: int
     run_s: tuple[tuple[int, float], ...]
     load_s: float
-    paged_s: float = 0.0
 
     def __post_init__(self) -> None:
         counts = [frames for frames, _ in self.run_s]
         rising = counts[:1] == [1] and all(a < b for a, b in pairwise(counts))
         sizes = (self.weight_bytes, self.workspace_bytes, self.tile_bytes, self.output_bytes)
-        times = (self.load_s, self.paged_s, *(seconds for _, seconds in self.run_s))
+        times = (self.load_s, *(seconds for _, seconds in self.run_s))
         if not rising or min(sizes) < 0 or not all(0 <= seconds < 1e9 for seconds in times):
             raise InputError("a step group has an impossible size or time", got=str(self))
 
@@ -70,11 +67,6 @@ class ModelFacts(Struct, frozen=True):
     def __post_init__(self) -> None:
         if not self.groups or min(self.fixed_bytes, self.input_bytes) < 0:
             raise InputError(f"model {self.name!r} has no step group or a negative size")
-
-    @property
-    def weight_bytes(self) -> int:
-        """Of all groups."""
-        return sum(group.weight_bytes for group in self.groups)
 
     @property
     def load_s(self) -> float:
