@@ -59,6 +59,7 @@ def compile_segment(
     portable: bool = False,
     isa: Isa | None = None,
     rewrites: bool = True,
+    keep: bool = True,
 ) -> CompiledStage:
     """Compile nodes ``[first, last)`` of a model.
 
@@ -70,6 +71,8 @@ def compile_segment(
         portable: standard operators only, no blocked layout: any engine version may run it.
         isa: the instruction set of the device, by default this machine's.
         rewrites: apply the rewrites of ``rewrite``.
+        keep: False for a segment whose weights the enclave may keep or forget as it runs: none has
+            a place of its own, and the budget is for the workspace and messages alone.
 
     What does not fit is split: runs of nodes into bands of rows, convolutions into tiles of output
     channels (``fit``).
@@ -90,7 +93,7 @@ def compile_segment(
             "model around that node",
         )
     memory = settings.budget_bytes - io_bytes(settings, made.inputs, made.outputs)
-    limits = limits_of(settings, rates, prefetch=prefetch)
+    limits = replace(limits_of(settings, rates, prefetch=prefetch), keep=keep)
     arranged = Arranger(made, limits, step_bytes, target).found(memory)
     ahead = prefetch and settings.mode == "streamed"
     stage = _assemble(arranged, settings, target, prefetch=ahead)

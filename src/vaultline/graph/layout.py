@@ -49,6 +49,7 @@ class Limits:
         prefetch: a step's weights are decrypted while the step before runs.
         ahead_bytes: of weights that may be decrypted ahead, if no node has more.
         threads: of the engine.
+        keep: weights may stay, as many as there is room for, when they are streamed.
     """
 
     mode: Mode
@@ -58,6 +59,7 @@ class Limits:
     rates: StreamRates
     ahead_bytes: int = 0
     threads: int = 1
+    keep: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +175,8 @@ class _Search:
         least = least_peak(self._need + self._weights)
         if least > self._memory:
             raise self._infeasible(least)
+        if not self._limits.keep:
+            return self._all_streamed(least)
         found = self._candidates()
         ranked = sorted(found, key=lambda places: found[places])
         layouts: list[Layout] = []
@@ -184,6 +188,17 @@ class _Search:
         if not layouts:
             raise self._infeasible(least)
         return min(layouts, key=lambda layout: layout.overhead_s)
+
+    def _all_streamed(self, least: float) -> Layout:
+        """No weight stays: as few steps as the workspace allows."""
+        need, bound = self.needs(), float(self._memory)
+        while (cut := cheapest(need, self.price(), bound)) is not None:
+            layout = self._finished(self._parts(cut[1]), set())
+            if layout.workspace_bytes <= self._memory:
+                return layout
+            # What is lost between buffers did not fit: a little less, or other steps.
+            bound = widest(need, cut[1]) - 1
+        raise self._infeasible(least)
 
     def _candidates(self) -> dict[tuple[int, ...], float]:
         """Cuts into steps, and about how long a pass takes with each.

@@ -26,7 +26,9 @@ class View:
     as_of_s: float = 0.0
     waiting: dict[str, int] = field(default_factory=dict)
     resident_s: dict[str, float] = field(default_factory=dict)
-    held: dict[int, tuple[Request, float, float]] = field(default_factory=dict)
+    held: dict[int, tuple[Request, int, float]] = field(default_factory=dict)
+    sent: int = 0
+    turn: int = 0
     alive: bool = True
 
     def left_s(self, now_s: float) -> float:
@@ -72,7 +74,8 @@ class Balancer:
             view.as_of_s = now_s
         view.backlog_s += cost_s
         view.waiting[request.model] = view.waiting.get(request.model, 0) + 1
-        view.held[request.number] = (request, now_s, cost_s)
+        view.sent += 1
+        view.held[request.number] = (request, view.sent, cost_s)
         self._sent[request.number] = view
         return view.facts.name
 
@@ -85,14 +88,15 @@ class Balancer:
         view.waiting[request.model] = max(0, view.waiting.get(request.model, 0) - 1)
         return True
 
-    def reported(self, report: Report) -> None:
-        """Take a report. What was sent after it was made still counts. Old ones are ignored."""
+    def reported(self, report: Report, now_s: float) -> None:
+        """Take a report that has come now. What it does not cover yet still counts."""
         view = self.views[report.server]
-        if not view.alive or report.now_s < view.as_of_s - 1.0:
+        if not view.alive or report.turn <= view.turn:
             return
-        later = [entry for entry in view.held.values() if entry[1] > report.now_s]
+        view.turn = report.turn
+        later = [entry for entry in view.held.values() if entry[1] > report.taken]
         view.backlog_s = report.backlog_s + sum(cost_s for _, _, cost_s in later)
-        view.as_of_s = max(report.now_s, *(sent_s for _, sent_s, _ in later), 0.0)
+        view.as_of_s = now_s
         view.waiting = dict(report.waiting)
         for request, _, _ in later:
             view.waiting[request.model] = view.waiting.get(request.model, 0) + 1

@@ -55,18 +55,24 @@ class ModelFacts(Struct, frozen=True):
     """A model that a cluster serves.
 
     Attributes:
-        fixed_bytes: held on a server as long as the model is installed there: sessions, buffers.
-        input_bytes: of one request.
+        fixed_bytes: held for every core of a server where the model is installed: sessions.
+        input_bytes: of one request's message, held while the first group runs.
+        install_s: that a core needs to install it.
     """
 
     name: str
     groups: tuple[GroupFacts, ...]
     fixed_bytes: int
     input_bytes: int
+    install_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.groups or min(self.fixed_bytes, self.input_bytes) < 0:
+        if not self.groups or min(self.fixed_bytes, self.input_bytes, self.install_s) < 0:
             raise InputError(f"model {self.name!r} has no step group or a negative size")
+
+    def input_of(self, group: int) -> int:
+        """Bytes of a request's message before a group."""
+        return self.groups[group - 1].output_bytes if group else self.input_bytes
 
     @property
     def load_s(self) -> float:
@@ -90,12 +96,18 @@ class ModelFacts(Struct, frozen=True):
 
 
 class ServerFacts(Struct, frozen=True):
-    """A server: one worker process with a budget of protected memory, and some cores."""
+    """A server: one worker process with a budget of protected memory, and some cores.
+
+    Attributes:
+        models: installed from the start.
+        fixed_bytes: held from the start to the end: workspaces that runs share, one for each core.
+    """
 
     name: str
     cores: int
     memory_bytes: int
     models: tuple[str, ...]
+    fixed_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.cores < 1 or self.memory_bytes < 1 or len(set(self.models)) < len(self.models):

@@ -111,8 +111,11 @@ class Server:
         self.running: dict[int, Running] = {}
         self.resident: dict[Key, float] = {}
         self.draining = False
+        self._turn = self._taken = 0
         self.totals = Totals(served_s=dict.fromkeys(self.models, 0.0))
-        self._fixed = sum(model.fixed_bytes for model in self.models.values())
+        self._fixed = facts.fixed_bytes + facts.cores * sum(
+            model.fixed_bytes for model in self.models.values()
+        )
         self._most = max(self.least_bytes(key) for key in self.queues)
         if self._fixed + self._most > facts.memory_bytes:
             worst = max(self.queues, key=self.least_bytes)
@@ -184,6 +187,7 @@ class Server:
 
     def report(self) -> Report:
         """What the balancer is told."""
+        self._turn += 1
         backlog_s = sum(
             max(0.0, run.started_s + run.expected_s - self.now_s) for run in self.running.values()
         )
@@ -197,7 +201,8 @@ class Server:
             resident_s[key[0]] += self.group(key).load_s
         return Report(
             server=self.facts.name,
-            now_s=self.now_s,
+            turn=self._turn,
+            taken=self._taken,
             backlog_s=backlog_s,
             waiting=waiting,
             resident_s=resident_s,
@@ -206,7 +211,7 @@ class Server:
     def least_bytes(self, key: Key) -> int:
         """What a run of one request takes at least, besides what it carries in."""
         group = self.group(key)
-        return group.workspace_bytes + group.tile_bytes + group.output_bytes
+        return self._entering(key) + group.workspace_bytes + group.tile_bytes + group.output_bytes
 
     def run_bytes(self, key: Key, *, keep: bool) -> int:
         """What a run holds while it runs: tensors, and a tile unless its weights stay."""
@@ -218,7 +223,12 @@ class Server:
         """What a run of so many holds beyond what is held now, while it runs and after it."""
         group = self.group(key)
         weights = group.weight_bytes if keep and key not in self.resident else 0
-        return weights + self.run_bytes(key, keep=keep) + count * group.output_bytes
+        each = self._entering(key) + group.output_bytes
+        return weights + self.run_bytes(key, keep=keep) + count * each
+
+    def _entering(self, key: Key) -> int:
+        """What a request brings in: before the first group it waits outside, sealed."""
+        return self.models[key[0]].input_bytes if key[1] == 0 else 0
 
     def evictable(self) -> list[Key]:
         """Resident groups that nothing runs with."""
@@ -260,16 +270,17 @@ class Server:
         total = 0
         for (name, number), queue in self.queues.items():
             if number > 0 and queue:
-                total += len(queue) * self.group((name, number - 1)).output_bytes
+                total += len(queue) * self.models[name].input_of(number)
         for run in self.running.values():
             name, number = run.key
-            into = self.group((name, number - 1)).output_bytes if number > 0 else 0
-            total += len(run.requests) * (into + self.group(run.key).output_bytes)
+            each = self.models[name].input_of(number) + self.group(run.key).output_bytes
+            total += len(run.requests) * each
         return total
 
     # Transitions.
 
     def _arrive(self, request: Request) -> list[Action]:
+        self._taken += 1
         if request.model not in self.models:
             return [self._refuse(request, "the model is not installed here")]
         if self.draining:

@@ -164,4 +164,4 @@ class Simulation:
             report = self.servers[name].report()
             if self._timing.delay_s:
                 yield self._env.timeout(self._timing.delay_s)
-            self.balancer.reported(report)
+            self.balancer.reported(report, self._env.now)
