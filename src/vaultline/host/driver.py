@@ -18,6 +18,7 @@ from vaultline.core.serving import (
     FailedReply,
     HostCommand,
     InstallCommand,
+    RemoveCommand,
     RunCommand,
     WorkerReply,
 )
@@ -25,16 +26,21 @@ from vaultline.sched.events import (
     Action,
     Answer,
     Arrived,
+    Decline,
     Draining,
     Event,
     Evict,
     Failed,
     Finished,
+    Install,
+    Installing,
     Refuse,
+    Remove,
+    Removing,
     Request,
     Run,
 )
-from vaultline.sched.log import EventEntry, LogEntry, RanEntry
+from vaultline.sched.replay import ActionEntry, EventEntry, LogEntry, RanEntry
 from vaultline.sched.server import Server
 from vaultline.sched.wire import (
     AnsweredMessage,
@@ -43,6 +49,7 @@ from vaultline.sched.wire import (
     GatewayMessage,
     HostedModel,
     HostMessage,
+    InstallMessage,
     RefusedRequestMessage,
     ReportedMessage,
     ServerMetrics,
@@ -134,7 +141,10 @@ class ServerDriver:
             self._answers.update(payloads)
         actions = self._server.handle(event)
         if self._to_log is not None:
-            self._to_log(EventEntry(event=event, actions=tuple(actions)))
+            name = self._server.facts.name
+            self._to_log(EventEntry(server=name, event=event))
+            for action in actions:
+                self._to_log(ActionEntry(server=name, action=action))
         for action in actions:
             self._act(action, event.now_s)
         self._tell_drained()
@@ -154,14 +164,22 @@ class ServerDriver:
                 self._command(command, [self._forget(number) for number in first], now_s)
             case Evict(model=model, group=group):
                 self._to_worker(EvictCommand(model=self._numbers[model], group=group), ())
+            case Install(core=core, model=model):
+                self._command(InstallCommand(core=core, model=self._numbers[model]), (), now_s)
+            case Remove(model=model):
+                self._to_worker(RemoveCommand(model=self._numbers[model]), ())
+            case Decline():  # the gateway sees from reports which models a server has
+                pass
             case Answer(request=number):
                 self._here.discard(number)
                 self._to_gateway(AnsweredMessage(number=number), (self._answers.pop(number),))
-            case Refuse(request=number, reason=reason):
+            case Refuse(request=number, reason=reason, elsewhere=elsewhere):
                 self._here.discard(number)
                 if number in self._requests:
                     self._forget(number)
-                self._to_gateway(RefusedRequestMessage(number=number, reason=reason), ())
+                self._to_gateway(
+                    RefusedRequestMessage(number=number, reason=reason, elsewhere=elsewhere), ()
+                )
             case _:  # pragma: no cover
                 assert_never(action)
 
@@ -211,10 +229,12 @@ class ServerDriver:
         elif isinstance(message, DrainMessage):
             if not self._server.draining:
                 self.event(Draining(now_s=now_s))
+        elif message.model not in self._numbers:
+            raise RemoteProtocolError("an unknown model", got=message.model)
+        elif isinstance(message, InstallMessage):
+            self.event(Installing(now_s=now_s, model=message.model))
         else:
-            raise RemoteProtocolError(
-                "this server's models stay as they are", got=type(message).__name__
-            )
+            self.event(Removing(now_s=now_s, model=message.model))
 
     def _submitted(self, message: SubmitMessage, sealed: Buffer, now_s: float) -> None:
         if message.number in self._here:
@@ -272,7 +292,7 @@ class ServerDriver:
             raise RemoteProtocolError(f"core {reply.core} has answered without a command")
         if isinstance(reply, DoneReply):
             self.worker_metrics = reply.metrics
-        if isinstance(sent.command, InstallCommand):
+        if isinstance(sent.command, InstallCommand) and not self.installed:
             if isinstance(reply, FailedReply):
                 name = self._models[sent.command.model].facts.name
                 raise RemoteProtocolError(
@@ -283,8 +303,11 @@ class ServerDriver:
         elif isinstance(reply, FailedReply):
             reason = f"{reply.code}: {reply.message}"
             self.event(Failed(now_s=now_s, core=reply.core, reason=reason))
+        elif isinstance(sent.command, InstallCommand):
+            self.event(Finished(now_s=now_s, core=reply.core))
         else:
             self._log_run(sent.command, reply, now_s)
+            # Answers follow only the last group.
             paired = zip(sent.command.requests, answers, strict=False)
             self.event(Finished(now_s=now_s, core=reply.core), dict(paired))
 
@@ -292,6 +315,7 @@ class ServerDriver:
         if self._to_log is not None:
             self._to_log(
                 RanEntry(
+                    server=self._server.facts.name,
                     core=command.core,
                     model=self._models[command.model].facts.name,
                     group=command.group,
@@ -345,7 +369,7 @@ def replay(driver: ServerDriver, server: Server, events: Iterable[Event]) -> lis
         numbers: tuple[int, ...] = ()
         if isinstance(event, Arrived):
             numbers = (event.request.number,)
-        elif isinstance(event, Finished):
+        elif isinstance(event, Finished) and event.core in server.running:
             numbers = tuple(request.number for request in server.running[event.core].requests)
         found.append(driver.event(event, dict.fromkeys(numbers, b"")))
     return found

@@ -35,9 +35,9 @@ from vaultline.core.serving import (
 from vaultline.host.driver import ServerDriver
 from vaultline.host.launcher import Process, start_module, stop
 from vaultline.host.supervisor import Lost, Supervisor
-from vaultline.sched.local import Fifo, Vaultline
-from vaultline.sched.log import LogEntry, StartEntry
-from vaultline.sched.server import Policy, Server
+from vaultline.sched.policies import policy
+from vaultline.sched.replay import LogEntry, LogHeader, encode
+from vaultline.sched.server import Server
 from vaultline.sched.wire import (
     WIRE_MESSAGE_BYTES_MAX,
     GatewayMessage,
@@ -63,7 +63,6 @@ _STUCK_S_MIN = 15.0
 _REASON_S = 1.0
 #: Answers that a gateway does not take: nothing more is read from it meanwhile.
 _UNREAD_BYTES_MAX = 64 << 20
-_POLICIES: dict[str, Callable[[], Policy]] = {"vaultline": Vaultline, "fifo": Fifo}
 
 
 class ServerHost:
@@ -81,7 +80,7 @@ class ServerHost:
         self._log = _open_log(launch)
         models = {model.facts.name: model.facts for model in launch.models}
         self._driver = ServerDriver(
-            Server(launch.facts, models, _policy(launch.policy)),
+            Server(launch.facts, models, policy(launch.policy).local()),
             launch.models,
             self._to_worker,
             self._to_gateway,
@@ -314,7 +313,7 @@ class ServerHost:
 
     def _to_log(self, entry: LogEntry) -> None:
         if self._log is not None:
-            self._log.write(canonical_json(entry) + b"\n")
+            self._log.write(encode(entry))
 
     def _say(self, line: ServerLine) -> None:
         with contextlib.suppress(OSError):  # the gateway may have gone
@@ -352,14 +351,6 @@ def _text(error: VaultlineError) -> str:
     return f"{error.message}: {error.got}" if error.got else error.message
 
 
-def _policy(name: str) -> Policy:
-    if name not in _POLICIES:
-        raise InputError(
-            "an unknown policy", got=name, expected="one of " + ", ".join(sorted(_POLICIES))
-        )
-    return _POLICIES[name]()
-
-
 def _open_log(launch: LaunchServer) -> IO[bytes] | None:
     if launch.log is None:
         return None
@@ -368,8 +359,7 @@ def _open_log(launch: LaunchServer) -> IO[bytes] | None:
     except OSError as error:
         raise InputError("cannot write the log", got=f"{launch.log}: {error.strerror}") from error
     models = tuple(model.facts for model in launch.models)
-    start = StartEntry(facts=launch.facts, models=models, policy=launch.policy)
-    log.write(canonical_json(start) + b"\n")
+    log.write(encode(LogHeader(policy=launch.policy, servers=(launch.facts,), models=models)))
     return log
 
 
