@@ -1,4 +1,4 @@
-"""A server's decisions carried out: what the worker and the gateway are told, and a replay of it."""
+"""A server's decisions carried out: what worker and gateway are told, and a replay of it."""
 
 from __future__ import annotations
 
