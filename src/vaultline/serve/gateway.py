@@ -58,6 +58,7 @@ from vaultline.serve.cluster import ServerSpec
 from vaultline.serve.dispatch import Dispatcher, Pending
 from vaultline.serve.prepared import Prepared
 from vaultline.serve.server_link import Appraise, ServerLink
+from vaultline.transport.sockets import ConnectionLostError
 
 _TICK_S = 0.1
 #: A gateway that looks so late was stopped itself, and has not heard what was said meanwhile.
@@ -438,7 +439,7 @@ class Gateway:
                 self._links[pending.server].send(pending)
             self._counts["failed"] += len(unplaced)
             ending = threading.Thread(
-                target=self._stop_lost, args=(link,), name=f"end-{link.name}", daemon=True
+                target=self._stop_lost, args=(link, error), name=f"end-{link.name}", daemon=True
             )
             self._ending.append(ending)
             ending.start()
@@ -448,12 +449,14 @@ class Gateway:
                 ServersLostError(f"server {link.name} was lost and no other has the model")
             )
 
-    def _stop_lost(self, link: ServerLink) -> None:
-        reason = link.reason()
+    def _stop_lost(self, link: ServerLink, error: VaultlineError) -> None:
+        """A host that hung up may say why; one that is silent, stuck or lies is not asked."""
+        hung_up = isinstance(error, ConnectionLostError)
+        reason = link.reason() if hung_up else None
         if reason is not None:
             with self._lock:
                 self._dispatcher.name_loss(link.name, reason.got or reason.code, reason.message)
-        link.stop()
+        link.stop(by_force=not hung_up)
 
     def _watch(self) -> None:
         """Find servers that are silent or don't get on, and see a drain through."""

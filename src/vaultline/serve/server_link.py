@@ -322,12 +322,15 @@ class ServerLink:
         if self._sock is not None:
             hang_up(self._sock)
 
-    def stop(self) -> None:
+    def stop(self, *, by_force: bool = False) -> None:
         """End host and worker, and wait for that. Safe to call twice."""
         self.hang_up()
         if self._release is not None:
             self._release.close()
-        self._host.stop()
+        if by_force:
+            self._host.stop(wait_s=0.0)
+        else:
+            self._host.stop()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(_JOIN_S)
