@@ -9,7 +9,6 @@ from math import lcm
 from vaultline.core.errors import InputError
 from vaultline.core.serde import Struct
 
-
 #: Odd numbers of frames have common multiples without end: beyond this it repeats, nearly right.
 _MARGINALS_MAX = 64
 

@@ -102,8 +102,9 @@ class Server:
 
     Attributes:
         queues: by step group, those that aren't empty.
+        queued: how many requests are in them.
         running: by core.
-        resident: when each group's weights came to stay.
+        resident: groups whose weights stay, and when they were used last.
         hosting: models that are here or will be.
     """
 
@@ -129,6 +130,7 @@ class Server:
         self.hosting = Hosting(facts, models, self.memory)
         self._turn = self._taken = 0
         self._dated = 0
+        self.queued = 0
         self._busy: dict[Key, int] = {}
         self.totals = Totals(served_s=dict.fromkeys(facts.models, 0.0))
         worst = max(self.hosting.names(), key=lambda name: models[name].least_bytes, default=None)
@@ -273,7 +275,8 @@ class Server:
         each = group.output_bytes + self._entering(key)
         count = min(len(queue), group.frames_max)
         if count * each > free:
-            free += sum(self.group(other).weight_bytes for other in self.evictable() if other != key)
+            others = (other for other in self.evictable() if other != key)
+            free += sum(self.group(other).weight_bytes for other in others)
             if each > free:
                 return 0
             count = min(count, free // each) if each else count
@@ -304,6 +307,44 @@ class Server:
                 evict.append(each)
         return evict
 
+    def check(self) -> None:
+        """Count everything anew; tests do so after every event.
+
+        Raises:
+            LocalProtocolError: what is counted as it comes and goes is wrong.
+        """
+        models = self.hosting.models
+        carried = promised = workspace = 0
+        present: dict[str, int] = dict.fromkeys(models, 0)
+        for (name, number), queue in self.queues.items():
+            present[name] += len(queue)
+            if number > 0:
+                carried += len(queue) * models[name].input_of(number)
+                promised += len(queue) * models[name].carried_bytes
+        for run in self.running.values():
+            (name, number), count = run.key, len(run.requests)
+            present[name] += count
+            carried += count * (models[name].input_of(number) + self.group(run.key).output_bytes)
+            promised += count * models[name].carried_bytes
+            workspace += run.workspace_bytes
+        fixed = self.facts.fixed_bytes + self.hosting.fixed_bytes()
+        resident = sum(self.group(key).weight_bytes for key in self.resident)
+        held = {"fixed": fixed, "resident": resident, "workspace": workspace, "carried": carried}
+        right = (
+            self.held() == held
+            and self.memory.promised == promised
+            and self.queued == sum(map(len, self.queues.values()))
+            and all(self.queues.values())
+            and all(self.hosting.requests(name) == count for name, count in present.items())
+            and min(*held.values(), self.free_bytes, self.memory.pledged) >= 0
+            and self.facts.memory_bytes - sum(held.values()) == self.free_bytes
+            and self._busy.keys() == {run.key for run in self.running.values()}
+        )
+        if not right:
+            raise LocalProtocolError(
+                f"server {self.facts.name} has lost count", got=str(self.memory), expected=str(held)
+            )
+
     # Transitions.
 
     def _arrive(self, request: Request) -> list[Action]:
@@ -316,13 +357,14 @@ class Server:
         if reason is not None:
             return [self._refuse(request, reason)]
         self._enqueue((request.model, 0), request)
-        self.hosting.entered(request.model)
+        self.hosting.entered(request.model, self.now_s)
         self._dated += request.deadline_s is not None
         return []
 
     def _finish(self, core: int) -> list[Action]:
         if self.hosting.busy_with(core):
-            return self.hosting.installed(core)
+            self.hosting.installed(core, self.now_s)
+            return []
         run = self._stopped(core)
         name, number = run.key
         model = self.hosting.models[name]
@@ -360,6 +402,7 @@ class Server:
     def _not_installed(self, core: int, reason: str) -> list[Action]:
         name, actions = self.hosting.failed(core, reason)
         waiting = self.queues.pop((name, 0), deque())
+        self.queued -= len(waiting)
         self._left(name, tuple(waiting), begun=False)
         return [
             *actions,
@@ -382,13 +425,14 @@ class Server:
 
     def _left(self, name: str, requests: Sequence[Request], *, begun: bool) -> None:
         """Requests have ended."""
-        self.hosting.left(name, len(requests))
+        self.hosting.left(name, len(requests), self.now_s if begun else None)
         if begun:
             self.memory.promised -= len(requests) * self.hosting.models[name].carried_bytes
         self._dated -= sum(request.deadline_s is not None for request in requests)
 
     def _enqueue(self, key: Key, request: Request) -> None:
         """By priority, then deadline, then arrival."""
+        self.queued += 1
         queue = self.queues.get(key)
         if queue is None:
             queue = self.queues[key] = deque()
@@ -418,6 +462,7 @@ class Server:
             for request in self.policy.hopeless(self):
                 key = (request.model, 0)
                 self.queues[key].remove(request)
+                self.queued -= 1
                 if not self.queues[key]:
                     del self.queues[key]
                 self._left(request.model, (request,), begun=False)
@@ -479,10 +524,11 @@ class Server:
         if streamed:
             self.totals.streamed_bytes += group.weight_bytes
             self.totals.loads += choice.keep
-            if keep:
-                self.memory.resident += group.weight_bytes
-                self.resident[key] = self.now_s
+            self.memory.resident += group.weight_bytes if keep else 0
+        if keep:
+            self.resident[key] = self.now_s
         requests = tuple(queue.popleft() for _ in range(choice.count))
+        self.queued -= choice.count
         if not queue:
             del self.queues[key]
         self._busy[key] = self._busy.get(key, 0) + 1
