@@ -21,18 +21,29 @@ from vaultline.graph.groups import GroupRule
 from vaultline.host.driver import ServerDriver, replay
 from vaultline.owner.keyfile import load_kek
 from vaultline.owner.prepare import prepare
+from vaultline.sched.balancer import Balancer
 from vaultline.sched.events import Answer as Answered
 from vaultline.sched.policies import policy
 from vaultline.sched.replay import (
     ActionEntry,
+    BalancerEntry,
+    Ended,
     EventEntry,
+    LogEntry,
     LogHeader,
+    Lost,
+    Placed,
     RanEntry,
+    Reported,
+    Returned,
     SentEntry,
+    Submitted,
     decode,
 )
+from vaultline.sched.replicas import ReplicaSettings
 from vaultline.sched.server import Server
 from vaultline.sched.wire import HostedModel
+from vaultline.serve import gateway as gateway_module
 from vaultline.serve.answers import (
     Answer,
     Array,
@@ -72,16 +83,22 @@ class Kit:
     expected: list[Array]
 
     def gateway(
-        self, *, mib: float = 32, servers: int = 2, name: str = "vaultline", **options: Any
+        self,
+        *,
+        mib: float = 32,
+        servers: int = 2,
+        cores: int = 1,
+        name: str = "vaultline",
+        **options: Any,
     ) -> Gateway:
-        """On servers of one core each."""
+        """On servers that share this machine's cores."""
         cpus = sorted(os.sched_getaffinity(0))
         specs = [
             ServerSpec(
                 name=f"s{k}",
-                cores=1,
+                cores=cores,
                 memory_bytes=int(mib * MIB),
-                cpus=(cpus[k % len(cpus)],),
+                cpus=(cpus[k % len(cpus)],) if cores == 1 else (),
             )
             for k in range(servers)
         ]
@@ -270,8 +287,37 @@ def test_replays_of_the_logs_decide_the_same(kit: Kit, tight: Tight) -> None:
         runs = [each for each in entries if isinstance(each, RanEntry)]
         assert all(each.started_s + each.load_s <= each.ended_s for each in runs)
     assert ended == 150
-    sent = [each for each in tight.gateway.events() if isinstance(each, SentEntry)]
+    log = tight.gateway.events()
+    sent = [each for each in log if isinstance(each, SentEntry)]
     assert [each.number for each in sent] == list(range(150))
+    assert [(each.number, each.server) for each in sent] == balanced_again(log)
+
+
+def balanced_again(log: list[LogEntry]) -> list[tuple[int, str | None]]:
+    """Where a fresh balancer sends everything that the logged one was told of."""
+    header = log[0]
+    assert isinstance(header, LogHeader)
+    models = {each.name: each for each in header.models}
+    balancer = Balancer(header.servers, models, policy(header.policy).chooser())
+    found: list[tuple[int, str | None]] = []
+    for entry in log:
+        match entry:
+            case BalancerEntry(event=Submitted(now_s=now_s, request=request)):
+                found.append((request.number, balancer.submit(request, now_s)))
+            case BalancerEntry(event=Reported(now_s=now_s, report=report)):
+                balancer.reported(report, now_s)
+            case BalancerEntry(event=Ended(number=number)):
+                balancer.done(number)
+            case BalancerEntry(event=Lost(now_s=now_s, server=name)):
+                moved = balancer.lost(name, now_s)
+                found += [(request.number, server) for request, server in moved]
+            case BalancerEntry(event=Returned(now_s=now_s, number=number)):
+                found.append((number, balancer.returned(number, now_s)))
+            case BalancerEntry(event=Placed(server=name, model=model, there=there)):
+                balancer.placed(name, model, there=there)
+            case _:
+                pass
+    return found
 
 
 @pytest.mark.parametrize(
@@ -309,6 +355,32 @@ def test_others_finish_what_a_lost_server_held(
         timeout_s=10,
         what="the end of all processes",
     )
+
+
+def test_a_model_that_grows_hot_is_installed_on_another_server(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_module, "_CONTROL_S", 0.1)
+    eager = ReplicaSettings(grow_at=1e-6, shrink_at=1e-7, hold_s=0.1)
+    placement = {"s0": list(RULES), "s1": ["whole"]}
+    with kit.gateway(placement=placement, replicas=eager) as serving:
+        servers: set[str] = set()
+
+        def elsewhere() -> bool:
+            answers = [serving.submit("batch", [kit.inputs[0]]) for _ in range(4)]
+            servers.update(each.result(ANSWER_S).server for each in answers)
+            return servers == {"s0", "s1"}
+
+        wait_until(elsewhere, timeout_s=30, what="a replica")
+        counters = serving.counters()
+    assert (counters.answered, counters.refused) == (counters.submitted, 0)
+
+
+def test_two_cores_of_a_server_share_its_models(kit: Kit) -> None:
+    with kit.gateway(servers=1, cores=2, mib=24) as serving:
+        kit.check(kit.submit(serving, 40))
+        (metrics,) = serving.server_metrics().values()
+        assert sum(metrics.held_bytes.values()) <= 24 * MIB
 
 
 def test_without_any_server_requests_end_with_an_error(kit: Kit) -> None:

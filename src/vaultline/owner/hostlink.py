@@ -101,16 +101,22 @@ class HostProcess(Generic[L]):
         except InputError as error:
             raise HostLostError("the host said something it must not", got=error.got) from error
 
-    def stop(self, wait_s: float = _STOP_S) -> None:
-        """Stop the host and its workers, by force after ``wait_s``; waits until the host is gone.
-        Safe to call twice."""
+    def kill(self) -> None:
+        """Stop the host and its workers by force, whatever they are at."""
+        if self._popen.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop the host and its workers; waits until they are gone. Safe to call twice."""
         with contextlib.suppress(OSError):
             self._stdin.close()
         if self._popen.returncode is not None:
             return
         pidfd = os.pidfd_open(self._popen.pid)
         try:
-            select.select([pidfd], [], [], wait_s)
+            select.select([pidfd], [], [], _STOP_S)
         finally:
             os.close(pidfd)
         # Not reaped yet, so the group is still the host's. A worker that is stopped does not hear

@@ -6,7 +6,6 @@ What it does is named by ``VAULTLINE_HOSTILE``, which only this module reads, as
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
