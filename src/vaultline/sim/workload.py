@@ -183,6 +183,8 @@ class Workload(Struct, frozen=True):
         """
         if not 0 < factor < inf:
             raise InputError("a workload can't be so much faster", got=str(factor))
+        if factor == 1:  # exactly the same: times are not rounded
+            return self
         match self.arrivals:
             case Poisson(rate=rate):
                 arrivals: Arrivals = Poisson(rate=rate * factor)
