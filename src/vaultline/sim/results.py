@@ -19,6 +19,8 @@ from vaultline.sim.cluster import Outcome
 
 #: Points of a series over time, which pictures are drawn from.
 SERIES_POINTS = 240
+#: After the point, of means over time: sums of many parts are no more precise.
+_DIGITS = 6
 #: With more servers only the series of all together is kept.
 SERVERS_WITH_SERIES = 16
 
@@ -280,11 +282,14 @@ def means(
     steps = zip(values, pairwise(times), strict=False)
     areas = list(accumulate((value * (b - a) for value, (a, b) in steps), initial=0.0))
 
+    def value_at(now_s: float) -> float:
+        return values[max(0, bisect_right(times, now_s) - 1)]
+
     def area(now_s: float) -> float:
         at = max(0, bisect_right(times, now_s) - 1)
         return areas[at] + values[at] * (now_s - times[at])
 
     return tuple(
-        (area(b) - area(a)) / (b - a) if b > a else values[max(0, bisect_right(times, a) - 1)]
+        round((area(b) - area(a)) / (b - a), _DIGITS) if b > a else value_at(a)
         for a, b in pairwise(edges)
     )
