@@ -10,10 +10,13 @@ from __future__ import annotations
 from typing import Literal
 
 from vaultline.core.control import StageMetrics
+from vaultline.core.limits import VAULT_CHUNK_BYTES_MAX
 from vaultline.core.serde import Struct
 
 #: A command names up to ``FRAMES_PER_PASS_MAX`` requests: no more than this.
 COMMAND_BYTES_MAX = 64 << 10
+#: A chunk's ciphertext and tag, while a core decrypts weights.
+CELL_BYTES = VAULT_CHUNK_BYTES_MAX + 64
 
 
 class ServerWorkerConfig(Struct, frozen=True):
