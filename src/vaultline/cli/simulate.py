@@ -23,10 +23,10 @@ from vaultline.sched.events import Request
 from vaultline.sched.facts import ModelFacts
 from vaultline.sched.policies import ServingPolicy, policy
 from vaultline.sched.trace import trace_json
-from vaultline.serve.stock import read_folder, stock_of
+from vaultline.serve.stock import Stock, stock_of_facts, stock_of_folder
 from vaultline.sim.cluster import Timing
 from vaultline.sim.results import PolicyResult
-from vaultline.sim.study import SimulationResult, Stock, Study, simulation_result, study
+from vaultline.sim.study import SimulationResult, Study, simulation_result, study
 from vaultline.sim.workload import arrivals
 from vaultline.sim.workload_file import read_workload, workload_schema
 
@@ -125,7 +125,7 @@ def _seconds(text: str, option: str, least: float = 0.0) -> float:
 
 
 def _stock(models: Path | None, facts: Path | None) -> Stock:
-    """Of a folder, or of a file of facts, which may serve as whole models too."""
+    """Of a folder, or of a file of facts."""
     if (models is None) == (facts is None):
         raise InputError(
             "models come from one place",
@@ -133,13 +133,11 @@ def _stock(models: Path | None, facts: Path | None) -> Stock:
             expected="--models FOLDER or --facts FILE",
         )
     if models is not None:
-        return stock_of(read_folder(models))
+        return stock_of_folder(models)
     data = read_file(facts or Path(), "the facts", "see docs/serving.md")
-    listed = from_json(data, tuple[ModelFacts, ...], what=f"the file of facts {facts}")
-    named = {model.name: model for model in listed}
-    if len(named) < len(listed):
-        raise InputError("a file of facts names a model twice", got=str(facts))
-    return Stock(facts=named, paged=named)
+    return stock_of_facts(
+        from_json(data, tuple[ModelFacts, ...], what=f"the file of facts {facts}")
+    )
 
 
 def _studies(
@@ -158,7 +156,8 @@ def _studies(
                 if count % _TOLD == 0 or count == len(requests):
                     bar.update(task, completed=count)
 
-            studies.append(study(each, cluster, stock, requests, timing, told))
+            servers, models = stock.servers(each, cluster), stock.models(each)
+            studies.append(study(each, servers, models, requests, timing, told))
     return studies
 
 

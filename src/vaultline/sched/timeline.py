@@ -32,6 +32,8 @@ class CoreSpan:
     Attributes:
         ended_s: the last moment that its server is known at, where it has not ended.
         failure: why it failed, or empty.
+        measured_s, load_s: of a run, as the worker measured it; of that, decrypting weights. None
+            in simulations, and where a log does not say it.
     """
 
     server: str
@@ -39,6 +41,8 @@ class CoreSpan:
     started_s: float
     ended_s: float
     failure: str = ""
+    measured_s: float | None = None
+    load_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +91,7 @@ class Timeline:
     instants: list[Instant] = field(default_factory=list)
     _next_s: dict[str, float] = field(default_factory=dict)
     _last_s: dict[str, float] = field(default_factory=dict)
+    _measured: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
     _open: dict[tuple[str, int], tuple[Run | Install, float]] = field(default_factory=dict)
 
     def watch(self, server: Server) -> None:
@@ -107,6 +112,10 @@ class Timeline:
             self._act(name, now_s, action)
         if now_s >= self._next_s[name]:
             self._sample(server)
+
+    def ran(self, server: str, core: int, seconds: float, load_s: float) -> None:
+        """Take what a worker measured of the run that a core is about to end."""
+        self._measured[server, core] = seconds, load_s
 
     def close(self) -> None:
         """End what has not ended at its server's last event: it was lost, or so was its log."""
@@ -136,8 +145,17 @@ class Timeline:
 
     def _close(self, name: str, core: int, now_s: float, failure: str) -> None:
         run, started_s = self._open.pop((name, core))
+        measured_s, load_s = self._measured.pop((name, core), (None, None))
         self.spans.append(
-            CoreSpan(server=name, run=run, started_s=started_s, ended_s=now_s, failure=failure)
+            CoreSpan(
+                server=name,
+                run=run,
+                started_s=started_s,
+                ended_s=now_s,
+                failure=failure,
+                measured_s=measured_s,
+                load_s=load_s,
+            )
         )
 
     def _sample(self, server: Server) -> None:

@@ -19,7 +19,7 @@ from vaultline.sim.cluster import Outcome
 
 #: Points of a series over time, which pictures are drawn from.
 SERIES_POINTS = 240
-#: After the point, of means over time: sums of many parts are no more precise.
+#: After the point, of means over time.
 _DIGITS = 6
 #: With more servers only the series of all together is kept.
 SERVERS_WITH_SERIES = 16
@@ -239,7 +239,7 @@ def series_of(
         busy_cores=means([now_s for now_s, _ in changes], busy, edges),
         queued=means(times, [float(sum(sample.queued.values())) for sample in samples], edges),
         held_bytes={
-            kind: means(times, [float(sample.held.get(kind, 0)) for sample in samples], edges)
+            kind: means(times, [float(s.held.get(kind, 0)) for s in samples], edges, digits=0)
             for kind in kinds
         },
     )
@@ -270,12 +270,17 @@ def _added(rows: Sequence[tuple[float, ...]], nothing: tuple[float, ...]) -> tup
 
 
 def means(
-    times: Sequence[float], values: Sequence[float], edges: Sequence[float]
+    times: Sequence[float],
+    values: Sequence[float],
+    edges: Sequence[float],
+    *,
+    digits: int = _DIGITS,
 ) -> tuple[float, ...]:
     """Mean of a step function between each two edges.
 
     Args:
         times: rising, when it takes each of the values; before the first of them it is the first.
+        digits: after the point: differences of large sums are no more precise.
     """
     if not times:
         return (0.0,) * (len(edges) - 1)
@@ -290,6 +295,6 @@ def means(
         return areas[at] + values[at] * (now_s - times[at])
 
     return tuple(
-        round((area(b) - area(a)) / (b - a), _DIGITS) if b > a else value_at(a)
+        round((area(b) - area(a)) / (b - a), digits) if b > a else value_at(a)
         for a, b in pairwise(edges)
     )

@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vaultline.core.cluster import Cluster
+from vaultline.core.cluster import Cluster, Device
 from vaultline.core.errors import InputError
 from vaultline.core.serde import Struct
-from vaultline.core.units import format_bytes
 from vaultline.sched.events import Request
 from vaultline.sched.facts import ModelFacts, ServerFacts
 from vaultline.sched.policies import ServingPolicy
@@ -19,29 +18,6 @@ from vaultline.sim.results import SERIES_POINTS, PolicyResult, policy_result
 
 #: With about as many runs or fewer, every change of every server is kept.
 EVENTS_SAMPLED = 100_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stock:
-    """Models that a cluster serves.
-
-    Attributes:
-        facts: of each, divided into step groups for bounded memory.
-        paged: of each, whole, for policies on paged memory.
-        workspace_bytes, paged_workspace_bytes: that the neediest group of any takes, on each core;
-            0 where the facts of the groups say it.
-    """
-
-    facts: Mapping[str, ModelFacts]
-    paged: Mapping[str, ModelFacts]
-    workspace_bytes: int = 0
-    paged_workspace_bytes: int = 0
-
-    def of(self, policy: ServingPolicy) -> tuple[Mapping[str, ModelFacts], int]:
-        """Facts of models and bytes of a workspace, as a policy runs them."""
-        if policy.paged:
-            return self.paged, self.paged_workspace_bytes
-        return self.facts, self.workspace_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,69 +63,35 @@ def simulation_result(
     )
 
 
-def servers_of(cluster: Cluster, models: Sequence[str], workspace_bytes: int) -> list[ServerFacts]:
+def servers_of(
+    cluster: Cluster, models: Sequence[str], fixed_bytes: Callable[[Device], int]
+) -> list[ServerFacts]:
     """A server for each attested device of a cluster, with all models installed.
 
+    Args:
+        fixed_bytes: what one holds from its start to its end, besides what is installed.
+
     Raises:
-        InputError: no device is attested, or one is smaller than its workspaces.
+        InputError: no device is attested.
     """
-    found = []
-    for unit in cluster.units:
-        if unit.trust != "attested":
-            continue
-        fixed_bytes = unit.cores * workspace_bytes
-        if fixed_bytes >= unit.memory_bytes:
-            raise InputError(
-                f"device {unit.name} has less memory than its cores' workspaces take",
-                got=f"{format_bytes(unit.memory_bytes)}, {unit.cores} cores",
-                expected=f"more than {format_bytes(workspace_bytes)} a core",
-                remedy="give it more memory, or prepare the models for less",
-            )
-        found.append(
-            ServerFacts(
-                name=unit.name,
-                cores=unit.cores,
-                memory_bytes=unit.memory_bytes,
-                models=tuple(models),
-                fixed_bytes=fixed_bytes,
-            )
-        )
-    if not found:
+    devices = [unit for unit in cluster.units if unit.trust == "attested"]
+    if not devices:
         raise InputError(
             "the cluster has no attested device", remedy="only attested devices serve models"
         )
-    return found
+    return [
+        ServerFacts(
+            name=device.name,
+            cores=device.cores,
+            memory_bytes=device.memory_bytes,
+            models=tuple(models),
+            fixed_bytes=fixed_bytes(device),
+        )
+        for device in devices
+    ]
 
 
 def study(
-    policy: ServingPolicy,
-    cluster: Cluster,
-    stock: Stock,
-    requests: Sequence[Request],
-    timing: Timing,
-    progress: Callable[[int], None] | None = None,
-) -> Study:
-    """Simulate a workload under one policy.
-
-    Raises:
-        InputError: requests for a model whose facts are not there.
-        InfeasibleError: a server can't run one of the models at all.
-    """
-    names = list(dict.fromkeys(request.model for request in requests))
-    facts, workspace_bytes = stock.of(policy)
-    missing = [name for name in names if name not in facts]
-    if missing:
-        kind = "in paged memory" if policy.paged else "in step groups"
-        raise InputError(
-            f"policy {policy.name} needs facts of every model {kind}",
-            got=f"none of {', '.join(missing)}",
-            remedy="prepare them",
-        )
-    servers = servers_of(cluster, names, workspace_bytes)
-    return simulated(policy, servers, facts, requests, timing, progress)
-
-
-def simulated(
     policy: ServingPolicy,
     servers: Sequence[ServerFacts],
     models: Mapping[str, ModelFacts],
@@ -157,7 +99,25 @@ def simulated(
     timing: Timing,
     progress: Callable[[int], None] | None = None,
 ) -> Study:
-    """Simulate requests on these servers, and watch them: in large simulations now and then."""
+    """Simulate requests under one policy, and watch the servers: large simulations now and then.
+
+    Args:
+        models: that may be requested, by name.
+        requests: at least one, in the order of their arrival.
+
+    Raises:
+        InputError: requests for a model whose facts are not there.
+        InfeasibleError: a server can't run one of its models at all.
+    """
+    missing = {request.model for request in requests} - {*models}
+    if missing:
+        kind = "for paged memory" if policy.paged else "for bounded memory"
+        raise InputError(
+            f"policy {policy.name} needs facts of every model, {kind}",
+            got=f"none of {', '.join(sorted(missing))}",
+            expected=f"some of {', '.join(sorted(models)) or 'none'}",
+            remedy="prepare them",
+        )
     events = len(requests) * max(len(model.groups) for model in models.values())
     span_s = requests[-1].arrived_s - requests[0].arrived_s
     timeline = Timeline(period_s=span_s / SERIES_POINTS if events > EVENTS_SAMPLED else 0.0)
