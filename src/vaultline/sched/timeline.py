@@ -22,7 +22,7 @@ from vaultline.sched.events import (
 from vaultline.sched.facts import ServerFacts
 from vaultline.sched.server import Server, Totals
 
-What = Literal["evict", "remove", "decline", "refuse"]
+What = Literal["evict", "remove", "decline", "refuse", "lost"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instant:
-    """Something that takes no time, and of what: a step group, a model or a request."""
+    """Something that takes no time, and of what: a step group, a model, a request, a server."""
 
     now_s: float
     server: str
@@ -116,6 +116,17 @@ class Timeline:
     def ran(self, server: str, core: int, seconds: float, load_s: float) -> None:
         """Take what a worker measured of the run that a core is about to end."""
         self._measured[server, core] = seconds, load_s
+
+    def lost(self, server: str, now_s: float) -> None:
+        """A server is gone, with all that it did and held."""
+        if now_s < self._last_s.get(server, 0.0) or server not in self.servers:
+            return
+        for name, core in list(self._open):
+            if name == server:
+                self._close(name, core, now_s, "lost")
+        self._instant(now_s, server, "lost", server)
+        nothing = Sample(now_s=now_s, server=server, held={}, queued={}, running=0)
+        self.samples.append(nothing)
 
     def close(self) -> None:
         """End what has not ended at its server's last event: it was lost, or so was its log."""

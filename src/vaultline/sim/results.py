@@ -90,6 +90,7 @@ class PolicyResult(Struct, frozen=True):
         throughput_per_s: answered requests over that.
         refusals: how many for each reason.
         series: of all servers together.
+        replica_changes: how often a server was to get a model or to give one up.
     """
 
     policy: str
@@ -103,9 +104,12 @@ class PolicyResult(Struct, frozen=True):
     models: tuple[ModelResult, ...]
     servers: tuple[ServerResult, ...]
     series: Series | None
+    replica_changes: int = 0
 
 
-def policy_result(policy: str, outcomes: Sequence[Outcome], timeline: Timeline) -> PolicyResult:
+def policy_result(
+    policy: str, outcomes: Sequence[Outcome], timeline: Timeline, replica_changes: int = 0
+) -> PolicyResult:
     """Sum up a run; every request has ended."""
     start_s = min((outcome.request.arrived_s for outcome in outcomes), default=0.0)
     end_s = max((outcome.ended_s for outcome in outcomes), default=0.0)
@@ -129,6 +133,7 @@ def policy_result(policy: str, outcomes: Sequence[Outcome], timeline: Timeline) 
         models=models,
         servers=servers,
         series=series,
+        replica_changes=replica_changes,
     )
 
 

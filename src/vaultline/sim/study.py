@@ -6,12 +6,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from vaultline.core.cluster import Cluster, Device
-from vaultline.core.errors import InputError
+from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.serde import Struct
 from vaultline.sched.events import Request
 from vaultline.sched.facts import ModelFacts, ServerFacts
 from vaultline.sched.policies import ServingPolicy
+from vaultline.sched.replicas import ReplicaSettings, spare_bytes
 from vaultline.sched.timeline import Timeline
 from vaultline.sim.cluster import Outcome, Simulation, Timing
 from vaultline.sim.results import SERIES_POINTS, PolicyResult, policy_result
@@ -91,6 +94,32 @@ def servers_of(
     ]
 
 
+def on_some(
+    servers: Sequence[ServerFacts], models: Mapping[str, ModelFacts], replicas: int
+) -> list[ServerFacts]:
+    """The same servers with each model on so many of them, those with most memory to spare.
+
+    Raises:
+        InfeasibleError: they have no room for all.
+    """
+    here: dict[str, list[ModelFacts]] = {server.name: [] for server in servers}
+    for model in sorted(models.values(), key=lambda each: -each.fixed_bytes):
+        room = [(spare_bytes(each, [*here[each.name], model]), each.name) for each in servers]
+        best = sorted((each for each in room if each[0] >= 0), key=lambda each: (-each[0], each[1]))
+        if len(best) < min(replicas, len(servers)):
+            raise InfeasibleError(
+                f"the servers have no room for {replicas} replicas of every model",
+                got=f"{len(best)} of {model.name}",
+                remedy="give them more memory, or fewer replicas",
+            )
+        for _, name in best[:replicas]:
+            here[name].append(model)
+    return [
+        replace(server, models=tuple(model.name for model in here[server.name]))
+        for server in servers
+    ]
+
+
 def study(
     policy: ServingPolicy,
     servers: Sequence[ServerFacts],
@@ -98,12 +127,16 @@ def study(
     requests: Sequence[Request],
     timing: Timing,
     progress: Callable[[int], None] | None = None,
+    *,
+    replicas: ReplicaSettings | None = None,
+    losses: Mapping[str, float] | None = None,
 ) -> Study:
     """Simulate requests under one policy, and watch the servers: large simulations now and then.
 
     Args:
         models: that may be requested, by name.
         requests: at least one, in the order of their arrival.
+        replicas, losses: as for :class:`Simulation`.
 
     Raises:
         InputError: requests for a model whose facts are not there.
@@ -122,11 +155,20 @@ def study(
     span_s = requests[-1].arrived_s - requests[0].arrived_s
     timeline = Timeline(period_s=span_s / SERIES_POINTS if events > EVENTS_SAMPLED else 0.0)
     simulation = Simulation(
-        servers, models, policy.chooser(), policy.local, timing, timeline.observe
+        servers,
+        models,
+        policy.chooser(),
+        policy.local,
+        timing,
+        timeline.observe,
+        replicas=replicas,
+        losses=losses,
     )
     for server in simulation.servers.values():
         timeline.watch(server)
     trace = simulation.run(requests, progress)
+    for name, lost_s in (losses or {}).items():
+        timeline.lost(name, lost_s)
     timeline.close()
-    result = policy_result(policy.name, trace.outcomes, timeline)
+    result = policy_result(policy.name, trace.outcomes, timeline, len(trace.changes))
     return Study(result=result, outcomes=trace.outcomes, timeline=timeline)

@@ -123,6 +123,29 @@ def test_a_faster_workload_loads_the_servers_more(
     assert shares[0] < shares[1]
 
 
+def test_a_lost_server_answers_no_more_and_no_request_is_lost(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = files.path("t.json")
+    assert files.run("--policy", "vaultline", "--lose", "box-1@1s", trace=trace) == 0
+    found = json.loads(capsys.readouterr().out)
+    servers = {each["name"]: each for each in found["policies"][0]["servers"]}
+    assert servers["box-1"]["answered"] < servers["box-0"]["answered"]
+    assert found["policies"][0]["answered"] == found["requests"]
+    events = json.loads(Path(trace).read_text())["traceEvents"]
+    assert not any(e["ph"] == "X" and e["pid"] == 2 and e["ts"] + e["dur"] > 1e6 for e in events)
+    assert [(e["ts"], e["pid"]) for e in events if e["name"] == "lost box-1"] == [(1e6, 2)]
+
+
+def test_models_may_begin_on_some_servers_only(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert files.run("--policy", "vaultline", "--replicas", "1") == 0
+    found = json.loads(capsys.readouterr().out)["policies"][0]
+    assert found["answered"] > 100
+    assert {each["runs"] > 0 for each in found["servers"]} == {True}
+
+
 def test_people_get_a_table(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--cluster", files.path("c.yaml"), "--facts", files.path("f.json")]
     assert main(["simulate", files.path("w.yaml"), *given, "--policy", "vaultline"]) == 0
@@ -209,6 +232,12 @@ WRONG: dict[str, tuple[Callable[[Files], int], int, str]] = {
     "no speed": (lambda f: f.run("--faster", "0"), 2, "can't be so much faster"),
     "a hop without a unit of time": (lambda f: f.run("--hop", "2 hops"), 2, "not a duration"),
     "reports without a pause": (lambda f: f.run("--report", "0s"), 2, "--report is too short"),
+    "a server that there is not": (
+        lambda f: f.run("--lose", "box@1s"),
+        2,
+        "no server of this name",
+    ),
+    "a loss at no time": (lambda f: f.run("--lose", "box-1"), 2, "not a server that is lost"),
     "a picture in no folder": (lambda f: f.run(plot=f.path("no/p.png")), 2, "cannot write the pic"),
 }
 
