@@ -268,9 +268,9 @@ def _gains(found: LasagnaResult, made: dict[str, float]) -> None:
     names = found.baselines()
     single = found.best_baseline([name for name in names if name not in found.batched])
     batched = found.best_baseline([name for name in names if name in found.batched])
-    for what, name in (("single", single), ("batched", batched)):
-        if name is not None:
-            rate = found.throughput(name)
+    for what, one in (("single", single), ("batched", batched)):
+        if one is not None:
+            rate = found.throughput(one)
             _add(made, f"throughput_vs_best_{what}_baseline", _ratio(ours, rate))
 
 
