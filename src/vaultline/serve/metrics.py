@@ -1,7 +1,7 @@
 """Numbers of a gateway and its servers for a monitor: Prometheus text.
 
-What is said of servers comes from their hosts, unauthenticated: it is for looking at. What is said of
-requests the gateway has counted itself.
+What is said of servers comes from their hosts, unauthenticated: it is for looking at. The gateway's
+requests it has counted itself.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from vaultline.sched.wire import ServerMetrics
 
+_NO_METRICS = ServerMetrics()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerStatus:
@@ -22,7 +24,7 @@ class ServerStatus:
     alive: bool = True
     in_flight: int = 0
     backlog_s: float = 0.0
-    metrics: ServerMetrics = ServerMetrics()
+    metrics: ServerMetrics = _NO_METRICS
     reason: str = ""
 
 
