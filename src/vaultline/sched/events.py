@@ -34,14 +34,14 @@ class Arrived(Struct, frozen=True, tag="arrived"):
 
 
 class Finished(Struct, frozen=True, tag="finished"):
-    """A core has done what it was told to run."""
+    """A core has done what it was told: a run, or an installation."""
 
     now_s: float
     core: int
 
 
 class Failed(Struct, frozen=True, tag="failed"):
-    """A core could not do it: its requests end with an error."""
+    """A core could not do it: the run's requests end, or those that wait for the installation."""
 
     now_s: float
     core: int
@@ -54,7 +54,21 @@ class Draining(Struct, frozen=True, tag="draining"):
     now_s: float
 
 
-Event = Arrived | Finished | Failed | Draining
+class Installing(Struct, frozen=True, tag="installing"):
+    """This server is to serve a model from now on; requests for it may come at once."""
+
+    now_s: float
+    model: str
+
+
+class Removing(Struct, frozen=True, tag="removing"):
+    """No request for a model will come again: it goes when those that are here are done."""
+
+    now_s: float
+    model: str
+
+
+Event = Arrived | Finished | Failed | Draining | Installing | Removing
 
 
 class Run(Struct, frozen=True, tag="run"):
@@ -87,10 +101,35 @@ class Answer(Struct, frozen=True, tag="answer"):
 
 
 class Refuse(Struct, frozen=True, tag="refuse"):
-    """A request will not be answered, and why."""
+    """A request will not be answered here, and why.
+
+    Attributes:
+        elsewhere: another server may well answer it: this one lacks the model or is shutting down.
+    """
 
     request: int
     reason: str
+    elsewhere: bool = False
 
 
-Action = Run | Evict | Answer | Refuse
+class Install(Struct, frozen=True, tag="install"):
+    """Open a model and make its sessions, on a core: ends with ``Finished`` or ``Failed``."""
+
+    core: int
+    model: str
+
+
+class Remove(Struct, frozen=True, tag="remove"):
+    """Forget a model of which nothing waits or runs: its sessions and the weights that are here."""
+
+    model: str
+
+
+class Decline(Struct, frozen=True, tag="decline"):
+    """A model will not be installed, and why."""
+
+    model: str
+    reason: str
+
+
+Action = Run | Evict | Answer | Refuse | Install | Remove | Decline

@@ -77,6 +77,10 @@ class Timing:
     keep_events: bool = False
 
 
+#: Sees a server after each event that it has handled, and what it made of it.
+Observer = Callable[[Server, Event, list[Action]], None]
+
+
 class Simulation:
     """Runs one workload."""
 
@@ -87,8 +91,10 @@ class Simulation:
         chooser: Chooser,
         policy: Callable[[], Policy],
         timing: Timing | None = None,
+        observe: Observer | None = None,
     ) -> None:
         self._env = simpy.Environment()
+        self._observe = observe
         self._timing = timing or Timing()
         self.balancer = Balancer(servers, models, chooser)
         self.servers = {each.name: Server(each, models, policy()) for each in servers}
@@ -131,6 +137,8 @@ class Simulation:
     def _handle(self, name: str, event: Event) -> None:
         server = self.servers[name]
         actions = server.handle(event)
+        if self._observe is not None:
+            self._observe(server, event, actions)
         if self._timing.keep_events:
             self.trace.events.append((name, event))
             self.trace.actions += [(name, action) for action in actions]

@@ -1,0 +1,132 @@
+"""What happened, line by line, and the same decisions made once more from it.
+
+A log is a file of JSON lines: a header with the facts, then what the balancer or a server was told
+and what each decided, in that order. Numbers are written so that they read back the same to the
+last bit; hence the same objects, told the same events, must decide the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from vaultline.core.errors import InputError
+from vaultline.core.serde import Struct, canonical_json, from_json
+from vaultline.sched.events import Action, Event, Request
+from vaultline.sched.facts import ModelFacts, ServerFacts
+from vaultline.sched.report import Report
+
+LOG_VERSION = 1
+
+
+class LogHeader(Struct, frozen=True, tag="header"):
+    """First line: whose decisions these are.
+
+    Attributes:
+        servers: of the whole cluster in the balancer's log, its own in a host's.
+        policy: a name of ``sched.policies``.
+    """
+
+    policy: str
+    servers: tuple[ServerFacts, ...]
+    models: tuple[ModelFacts, ...]
+    version: int = LOG_VERSION
+
+    def __post_init__(self) -> None:
+        if self.version != LOG_VERSION:
+            raise InputError(
+                "an event log of another version",
+                got=str(self.version),
+                expected=str(LOG_VERSION),
+                remedy="record it again",
+            )
+
+
+class EventEntry(Struct, frozen=True, tag="event"):
+    """What a server was told."""
+
+    server: str
+    event: Event
+
+
+class ActionEntry(Struct, frozen=True, tag="action"):
+    """What it decided upon the last event of its own."""
+
+    server: str
+    action: Action
+
+
+class Submitted(Struct, frozen=True, tag="submitted"):
+    """The balancer was given a request."""
+
+    now_s: float
+    request: Request
+
+
+class Ended(Struct, frozen=True, tag="ended"):
+    """The balancer was told that a request is answered or refused for good."""
+
+    number: int
+
+
+class Returned(Struct, frozen=True, tag="returned"):
+    """The balancer was told that a server refused a request which another may take."""
+
+    now_s: float
+    number: int
+
+
+class Reported(Struct, frozen=True, tag="reported"):
+    """The balancer was given a report."""
+
+    now_s: float
+    report: Report
+
+
+class Lost(Struct, frozen=True, tag="lost"):
+    """The balancer was told that a server is gone."""
+
+    now_s: float
+    server: str
+
+
+class Placed(Struct, frozen=True, tag="placed"):
+    """The balancer was told that a server gets a model, or no more requests for it."""
+
+    server: str
+    model: str
+    there: bool
+
+
+BalancerEvent = Submitted | Ended | Returned | Reported | Lost | Placed
+
+
+class BalancerEntry(Struct, frozen=True, tag="balancer"):
+    """What the balancer was told."""
+
+    event: BalancerEvent
+
+
+class SentEntry(Struct, frozen=True, tag="sent"):
+    """Where it sends a request; None: nobody can take it."""
+
+    number: int
+    server: str | None
+
+
+LogEntry = LogHeader | EventEntry | ActionEntry | BalancerEntry | SentEntry
+
+
+def encode(entry: LogEntry) -> bytes:
+    """One line, with its end."""
+    return canonical_json(entry) + b"\n"
+
+
+def decode(lines: Iterable[bytes]) -> Iterator[LogEntry]:
+    """Entries of a log.
+
+    Raises:
+        InputError: a line is not an entry; the message says which.
+    """
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield from_json(line, LogEntry, what=f"line {number} of the event log")  # type: ignore[arg-type]

@@ -1,0 +1,278 @@
+"""What came of a workload under one policy: throughput, latencies, and what servers did with their
+cores and memory. Real runs and simulated ones are summed up by the same functions."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
+from math import nan
+from typing import Literal
+
+from vaultline.core.serde import Struct
+from vaultline.sched.facts import ServerFacts
+from vaultline.sched.server import Totals
+from vaultline.sched.timeline import CoreSpan, Sample, Timeline
+from vaultline.sim.cluster import Outcome
+
+#: Points of a series over time, which pictures are drawn from.
+SERIES_POINTS = 240
+
+
+class Latencies(Struct, frozen=True):
+    """Of answered requests, in seconds; None where there are none."""
+
+    count: int
+    mean_s: float | None = None
+    p50_s: float | None = None
+    p95_s: float | None = None
+    p99_s: float | None = None
+    max_s: float | None = None
+
+
+class Series(Struct, frozen=True):
+    """A server over time: means over equal parts of a run, the highest sum at any instant.
+
+    Attributes:
+        seconds: where the parts begin, and the end of the last one.
+    """
+
+    seconds: tuple[float, ...]
+    busy_cores: tuple[float, ...]
+    queued: tuple[float, ...]
+    held_bytes: Mapping[str, tuple[float, ...]]
+    peak_held_bytes: int
+
+
+class Happening(Struct, frozen=True):
+    """Weights of a group that came to stay (``load``) or went (``evict``)."""
+
+    now_s: float
+    what: Literal["load", "evict"]
+    of: str
+
+
+class ServerResult(Struct, frozen=True):
+    """What one server did.
+
+    Attributes:
+        busy_share: of the time of all of its cores, from the first arrival to the last answer.
+        requests_per_run: how many shared a run, on average.
+        streamed_bytes: weights decrypted for runs, kept afterwards or not.
+        loads: decrypted and kept.
+        peak_held_bytes: all kinds together.
+    """
+
+    name: str
+    cores: int
+    memory_bytes: int
+    answered: int
+    runs: int
+    busy_share: float
+    requests_per_run: float
+    loads: int
+    evictions: int
+    streamed_bytes: int
+    peak_held_bytes: int
+    series: Series
+    happened: tuple[Happening, ...]
+
+
+class ModelResult(Struct, frozen=True):
+    """What became of one model's requests; ``missed``: answered after their deadline."""
+
+    name: str
+    latency: Latencies
+    refused: int = 0
+    missed: int = 0
+
+
+class PolicyResult(Struct, frozen=True):
+    """What came of one policy.
+
+    Attributes:
+        seconds: from the first arrival to the last answer.
+        throughput_per_s: answered requests over that.
+        refusals: how many for each reason.
+    """
+
+    policy: str
+    seconds: float
+    answered: int
+    throughput_per_s: float
+    latency: Latencies
+    refused: int
+    missed: int
+    refusals: Mapping[str, int]
+    models: tuple[ModelResult, ...]
+    servers: tuple[ServerResult, ...]
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """Between the two nearest ranks of ascending values, in proportion (Hyndman and Fan's type 7).
+
+    Args:
+        share: 0.95 for the 95th percentile.
+    """
+    if not ordered:
+        return nan
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def latencies(values_s: Iterable[float]) -> Latencies:
+    """Sum up latencies."""
+    ordered = sorted(values_s)
+    if not ordered:
+        return Latencies(count=0)
+    return Latencies(
+        count=len(ordered),
+        mean_s=sum(ordered) / len(ordered),
+        p50_s=percentile(ordered, 0.5),
+        p95_s=percentile(ordered, 0.95),
+        p99_s=percentile(ordered, 0.99),
+        max_s=ordered[-1],
+    )
+
+
+def policy_result(policy: str, outcomes: Sequence[Outcome], timeline: Timeline) -> PolicyResult:
+    """Sum up a run; every request has ended."""
+    start_s = min((outcome.request.arrived_s for outcome in outcomes), default=0.0)
+    end_s = max((outcome.ended_s for outcome in outcomes), default=0.0)
+    answered = [outcome for outcome in outcomes if not outcome.reason]
+    by_model: dict[str, list[Outcome]] = defaultdict(list)
+    for outcome in outcomes:
+        by_model[outcome.request.model].append(outcome)
+    models = tuple(_model(name, by_model[name]) for name in sorted(by_model))
+    seconds = end_s - start_s
+    by_server = Counter(outcome.server for outcome in answered)
+    return PolicyResult(
+        policy=policy,
+        seconds=seconds,
+        answered=len(answered),
+        throughput_per_s=len(answered) / seconds if seconds else 0.0,
+        latency=latencies(outcome.latency_s for outcome in answered),
+        refused=len(outcomes) - len(answered),
+        missed=sum(model.missed for model in models),
+        refusals=Counter(outcome.reason for outcome in outcomes if outcome.reason),
+        models=models,
+        servers=_servers(timeline, by_server, (start_s, end_s)),
+    )
+
+
+def _model(name: str, outcomes: Sequence[Outcome]) -> ModelResult:
+    answered = [outcome for outcome in outcomes if not outcome.reason]
+    return ModelResult(
+        name=name,
+        latency=latencies(outcome.latency_s for outcome in answered),
+        refused=len(outcomes) - len(answered),
+        missed=sum(
+            outcome.request.deadline_s is not None and outcome.ended_s > outcome.request.deadline_s
+            for outcome in answered
+        ),
+    )
+
+
+def _servers(
+    timeline: Timeline, answered: Mapping[str, int], window: tuple[float, float]
+) -> tuple[ServerResult, ...]:
+    samples: dict[str, list[Sample]] = defaultdict(list)
+    spans: dict[str, list[CoreSpan]] = defaultdict(list)
+    happened: dict[str, list[Happening]] = defaultdict(list)
+    for sample in timeline.samples:
+        samples[sample.server].append(sample)
+    for span in timeline.spans:
+        spans[span.server].append(span)
+        if span.run.keep and span.run.streamed:
+            of = f"{span.run.model}/{span.run.group}"
+            happened[span.server].append(Happening(now_s=span.started_s, what="load", of=of))
+    for each in timeline.instants:
+        if each.what == "evict":
+            happened[each.server].append(Happening(now_s=each.now_s, what="evict", of=each.of))
+    return tuple(
+        _server(
+            timeline.servers[name],
+            timeline.totals[name],
+            spans[name],
+            answered=answered.get(name, 0),
+            series=series(samples[name], window),
+            happened=tuple(sorted(happened[name], key=lambda each: each.now_s)),
+        )
+        for name in sorted(timeline.servers)
+    )
+
+
+def _server(
+    facts: ServerFacts,
+    totals: Totals,
+    spans: Sequence[CoreSpan],
+    *,
+    answered: int,
+    series: Series,
+    happened: tuple[Happening, ...],
+) -> ServerResult:
+    shared = sum(len(span.run.requests) for span in spans)
+    return ServerResult(
+        name=facts.name,
+        cores=facts.cores,
+        memory_bytes=facts.memory_bytes,
+        answered=answered,
+        runs=len(spans),
+        busy_share=sum(series.busy_cores) / len(series.busy_cores) / facts.cores,
+        requests_per_run=shared / len(spans) if spans else 0.0,
+        loads=totals.loads,
+        evictions=totals.evictions,
+        streamed_bytes=totals.streamed_bytes,
+        peak_held_bytes=series.peak_held_bytes,
+        series=series,
+        happened=happened,
+    )
+
+
+def series(samples: Sequence[Sample], window: tuple[float, float]) -> Series:
+    """One server over time; ``samples`` in the order of their times.
+
+    Args:
+        window: first and last moment.
+    """
+    start_s, end_s = window
+    points = SERIES_POINTS if end_s > start_s else 1
+    edges = [start_s + (end_s - start_s) * k / points for k in range(points + 1)]
+    times = [sample.now_s for sample in samples]
+    kinds = sorted({kind for sample in samples for kind in sample.held})
+    return Series(
+        seconds=tuple(edges),
+        busy_cores=means(times, [float(sample.running) for sample in samples], edges),
+        queued=means(times, [float(sum(sample.queued.values())) for sample in samples], edges),
+        held_bytes={
+            kind: means(times, [float(sample.held.get(kind, 0)) for sample in samples], edges)
+            for kind in kinds
+        },
+        peak_held_bytes=max((sum(sample.held.values()) for sample in samples), default=0),
+    )
+
+
+def means(
+    times: Sequence[float], values: Sequence[float], edges: Sequence[float]
+) -> tuple[float, ...]:
+    """Mean of a step function between each two edges.
+
+    Args:
+        times: rising, when it takes each of the values; before the first of them it is the first.
+    """
+    if not times:
+        return (0.0,) * (len(edges) - 1)
+    steps = zip(values, pairwise(times), strict=False)
+    areas = list(accumulate((value * (b - a) for value, (a, b) in steps), initial=0.0))
+
+    def area(now_s: float) -> float:
+        at = max(0, bisect_right(times, now_s) - 1)
+        return areas[at] + values[at] * (now_s - times[at])
+
+    return tuple(
+        (area(b) - area(a)) / (b - a) if b > a else values[max(0, bisect_right(times, a) - 1)]
+        for a, b in pairwise(edges)
+    )
