@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vaultline.serve.load import LoadSummary, Spread
+from vaultline.serve.load import LoadSummary
+from vaultline.sim.results import Latencies
 
 PagedAs = Literal["sgx1", "crypto"]
 #: Baseline whose servers are paged enclaves: what a runtime without bounded execution does.
@@ -116,7 +117,7 @@ class Offered:
     rate_per_s: float
     window_s: float
     summary: LoadSummary
-    latency: Spread
+    latency: Latencies
     use: Use
 
     @property
@@ -155,8 +156,8 @@ class Killed:
     recovery_s: float
     answers_s: tuple[float, ...]
     rate_per_s: float
-    before: Spread | None
-    after: Spread | None
+    before: Latencies
+    after: Latencies
 
 
 @dataclass(slots=True, kw_only=True)

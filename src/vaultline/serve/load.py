@@ -6,7 +6,6 @@ Latencies count from when a request was *due*, so that a generator that is late 
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -15,11 +14,11 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from vaultline.core.errors import InputError, RefusedError, VaultlineError
 from vaultline.sched.events import Request
+from vaultline.sim.results import Latencies, latencies
 
 Array = npt.NDArray[Any]
 #: One request's tensors, in the order of the model's inputs.
@@ -181,35 +180,6 @@ def _sent(request: Request, sent_s: float, end: tuple[float, BaseException | Non
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
-    """How some seconds are distributed; percentiles are interpolated between neighbours."""
-
-    count: int
-    mean_s: float
-    p50_s: float
-    p90_s: float
-    p95_s: float
-    p99_s: float
-    max_s: float
-
-
-def spread(seconds: Sequence[float]) -> Spread | None:
-    """None of none."""
-    if not seconds:
-        return None
-    p50, p90, p95, p99 = (float(each) for each in np.percentile(seconds, (50, 90, 95, 99)))
-    return Spread(
-        count=len(seconds),
-        mean_s=statistics.fmean(seconds),
-        p50_s=p50,
-        p90_s=p90,
-        p95_s=p95,
-        p99_s=p99,
-        max_s=max(seconds),
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadSummary:
     """What a load came to.
 
@@ -233,10 +203,10 @@ class LoadSummary:
     unanswered: int
     missed: int
     reasons: Mapping[str, int]
-    late: Spread | None
+    late: Latencies
     lagging: bool
-    all: Spread | None
-    models: Mapping[str, Spread | None]
+    all: Latencies
+    models: Mapping[str, Latencies]
 
 
 def summarize(sent: Sequence[Sent]) -> LoadSummary:
@@ -249,7 +219,7 @@ def summarize(sent: Sequence[Sent]) -> LoadSummary:
     for each in sent:
         if each.reason:
             reasons[each.reason] = reasons.get(each.reason, 0) + 1
-    late = spread([each.late_s for each in sent])
+    late = latencies(each.late_s for each in sent)
     by_model: dict[str, list[float]] = {
         name: [] for name in sorted({e.request.model for e in sent})
     }
@@ -268,9 +238,9 @@ def summarize(sent: Sequence[Sent]) -> LoadSummary:
         missed=sum(_missed(each) for each in answered),
         reasons=reasons,
         late=late,
-        lagging=late is not None and due_s > 0 and late.p99_s > LATE_S,
-        all=spread([each.latency_s or 0.0 for each in answered]),
-        models={name: spread(seconds) for name, seconds in by_model.items()},
+        lagging=due_s > 0 and (late.p99_s or 0.0) > LATE_S,
+        all=latencies(each.latency_s or 0.0 for each in answered),
+        models={name: latencies(seconds) for name, seconds in by_model.items()},
     )
 
 

@@ -12,7 +12,8 @@ from vaultline.bench.lasagna_results import (
     Use,
 )
 from vaultline.sched.events import Request
-from vaultline.serve.load import Sent, Spread, spread, summarize
+from vaultline.serve.load import Sent, summarize
+from vaultline.sim.results import latencies
 
 CONTENDERS = {
     "fifo.sgx1": (2.5, 0.9),
@@ -74,9 +75,7 @@ def offered(name: str, rate_of: str, rate: float, mean_s: float, drain_s: float 
         for number, (arrived_s, end_s) in enumerate(zip(arrivals, ends, strict=True))
     ]
     summary = summarize(sent)
-    latency = spread([each.latency_s or 0.0 for each in sent])
-    if latency is None:
-        raise ValueError("no requests")
+    latency = latencies(each.latency_s or 0.0 for each in sent)
     return Offered(
         contender=contender(name),
         turn=0,
@@ -93,7 +92,7 @@ def killed() -> Killed:
     answers = [0.05 * number for number in range(200)] + [
         10 + 0.08 * number for number in range(120)
     ]
-    calm = Spread(count=100, mean_s=0.1, p50_s=0.1, p90_s=0.2, p95_s=0.25, p99_s=0.4, max_s=0.5)
+    calm = latencies([0.05, 0.1, 0.1, 0.2])
     return Killed(
         policy="vaultline",
         requests=320,

@@ -11,7 +11,7 @@ import pytest
 
 from vaultline.core.errors import InputError, PeerError, RefusedError
 from vaultline.sched.events import Request
-from vaultline.serve.load import Frame, OpenLoop, Sent, spread, summarize
+from vaultline.serve.load import Frame, OpenLoop, Sent, summarize
 
 FRAMES = {"m": [[np.zeros(1)], [np.ones(1)]], "n": [[np.zeros(2)]]}
 
@@ -74,7 +74,6 @@ def test_a_late_generator_makes_latencies_longer_and_says_so() -> None:
     assert [each.latency_s for each in sent] == pytest.approx([1.0, 1.9, 2.8])
     summary = summarize(sent)
     assert summary.lagging
-    assert summary.late is not None
     assert summary.late.max_s == pytest.approx(1.8)
 
 
@@ -96,7 +95,6 @@ def test_refused_failed_and_unanswered_are_told_apart() -> None:
     assert (summary.answered, summary.refused, summary.failed, summary.unanswered) == (1, 1, 1, 1)
     assert summary.reasons == {"too late": 1, "all servers are lost": 1}
     assert sent[2].latency_s is None
-    assert summary.all is not None
     assert summary.all.count == 1, "latencies are of answers"
 
 
@@ -111,10 +109,3 @@ def test_an_unknown_model_is_refused_before_anything_is_sent() -> None:
     with pytest.raises(InputError, match="not served"):
         ran(server, [Request(number=0, model="zzz", arrived_s=0.0)])
     assert not server.got
-
-
-def test_percentiles_are_of_the_sorted_values() -> None:
-    found = spread([float(value) for value in range(100, -1, -1)])
-    assert found is not None
-    assert (found.p50_s, found.p95_s, found.max_s, found.mean_s) == (50, 95, 100, 50)
-    assert spread([]) is None
