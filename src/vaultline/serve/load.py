@@ -84,7 +84,11 @@ class Sent:
 
 
 class OpenLoop:
-    """Sends requests at their times, from one thread."""
+    """Sends requests at their times, from one thread.
+
+    Attributes:
+        repeated: ends of requests that had ended before: there should be none.
+    """
 
     def __init__(
         self, submit: Submit, inputs: Mapping[str, Sequence[Frame]], clock: Clock | None = None
@@ -93,6 +97,7 @@ class OpenLoop:
         self._submit, self._inputs = submit, inputs
         self._clock = clock or WallClock()
         self._ends: SimpleQueue[tuple[int, float, BaseException | None]] = SimpleQueue()
+        self.repeated = 0
 
     def run(
         self,
@@ -158,7 +163,8 @@ class OpenLoop:
                 position, when_s, error = self._ends.get(wait, wait_s if wait else None)
             except Empty:
                 break
-            ends[position] = when_s - zero_s, error
+            self.repeated += position in ends
+            ends.setdefault(position, (when_s - zero_s, error))
         if progress is not None and len(ends) > before:
             progress(len(ends))
 

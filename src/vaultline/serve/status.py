@@ -37,7 +37,8 @@ class GatewayStatus:
         resubmitted: requests sent to another server, after theirs was lost or declined.
         late_answers: to requests that had an answer already; nobody got those.
         decision_s: time that the balancer took for all decisions.
-        recovery_s: from the last loss of a server to the last answer to a request that it held.
+        noticed_s: this machine's clock (``time.perf_counter``) when the requests of the last server
+            that was lost were with others; recovered_s: when the last of them was answered.
     """
 
     servers: tuple[ServerStatus, ...] = ()
@@ -50,4 +51,10 @@ class GatewayStatus:
     late_answers: int = 0
     decisions: int = 0
     decision_s: float = 0.0
-    recovery_s: float = 0.0
+    noticed_s: float = 0.0
+    recovered_s: float = 0.0
+
+    @property
+    def recovery_s(self) -> float:
+        """From when a loss was noticed to the last answer to what that server held."""
+        return max(0.0, self.recovered_s - self.noticed_s)

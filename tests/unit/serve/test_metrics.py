@@ -40,7 +40,8 @@ STATUS = GatewayStatus(
     late_answers=1,
     decisions=42,
     decision_s=0.002,
-    recovery_s=0.3,
+    noticed_s=100.0,
+    recovered_s=100.5,
 )
 
 
@@ -91,7 +92,7 @@ def test_a_monitor_reads_the_gateway() -> None:
     assert found["vaultline_gateway_late_answers_total",] == 1
     assert found["vaultline_gateway_decisions_total",] == 42
     assert found["vaultline_gateway_decision_seconds_total",] == 0.002
-    assert found["vaultline_gateway_recovery_seconds",] == 0.3
+    assert found["vaultline_gateway_recovery_seconds",] == 0.5
 
 
 def test_before_any_server_has_said_anything_all_names_are_known() -> None:
