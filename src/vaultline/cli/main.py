@@ -36,6 +36,7 @@ VERBS = {
     "seal": "Compile and encrypt the stages of a plan.",
     "policy": "Make policies: which evidence is accepted.",
     "run": "Send a video through the enclaves of a plan.",
+    "simulate": "Serve a workload in virtual time, under several policies.",
     "demo": "See all of it on a small example.",
     "bench": "Measure what the project claims.",
     "doctor": "What this machine offers, and how large the trusted code is.",

@@ -30,7 +30,7 @@ class CoreSpan:
     """What a core did from one action to the event that ended it: a run, or an installation.
 
     Attributes:
-        ended_s: the last time that anything is known of, where it has not ended.
+        ended_s: the last moment that its server is known at, where it has not ended.
         failure: why it failed, or empty.
     """
 
@@ -102,10 +102,11 @@ class Timeline:
             self._act(name, now_s, action)
         self.samples.append(_sample(server))
 
-    def close(self, now_s: float) -> None:
-        """End what has not ended: servers were lost, or the log ends here."""
+    def close(self) -> None:
+        """End what has not ended at its server's last sample: it was lost, or so was its log."""
+        last_s = {sample.server: sample.now_s for sample in self.samples}
         for name, core in list(self._open):
-            self._close(name, core, now_s, "never ended")
+            self._close(name, core, last_s[name], "never ended")
 
     def _act(self, name: str, now_s: float, action: Action) -> None:
         match action:

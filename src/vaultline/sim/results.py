@@ -5,30 +5,20 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
-from math import nan
 from typing import Literal
 
 from vaultline.core.serde import Struct
+from vaultline.core.spread import Spread, spread
+from vaultline.sched.events import Run
 from vaultline.sched.facts import ServerFacts
 from vaultline.sched.server import Totals
-from vaultline.sched.timeline import CoreSpan, Sample, Timeline
+from vaultline.sched.timeline import Sample, Timeline
 from vaultline.sim.cluster import Outcome
 
 #: Points of a series over time, which pictures are drawn from.
 SERIES_POINTS = 240
-
-
-class Latencies(Struct, frozen=True):
-    """Of answered requests, in seconds; None where there are none."""
-
-    count: int
-    mean_s: float | None = None
-    p50_s: float | None = None
-    p95_s: float | None = None
-    p99_s: float | None = None
-    max_s: float | None = None
 
 
 class Series(Struct, frozen=True):
@@ -75,7 +65,7 @@ class ServerResult(Struct, frozen=True):
     evictions: int
     streamed_bytes: int
     peak_held_bytes: int
-    series: Series
+    series: Series | None
     happened: tuple[Happening, ...]
 
 
@@ -83,13 +73,13 @@ class ModelResult(Struct, frozen=True):
     """What became of one model's requests; ``missed``: answered after their deadline."""
 
     name: str
-    latency: Latencies
+    latency: Spread | None
     refused: int = 0
     missed: int = 0
 
 
 class PolicyResult(Struct, frozen=True):
-    """What came of one policy.
+    """What came of one policy; ``latency`` is of answered requests, None where none was.
 
     Attributes:
         seconds: from the first arrival to the last answer.
@@ -101,41 +91,12 @@ class PolicyResult(Struct, frozen=True):
     seconds: float
     answered: int
     throughput_per_s: float
-    latency: Latencies
+    latency: Spread | None
     refused: int
     missed: int
     refusals: Mapping[str, int]
     models: tuple[ModelResult, ...]
     servers: tuple[ServerResult, ...]
-
-
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """Between the two nearest ranks of ascending values, in proportion (Hyndman and Fan's type 7).
-
-    Args:
-        share: 0.95 for the 95th percentile.
-    """
-    if not ordered:
-        return nan
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
-
-
-def latencies(values_s: Iterable[float]) -> Latencies:
-    """Sum up latencies."""
-    ordered = sorted(values_s)
-    if not ordered:
-        return Latencies(count=0)
-    return Latencies(
-        count=len(ordered),
-        mean_s=sum(ordered) / len(ordered),
-        p50_s=percentile(ordered, 0.5),
-        p95_s=percentile(ordered, 0.95),
-        p99_s=percentile(ordered, 0.99),
-        max_s=ordered[-1],
-    )
 
 
 def policy_result(policy: str, outcomes: Sequence[Outcome], timeline: Timeline) -> PolicyResult:
@@ -154,7 +115,7 @@ def policy_result(policy: str, outcomes: Sequence[Outcome], timeline: Timeline) 
         seconds=seconds,
         answered=len(answered),
         throughput_per_s=len(answered) / seconds if seconds else 0.0,
-        latency=latencies(outcome.latency_s for outcome in answered),
+        latency=spread(outcome.latency_s for outcome in answered),
         refused=len(outcomes) - len(answered),
         missed=sum(model.missed for model in models),
         refusals=Counter(outcome.reason for outcome in outcomes if outcome.reason),
@@ -167,7 +128,7 @@ def _model(name: str, outcomes: Sequence[Outcome]) -> ModelResult:
     answered = [outcome for outcome in outcomes if not outcome.reason]
     return ModelResult(
         name=name,
-        latency=latencies(outcome.latency_s for outcome in answered),
+        latency=spread(outcome.latency_s for outcome in answered),
         refused=len(outcomes) - len(answered),
         missed=sum(
             outcome.request.deadline_s is not None and outcome.ended_s > outcome.request.deadline_s
@@ -180,14 +141,14 @@ def _servers(
     timeline: Timeline, answered: Mapping[str, int], window: tuple[float, float]
 ) -> tuple[ServerResult, ...]:
     samples: dict[str, list[Sample]] = defaultdict(list)
-    spans: dict[str, list[CoreSpan]] = defaultdict(list)
+    runs: dict[str, list[Run]] = defaultdict(list)
     happened: dict[str, list[Happening]] = defaultdict(list)
     for sample in timeline.samples:
         samples[sample.server].append(sample)
-    for span in timeline.spans:
-        spans[span.server].append(span)
-        if span.run.keep and span.run.streamed:
-            of = f"{span.run.model}/{span.run.group}"
+    for span, run in timeline.runs:
+        runs[span.server].append(run)
+        if run.keep and run.streamed:
+            of = f"{run.model}/{run.group}"
             happened[span.server].append(Happening(now_s=span.started_s, what="load", of=of))
     for each in timeline.instants:
         if each.what == "evict":
@@ -196,7 +157,7 @@ def _servers(
         _server(
             timeline.servers[name],
             timeline.totals[name],
-            spans[name],
+            runs[name],
             answered=answered.get(name, 0),
             series=series(samples[name], window),
             happened=tuple(sorted(happened[name], key=lambda each: each.now_s)),
@@ -208,21 +169,21 @@ def _servers(
 def _server(
     facts: ServerFacts,
     totals: Totals,
-    spans: Sequence[CoreSpan],
+    runs: Sequence[Run],
     *,
     answered: int,
     series: Series,
     happened: tuple[Happening, ...],
 ) -> ServerResult:
-    shared = sum(len(span.run.requests) for span in spans)
+    shared = sum(len(run.requests) for run in runs)
     return ServerResult(
         name=facts.name,
         cores=facts.cores,
         memory_bytes=facts.memory_bytes,
         answered=answered,
-        runs=len(spans),
+        runs=len(runs),
         busy_share=sum(series.busy_cores) / len(series.busy_cores) / facts.cores,
-        requests_per_run=shared / len(spans) if spans else 0.0,
+        requests_per_run=shared / len(runs) if runs else 0.0,
         loads=totals.loads,
         evictions=totals.evictions,
         streamed_bytes=totals.streamed_bytes,
