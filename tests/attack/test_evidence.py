@@ -12,6 +12,7 @@ from vaultline.attest import refusals
 from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
 from vaultline.attest.grant import (
+    Grant,
     GrantForAnotherDeployment,
     GrantForAnotherEnclave,
     GrantForAnotherEpoch,
@@ -131,7 +132,7 @@ def test_a_grant_of_another_enclave_is_refused() -> None:
     other = evidence(challenge(stage=0))
     to_other = seal_grant(grant(), other.public_key, transcript_hash(challenge(stage=0), other))
     with pytest.raises(GrantForAnotherEnclave):
-        open_grant(to_other, KEY, TRANSCRIPT, challenge=challenge())
+        open_grant(to_other, KEY, TRANSCRIPT, Grant, challenge=challenge())
 
 
 def test_a_grant_of_an_earlier_exchange_is_refused() -> None:
@@ -139,7 +140,7 @@ def test_a_grant_of_an_earlier_exchange_is_refused() -> None:
     later = challenge(nonce=FRESH)
     transcript = transcript_hash(later, evidence(later, key=KEY))
     with pytest.raises(GrantForAnotherEnclave):
-        open_grant(old, KEY, transcript, challenge=later)
+        open_grant(old, KEY, transcript, Grant, challenge=later)
 
 
 SWAPPED = {
@@ -156,4 +157,4 @@ def test_an_owner_that_mixes_up_grants_is_refused_for(
 ) -> None:
     sealed = seal_grant(grant(**changes), public_key_bytes(KEY), TRANSCRIPT)
     with pytest.raises(refusal):
-        open_grant(sealed, KEY, TRANSCRIPT, challenge=challenge())
+        open_grant(sealed, KEY, TRANSCRIPT, Grant, challenge=challenge())

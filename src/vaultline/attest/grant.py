@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf
+from typing import TypeVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
@@ -54,6 +55,16 @@ class GrantForAnotherStage(GrantRefused):
 
 class GrantForAnotherEpoch(GrantRefused):
     """Its epoch is not the challenge's."""
+
+
+#: What a grant of any kind repeats of the challenge that it answers.
+_ANSWERS: dict[str, type[GrantRefused]] = {
+    "deployment": GrantForAnotherDeployment,
+    "plan_digest": GrantForAnotherPlan,
+    "epoch": GrantForAnotherEpoch,
+    "stage": GrantForAnotherStage,
+}
+G = TypeVar("G", bound=Struct)
 
 
 class TensorNotReleased(RefusedError):
@@ -137,8 +148,10 @@ def transcript_hash(challenge: Challenge, evidence: Evidence) -> bytes:
     return hashlib.sha256(_LABEL + challenge.encode() + evidence.encode()).digest()
 
 
-def open_grant(sealed: bytes, key: GrantKey, transcript: bytes, *, challenge: Challenge) -> Grant:
-    """Open a grant and check that it answers this enclave's challenge.
+def open_grant(
+    sealed: bytes, key: GrantKey, transcript: bytes, kind: type[G], *, challenge: Challenge
+) -> G:
+    """Open a grant of a kind and check that it answers this enclave's challenge.
 
     Raises:
         GrantRefused: for another enclave, deployment, plan, stage or epoch.
@@ -154,14 +167,8 @@ def open_grant(sealed: bytes, key: GrantKey, transcript: bytes, *, challenge: Ch
             "this grant was sealed to another enclave or another exchange, or was damaged",
             remedy="start the deployment again; keys are granted to fresh evidence only",
         ) from error
-    grant = from_msgpack(plain, Grant, what="a grant", bytes_max=SEALED_GRANT_BYTES_MAX)
-    checks: tuple[tuple[bool, type[GrantRefused]], ...] = (
-        (grant.deployment == challenge.deployment, GrantForAnotherDeployment),
-        (grant.plan_digest == challenge.plan_digest, GrantForAnotherPlan),
-        (grant.epoch == challenge.epoch, GrantForAnotherEpoch),
-        (grant.stage == challenge.stage, GrantForAnotherStage),
-    )
-    for holds, error_type in checks:
-        if not holds:
+    grant = from_msgpack(plain, kind, what="a grant", bytes_max=SEALED_GRANT_BYTES_MAX)
+    for name, error_type in _ANSWERS.items():
+        if getattr(grant, name) != getattr(challenge, name):
             raise error_type("the grant is not for what this enclave was challenged for")
     return grant

@@ -8,11 +8,12 @@ from cryptography.hazmat.primitives.hpke import MLKEM768X25519PublicKey
 
 from vaultline.attest.evidence import MLKEM_KEY_BYTES, PUBLIC_KEY_BYTES
 from vaultline.attest.grant import SEALED_GRANT_BYTES_MAX, SUITE, Grant
+from vaultline.attest.server_grant import ServerGrant
 from vaultline.core.errors import InputError, RemoteProtocolError
 from vaultline.core.serde import to_msgpack
 
 
-def seal_grant(grant: Grant, public_key: bytes, transcript: bytes) -> bytes:
+def seal_grant(grant: Grant | ServerGrant, public_key: bytes, transcript: bytes) -> bytes:
     """Encrypt a grant to the key in appraised evidence.
 
     Raises:
@@ -31,9 +32,11 @@ def seal_grant(grant: Grant, public_key: bytes, transcript: bytes) -> bytes:
         raise RemoteProtocolError("an enclave's public key is not one", got=str(error)) from error
     if len(sealed) > SEALED_GRANT_BYTES_MAX:
         raise InputError(
-            "the tensors to be released have too long names for a grant",
+            "the grant is too large",
             got=f"{len(sealed)} bytes",
             expected=f"at most {SEALED_GRANT_BYTES_MAX}",
-            remedy="cut the model where fewer tensors cross",
+            remedy="cut the model where fewer tensors cross, so that fewer names are released"
+            if isinstance(grant, Grant)
+            else "give the server fewer models, or models of fewer step groups",
         )
     return sealed

@@ -9,6 +9,7 @@ from vaultline.core.serde import Struct
 #: Models of one server, and step groups of one model.
 MODELS_MAX = 1024
 GROUPS_MAX = 64
+CORES_MAX = 1024
 
 
 class ServedAccess(Struct, frozen=True):
@@ -29,6 +30,9 @@ class ServerGrant(Struct, frozen=True, kw_only=True):
         plan_digest: of what the owner serves: see ``owner.served``.
         secret: 32 bytes, from which the keys of requests and answers derive.
         memory_bytes: protected memory; cores: runs at the same time.
+        workspace_bytes: of each core, for the tensors and tiles of the neediest step group.
+        message_bytes: the largest request or answer, sealed.
+        cache_bytes: of the simulated page cache that all paged models share.
         models: in the order of the worker's vault files.
     """
 
@@ -39,14 +43,18 @@ class ServerGrant(Struct, frozen=True, kw_only=True):
     secret: bytes
     memory_bytes: int
     cores: int
+    workspace_bytes: int
+    message_bytes: int
+    cache_bytes: int = 0
     models: tuple[ServedAccess, ...]
 
     def __post_init__(self) -> None:
         parts = (self.deployment, self.plan_digest, self.secret)
         if tuple(map(len, parts)) != (16, 32, 32) or not 1 <= len(self.models) <= MODELS_MAX:
             raise InputError("a deployment has 16 bytes, a digest and a secret 32; models are few")
-        if self.memory_bytes < 1 or not 1 <= self.cores <= 1024:
-            raise InputError("a server has memory and cores")
+        sizes = (self.workspace_bytes, self.message_bytes, self.cache_bytes)
+        if self.memory_bytes < 1 or not 1 <= self.cores <= CORES_MAX or min(sizes) < 0:
+            raise InputError("a server has memory and cores, and no size is negative")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.models)} models, secrets hidden)"

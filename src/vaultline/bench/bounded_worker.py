@@ -25,11 +25,11 @@ from vaultline.core.errors import InputError, VaultlineError
 from vaultline.core.frames import record_buffer_bytes
 from vaultline.core.section import SectionAccess
 from vaultline.core.serde import Struct, canonical_json, from_json
-from vaultline.enclave.__main__ import local_isa
 from vaultline.enclave.executor import Executor, check_engine, warm_up
 from vaultline.enclave.hardening import harden
 from vaultline.enclave.ledger import Ledger
 from vaultline.enclave.pipeline import StageBuffers
+from vaultline.enclave.process import local_isa
 from vaultline.enclave.simulated_epc import PagedExecutor
 from vaultline.enclave.vault import VaultSection
 

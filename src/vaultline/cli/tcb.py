@@ -1,10 +1,11 @@
-"""Which code has to be trusted: everything that importing ``vaultline.enclave`` can bring in.
+"""Which code has to be trusted: everything that a worker's main module can bring in.
 
-The closure is computed from the sources, without running them, so that it holds for imports inside
+There are two workers, of a pipeline's stage and of a server, and a base for each. The closure is
+computed from the sources, without running them, so that it holds for imports inside
 functions as well. It is an upper bound: a module counts in full once a single name of it is used.
 
-Code that only simulated enclaves load, for paged stages, is counted apart: what nothing else than
-the modules in ``SIMULATED`` brings in. It counts as trusted again as soon as one of them is
+Code that only simulated enclaves load, for their evidence and for paged stages, is counted apart:
+what nothing else than the modules in ``SIMULATED`` brings in. It counts as trusted again as soon as one of them is
 imported when another module is, instead of within a function. It is measured like all the rest.
 """
 
@@ -22,8 +23,14 @@ from pathlib import Path
 #: docstrings are no burden. A larger base is refused, so that growing it is a decision and not an
 #: accident. All lines together are reported beside it.
 TCB_LINES_MAX = 2500
-#: Loaded by simulated enclaves only, for paged stages: ``enclave.admission`` sees to it.
-SIMULATED = ("vaultline.enclave.simulated_epc",)
+#: Main modules of workers, each the start of a base of its own.
+WORKERS = ("vaultline.enclave.__main__", "vaultline.enclave.server")
+#: Loaded by simulated enclaves only, within functions that look at what provides the evidence.
+SIMULATED = (
+    "vaultline.enclave.simulated_epc",
+    "vaultline.enclave.simulated_groups",
+    "vaultline.enclave.simulated_quotes",
+)
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _REQUIREMENT = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -87,13 +94,13 @@ class TrustedBase:
 
 
 def trusted_base(
-    source: Path, package: str = "vaultline.enclave", simulated: tuple[str, ...] = SIMULATED
+    source: Path, package: str = WORKERS[0], simulated: tuple[str, ...] = SIMULATED
 ) -> TrustedBase:
-    """Count the modules that ``package`` (with all of its submodules) can import.
+    """Count the modules that ``package`` (with all of its submodules, if it has any) can import.
 
     Args:
         source: the folder that holds the ``vaultline`` package.
-        package: where the closure starts.
+        package: where the closure starts: a package or a module.
         simulated: modules that imports within functions may bring in without being trusted.
     """
     starts = list(_modules_under(source, package))

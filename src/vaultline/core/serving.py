@@ -10,10 +10,21 @@ from __future__ import annotations
 from typing import Literal
 
 from vaultline.core.control import StageMetrics
+from vaultline.core.limits import VAULT_CHUNK_BYTES_MAX
 from vaultline.core.serde import Struct
 
 #: A command names up to ``FRAMES_PER_PASS_MAX`` requests: no more than this.
 COMMAND_BYTES_MAX = 64 << 10
+#: A chunk's ciphertext and tag, while a core decrypts weights.
+CELL_BYTES = VAULT_CHUNK_BYTES_MAX + 64
+
+
+def fixed_bytes(
+    *, cores: int, workspace_bytes: int, message_bytes: int, cache_bytes: int = 0
+) -> int:
+    """What a serving worker holds from its start to its end: for each core a workspace and a cell
+    of ciphertext; one sealed request and one sealed answer; the simulated page cache."""
+    return cores * (workspace_bytes + CELL_BYTES) + 2 * message_bytes + cache_bytes
 
 
 class ServerWorkerConfig(Struct, frozen=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -13,7 +13,6 @@ from vaultline.attest.challenge import Challenge, report_data
 from vaultline.attest.evidence import Evidence, Kind
 from vaultline.attest.grant import GrantKey, public_key_bytes
 from vaultline.attest.pinned import AcceleratorKey
-from vaultline.attest.sgx_quote import Platform, build_quote, report_body
 from vaultline.core.errors import InputError, MachineError
 from vaultline.core.serde import from_json
 
@@ -21,21 +20,13 @@ ProviderName = Literal["simulated", "gramine", "pinned"]
 GRAMINE_ATTESTATION = Path("/dev/attestation")
 
 
-class SimulatedProvider:
-    """Quotes under a development root, with a measurement that this process took of itself.
+class Provider(Protocol):
+    """A source of quotes over 64 bytes of report data."""
 
-    Proves possession of the platform file and nothing more.
-    """
-
-    kind: Kind = "simulated"
-
-    def __init__(self, platform: bytes) -> None:
-        self._platform = from_json(platform, Platform, what="the simulated platform")
+    kind: Kind
 
     def quote(self, data: bytes, measurement: bytes) -> bytes:
-        """A quote over report data and this measurement."""
-        body = report_body(measurement=measurement, report_data=data)
-        return build_quote(self._platform, body)
+        """A quote over report data, and over this measurement if nothing else measures."""
 
 
 class PinnedProvider:
@@ -82,10 +73,6 @@ class GramineProvider:
             ) from error
 
 
-#: A source of quotes over 64 bytes of report data.
-Provider = SimulatedProvider | PinnedProvider | GramineProvider
-
-
 def open_provider(name: ProviderName, platform: bytes | None = None) -> Provider:
     """The provider of this name.
 
@@ -95,6 +82,8 @@ def open_provider(name: ProviderName, platform: bytes | None = None) -> Provider
     if name == "gramine":
         return GramineProvider()
     if name == "simulated" and platform is not None:
+        from vaultline.enclave.simulated_quotes import SimulatedProvider
+
         return SimulatedProvider(platform)
     if name == "pinned" and platform is not None:
         return PinnedProvider(platform)

@@ -6,13 +6,15 @@ import os
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
+from typing import TypeVar
 
-from vaultline.core.control import WireLine, WorkerConfig, WorkerLine
+from vaultline.core.control import WireLine, WorkerLine
 from vaultline.core.errors import InputError, RemoteProtocolError
 from vaultline.core.serde import canonical_json, from_json
 
 #: The host sends a configuration and an address; both fit easily.
 _LINE_BYTES_MAX = 64 << 10
+C = TypeVar("C")
 
 
 class HostLines:
@@ -23,13 +25,13 @@ class HostLines:
         self._rest = b""
         self._lock = threading.Lock()
 
-    def config(self) -> WorkerConfig:
+    def config(self, kind: type[C]) -> C:
         """The first line.
 
         Raises:
             InputError: missing or not a configuration.
         """
-        return from_json(self._line(), WorkerConfig, what="the worker's configuration")
+        return from_json(self._line(), kind, what="the worker's configuration")
 
     def wires(self, on_end: Callable[[], None]) -> SimpleQueue[WireLine]:
         """Later lines, read in a thread; ``on_end`` runs when the host closes or misuses them."""

@@ -10,10 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Generic, TypeVar
 
 from vaultline.core.errors import InputError, MachineError, PeerError
 from vaultline.core.hostline import HostLine, LaunchRequest, WorkerLostLine
-from vaultline.core.serde import canonical_json, from_json
+from vaultline.core.serde import Struct, canonical_json, from_json
+
+L = TypeVar("L", bound=Struct)
 
 _LINE_BYTES_MAX = 1 << 20
 _STOP_S = 3.0
@@ -44,16 +47,18 @@ def lost_error(line: WorkerLostLine) -> WorkerLostError:
     )
 
 
-class HostLink:
-    """Starts the host in a session of its own, so that a terminal's signals reach only the owner.
+class HostProcess(Generic[L]):
+    """Starts a host in a session of its own, so that a terminal's signals reach only the owner.
 
     The host ends, with all of its workers, when this line closes: also when the owner is killed.
     """
 
-    def __init__(self, request: LaunchRequest) -> None:
+    def __init__(self, module: str, request: Struct, lines: type[L]) -> None:
+        """``request`` is its first line; ``lines`` is what it says, one of them at a time."""
+        self._lines = lines
         try:
             self._popen = subprocess.Popen(
-                [sys.executable, "-P", "-m", "vaultline.host"],
+                [sys.executable, "-P", "-m", module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,
@@ -76,7 +81,7 @@ class HostLink:
         """The host's process."""
         return self._popen.pid
 
-    def poll(self, timeout_s: float) -> HostLine | None:
+    def poll(self, timeout_s: float) -> L | None:
         """The host's next line, or None if there was none in time.
 
         Raises:
@@ -92,10 +97,9 @@ class HostLink:
             self._rest += data
         line, _, self._rest = self._rest.partition(b"\n")
         try:
-            heard: HostLine = from_json(line, HostLine, what="a line of the host")  # type: ignore[arg-type]
+            return from_json(line, self._lines, what="a line of the host")
         except InputError as error:
             raise HostLostError("the host said something it must not", got=error.got) from error
-        return heard
 
     def stop(self) -> None:
         """Stop the host and its workers; waits until they are gone. Safe to call twice."""
@@ -118,3 +122,10 @@ class HostLink:
         """Close what ``poll`` reads; nobody may be polling any more."""
         self._selector.close()
         self._stdout.close()
+
+
+class HostLink(HostProcess[HostLine]):
+    """The host of a pipeline's workers."""
+
+    def __init__(self, request: LaunchRequest) -> None:
+        super().__init__("vaultline.host", request, HostLine)  # type: ignore[arg-type]

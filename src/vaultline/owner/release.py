@@ -14,6 +14,7 @@ from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
 from vaultline.attest.grant import Grant, HopRelease, transcript_hash
 from vaultline.attest.granting import seal_grant
+from vaultline.attest.server_grant import ServerGrant
 from vaultline.core.control import (
     ChallengeMessage,
     EvidenceMessage,
@@ -101,12 +102,37 @@ def release(
         RefusedError: the evidence is not accepted; nothing was released.
         PeerError: the enclave refused, misbehaved or vanished.
     """
+    grant = Grant(
+        **asdict(secrets.access),
+        epoch=epoch.number,
+        deployment=epoch.deployment,
+        hop_in_secret=secrets.hop_in_secret,
+        hop_out_secret=secrets.hop_out_secret,
+        replica=replica,
+        release=secrets.release,
+    )
+    return release_grant(address, grant, appraise)
+
+
+def release_grant(
+    address: Address,
+    grant: Grant | ServerGrant,
+    appraise: Callable[[Evidence, Challenge], object],
+) -> Release:
+    """Challenge the enclave at ``address``, and grant it this if its evidence is accepted.
+
+    A grant is released once, whatever it is for: see ``release``.
+
+    Raises:
+        RefusedError: the evidence is not accepted; nothing was released.
+        PeerError: the enclave refused, misbehaved or vanished.
+    """
     challenge = Challenge(
         nonce=os.urandom(32),
-        deployment=epoch.deployment,
-        epoch=epoch.number,
-        stage=stage,
-        plan_digest=epoch.plan_digest,
+        deployment=grant.deployment,
+        epoch=grant.epoch,
+        stage=grant.stage,
+        plan_digest=grant.plan_digest,
     )
     sock = connect(address, timeout_s=_CONNECT_TIMEOUT_S)
     try:
@@ -115,15 +141,6 @@ def release(
         answer = receive_control(sock, EvidenceMessage, timeout_s=_ANSWER_TIMEOUT_S)
         evidence = Evidence.decode(answer.evidence)
         verdict = appraise(evidence, challenge)
-        grant = Grant(
-            **asdict(secrets.access),
-            epoch=epoch.number,
-            deployment=epoch.deployment,
-            hop_in_secret=secrets.hop_in_secret,
-            hop_out_secret=secrets.hop_out_secret,
-            replica=replica,
-            release=secrets.release,
-        )
         sealed = seal_grant(grant, evidence.public_key, transcript_hash(challenge, evidence))
         send_control(sock, GrantMessage(sealed=sealed))
         receive_control(sock, GrantedMessage, timeout_s=_ANSWER_TIMEOUT_S)

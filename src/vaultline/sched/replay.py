@@ -113,7 +113,24 @@ class SentEntry(Struct, frozen=True, tag="sent"):
     server: str | None
 
 
-LogEntry = LogHeader | EventEntry | ActionEntry | BalancerEntry | SentEntry
+class RanEntry(Struct, frozen=True, kw_only=True, tag="ran"):
+    """A run as the worker measured it, on the clock of the server's events. Decides nothing.
+
+    Attributes:
+        load_s: of it, decrypting weights.
+    """
+
+    server: str
+    core: int
+    model: str
+    group: int
+    requests: tuple[int, ...]
+    started_s: float
+    ended_s: float
+    load_s: float
+
+
+LogEntry = LogHeader | EventEntry | ActionEntry | RanEntry | BalancerEntry | SentEntry
 
 
 def encode(entry: LogEntry) -> bytes:

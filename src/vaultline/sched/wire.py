@@ -117,10 +117,15 @@ class AnsweredMessage(Struct, frozen=True, tag="answered"):
 
 
 class RefusedRequestMessage(Struct, frozen=True, tag="refused"):
-    """Host to gateway: a request will not be answered, and why."""
+    """Host to gateway: a request will not be answered here, and why.
+
+    Attributes:
+        elsewhere: another server may well answer it.
+    """
 
     number: int
     reason: str
+    elsewhere: bool = False
 
 
 class ServerMetrics(Struct, frozen=True):

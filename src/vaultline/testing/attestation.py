@@ -15,7 +15,8 @@ from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
 from vaultline.attest.grant import Grant, GrantKey
 from vaultline.attest.policy import Accepted, Policy, root_key_id
-from vaultline.enclave.evidence import SimulatedProvider, answer, fresh_key
+from vaultline.enclave.evidence import answer, fresh_key
+from vaultline.enclave.simulated_quotes import SimulatedProvider
 from vaultline.owner.devroot import DevRoot, make_devroot
 
 MEASUREMENT = hashlib.sha256(b"the worker's code").digest()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from vaultline.attest.evidence import PUBLIC_KEY_BYTES
 from vaultline.attest.grant import (
     SEALED_GRANT_BYTES_MAX,
+    Grant,
     GrantForAnotherDeployment,
     GrantForAnotherEnclave,
     GrantForAnotherEpoch,
@@ -36,7 +37,7 @@ SEALED = seal_grant(grant(), public_key_bytes(KEY), TRANSCRIPT)
 
 
 def test_the_enclave_that_was_asked_opens_its_grant() -> None:
-    assert open_grant(SEALED, KEY, TRANSCRIPT, challenge=challenge()) == grant()
+    assert open_grant(SEALED, KEY, TRANSCRIPT, Grant, challenge=challenge()) == grant()
 
 
 def test_two_grants_to_one_enclave_share_no_ciphertext() -> None:
@@ -53,7 +54,7 @@ def test_a_grant_hides_its_secrets() -> None:
 
 def test_another_enclave_cannot_open_the_grant() -> None:
     with pytest.raises(GrantForAnotherEnclave):
-        open_grant(SEALED, fresh_key(), TRANSCRIPT, challenge=challenge())
+        open_grant(SEALED, fresh_key(), TRANSCRIPT, Grant, challenge=challenge())
 
 
 def test_a_grant_opens_only_in_the_exchange_that_it_answers() -> None:
@@ -61,7 +62,7 @@ def test_a_grant_opens_only_in_the_exchange_that_it_answers() -> None:
     other = transcript_hash(challenge(), evidence(key=KEY))
     for transcript in (later, other, b""):
         with pytest.raises(GrantForAnotherEnclave):
-            open_grant(SEALED, KEY, transcript, challenge=challenge())
+            open_grant(SEALED, KEY, transcript, Grant, challenge=challenge())
 
 
 MISMATCHES = {
@@ -78,7 +79,7 @@ def test_a_grant_is_refused_when_it_is_for(
 ) -> None:
     sealed = seal_grant(grant(**changes), public_key_bytes(KEY), TRANSCRIPT)
     with pytest.raises(error):
-        open_grant(sealed, KEY, TRANSCRIPT, challenge=challenge())
+        open_grant(sealed, KEY, TRANSCRIPT, Grant, challenge=challenge())
 
 
 @given(st.integers(0, len(SEALED) - 1), st.integers(1, 255))
@@ -87,19 +88,19 @@ def test_a_grant_with_a_changed_byte_does_not_open(position: int, flip: int) -> 
     damaged = bytearray(SEALED)
     damaged[position] ^= flip
     with pytest.raises(GrantForAnotherEnclave):
-        open_grant(bytes(damaged), KEY, TRANSCRIPT, challenge=challenge())
+        open_grant(bytes(damaged), KEY, TRANSCRIPT, Grant, challenge=challenge())
 
 
 @given(st.binary(max_size=1400))
 @settings(derandomize=True, deadline=None, max_examples=60)
 def test_any_bytes_raise_only_protocol_errors(data: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
-        open_grant(data, KEY, TRANSCRIPT, challenge=challenge())
+        open_grant(data, KEY, TRANSCRIPT, Grant, challenge=challenge())
 
 
 def test_a_grant_over_the_limit_is_refused_before_decryption() -> None:
     with pytest.raises(RemoteProtocolError, match="too long"):
-        open_grant(bytes(SEALED_GRANT_BYTES_MAX + 1), KEY, TRANSCRIPT, challenge=challenge())
+        open_grant(bytes(SEALED_GRANT_BYTES_MAX + 1), KEY, TRANSCRIPT, Grant, challenge=challenge())
 
 
 NOT_KEYS = {
@@ -170,7 +171,7 @@ def test_a_grant_carries_the_release_of_a_wide_cut_and_no_more() -> None:
     wide = tuple(f"model/features/denseblock4/denselayer16/concat_{k:04}" for k in range(4096))
     release = HopRelease(tensors=wide, leakage=0.1, limit=0.3)
     sealed = seal_grant(grant(release=release), public_key_bytes(KEY), TRANSCRIPT)
-    assert open_grant(sealed, KEY, TRANSCRIPT, challenge=challenge()).release == release
+    assert open_grant(sealed, KEY, TRANSCRIPT, Grant, challenge=challenge()).release == release
     too_wide = HopRelease(tensors=tuple(name * 3 for name in wide), leakage=0.1, limit=0.3)
     with pytest.raises(InputError, match="too long names"):
         seal_grant(grant(release=too_wide), public_key_bytes(KEY), TRANSCRIPT)

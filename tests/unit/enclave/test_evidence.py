@@ -15,11 +15,11 @@ from vaultline.core.serde import canonical_json
 from vaultline.enclave.evidence import (
     GramineProvider,
     PinnedProvider,
-    SimulatedProvider,
     answer,
     fresh_key,
     open_provider,
 )
+from vaultline.enclave.simulated_quotes import SimulatedProvider
 from vaultline.testing.attestation import MEASUREMENT, challenge, devroot
 
 

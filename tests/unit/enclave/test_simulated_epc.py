@@ -24,8 +24,7 @@ from vaultline.core.errors import InfeasibleError, MachineError
 from vaultline.core.paged import PAGE_BYTES, SGX1_PAGE_S, pages_touched, step_pages
 from vaultline.core.program import StageProgram, StageSettings
 from vaultline.cost.footprint import footprint
-from vaultline.enclave.admission import PagedRefusedError, executor_type
-from vaultline.enclave.evidence import GramineProvider, SimulatedProvider
+from vaultline.enclave.evidence import GramineProvider
 from vaultline.enclave.executor import Executor
 from vaultline.enclave.ledger import Ledger
 from vaultline.enclave.pipeline import StageBuffers
@@ -39,6 +38,8 @@ from vaultline.enclave.simulated_epc import (
     open_cache,
     working_set,
 )
+from vaultline.enclave.simulated_quotes import SimulatedProvider
+from vaultline.enclave.stage import PagedRefusedError, executor_type
 from vaultline.graph.compile import CompiledStage, compile_segment
 from vaultline.graph.model import Model, load_model
 from vaultline.graph.zoo import build

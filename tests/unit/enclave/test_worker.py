@@ -13,10 +13,10 @@ from vaultline.core.program import Step, StepWeight
 from vaultline.core.serde import canonical_json, from_json
 from vaultline.core.tensors import TensorSpec
 from vaultline.enclave.__main__ import hops
-from vaultline.enclave.admission import LoadedStage
 from vaultline.enclave.executor import Executor
 from vaultline.enclave.ledger import BudgetExceededError, Ledger
 from vaultline.enclave.pipeline import StageBuffers
+from vaultline.enclave.stage import LoadedStage
 from vaultline.testing.attestation import grant
 from vaultline.testing.programs import Draft, arranged
 from vaultline.testing.vaults import small_stage

@@ -12,7 +12,8 @@ from cryptography import x509
 from vaultline.attest.policy import Policy, root_key_id
 from vaultline.core.errors import InputError
 from vaultline.core.yaml import from_yaml
-from vaultline.enclave.evidence import SimulatedProvider, answer, fresh_key
+from vaultline.enclave.evidence import answer, fresh_key
+from vaultline.enclave.simulated_quotes import SimulatedProvider
 from vaultline.owner.appraisal import Appraiser, load_collateral, load_policy
 from vaultline.owner.devroot import (
     COLLATERAL_FILE,

@@ -1,0 +1,66 @@
+"""The servers of a cluster file: each of its simulated devices is one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vaultline.core.cluster import Cluster
+from vaultline.core.errors import InputError
+from vaultline.core.plan import DeviceKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSpec:
+    """A server to start.
+
+    Attributes:
+        cores: runs at the same time.
+        memory_bytes: protected memory.
+        cpus: of this machine, that its host and its worker may use; empty for any.
+        kind: of enclave; another kind is not granted anything.
+    """
+
+    name: str
+    cores: int
+    memory_bytes: int
+    cpus: tuple[int, ...] = ()
+    kind: DeviceKind = "simulated"
+
+    def __post_init__(self) -> None:
+        if not self.name or self.cores < 1 or self.memory_bytes < 1:
+            raise InputError("a server has a name, a core and some memory", got=str(self))
+
+
+def servers_of(cluster: Cluster, cpus: Sequence[int] | None = None) -> list[ServerSpec]:
+    """A server for each simulated device, on cores of its own where there are enough.
+
+    Args:
+        cpus: of this machine, to be taken in turn; by default all that this process may use.
+
+    Raises:
+        InputError: a device that can't be started here.
+    """
+    available = sorted(os.sched_getaffinity(0)) if cpus is None else list(cpus)
+    specs, turn = [], 0
+    for device in cluster.units:
+        if device.kind != "simulated":
+            raise InputError(
+                f"no server can be started on device {device.name}",
+                got=f"kind: {device.kind}",
+                expected="kind: simulated",
+                remedy="leave the device out, or start its server where its hardware is",
+            )
+        own = {available[(turn + k) % len(available)] for k in range(device.cores)}
+        turn += device.cores
+        specs.append(
+            ServerSpec(
+                name=device.name,
+                cores=device.cores,
+                memory_bytes=device.memory_bytes,
+                cpus=tuple(sorted(own)),
+                kind=device.kind,
+            )
+        )
+    return specs
