@@ -84,19 +84,13 @@ def compile_segment(
     """
     target = target_of(portable, isa)
     made = prepared(model, first, last, target, rewrites=rewrites)
-    if settings.mode == "streamed" and (reason := unbounded(made)) is not None:
-        raise InfeasibleError(
-            "the segment's memory has no bound, so its weights can't be streamed",
-            got=reason,
-            expected="tensors whose sizes are known before the model runs",
-            remedy="give the device more memory, so that the stage may be resident, or cut the "
-            "model around that node",
-        )
+    if settings.mode == "streamed":
+        check_bounded(made)
     memory = settings.budget_bytes - io_bytes(settings, made.inputs, made.outputs)
     limits = replace(limits_of(settings, rates, prefetch=prefetch), keep=keep)
     arranged = Arranger(made, limits, step_bytes, target).found(memory)
     ahead = prefetch and settings.mode == "streamed"
-    stage = _assemble(arranged, settings, target, prefetch=ahead)
+    stage = assemble(arranged, settings, target, prefetch=ahead)
     if settings.mode == "paged":
         return _paged(stage, memory - arranged.engine_bytes)
     return stage
@@ -106,6 +100,23 @@ def prepared(model: Model, first: int, last: int, target: Isa, *, rewrites: bool
     """A segment rewritten and optimised, before it is cut into steps."""
     plain = extract(model, first, last)
     return optimised(rewrite(plain) if rewrites else plain, blocked=target != "portable")
+
+
+def check_bounded(made: Model) -> None:
+    """Refuse to stream the weights of a segment whose tensors may take any amount of memory.
+
+    Raises:
+        InfeasibleError: names a tensor.
+    """
+    reason = unbounded(made)
+    if reason is not None:
+        raise InfeasibleError(
+            "the segment's memory has no bound, so its weights can't be streamed",
+            got=reason,
+            expected="tensors whose sizes are known before the model runs",
+            remedy="give the device more memory, so that the stage may be resident, or cut the "
+            "model around that node",
+        )
 
 
 def limits_of(settings: StageSettings, rates: StreamRates | None, *, prefetch: bool) -> Limits:
@@ -203,12 +214,12 @@ def _opsets(nodes: list[Node], listed: dict[str, int]) -> dict[str, int]:
     return {domain: version for domain, version in listed.items() if domain in used}
 
 
-def _assemble(
+def assemble(
     made: Arranged,
     settings: StageSettings,
     target: Isa,
     *,
-    prefetch: bool,
+    prefetch: bool = False,
 ) -> CompiledStage:
     """Number tensors, weights and graphs, and put the program together."""
     model, layout = made.model, made.layout

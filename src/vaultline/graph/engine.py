@@ -22,6 +22,8 @@ from vaultline.graph.structure import (
 )
 
 IR_VERSION = 10
+#: Of the engine; programs that are not portable run on no other.
+VERSION = str(ort.__version__)
 _PROVIDERS = ["CPUExecutionProvider"]
 _TYPES = {
     "float": "float32",

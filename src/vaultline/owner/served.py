@@ -25,7 +25,7 @@ class ServedModel(Struct, frozen=True, kw_only=True):
         groups: first and last node of each step group, the last one excluded.
         workspace_bytes: that the neediest group takes, on each core that runs it.
         paged: for the page cache of a server without bounded execution.
-        facts: measured on this instruction set.
+        facts: on this instruction set; the times are estimates unless they were ``measured``.
     """
 
     version: int = SERVED_VERSION
@@ -42,6 +42,7 @@ class ServedModel(Struct, frozen=True, kw_only=True):
     workspace_bytes: int
     facts: ModelFacts
     paged: bool = False
+    measured: bool = False
 
     def __post_init__(self) -> None:
         if self.version != SERVED_VERSION or len(self.groups) != len(self.facts.groups):
