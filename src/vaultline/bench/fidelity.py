@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log
 
+from vaultline.core.spread import spread
 from vaultline.sched.events import Request
 from vaultline.sched.facts import ModelFacts, ServerFacts
 from vaultline.sched.policies import policy
 from vaultline.serve.load import Sent
 from vaultline.sim.cluster import Simulation, Timing
-from vaultline.sim.results import latencies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +96,10 @@ def simulated_performance(
 
 
 def _performance(first_s: float, ends: Sequence[tuple[float, float]]) -> Performance:
-    found = latencies(latency_s for _, latency_s in ends)
+    found = spread(latency_s for _, latency_s in ends)
     seconds = max((ended_s for ended_s, _ in ends), default=first_s) - first_s
     return Performance(
         throughput=len(ends) / seconds if seconds > 0 else 0.0,
-        mean_s=found.mean_s or 0.0,
-        p95_s=found.p95_s or 0.0,
+        mean_s=found.mean_s if found else 0.0,
+        p95_s=found.p95_s if found else 0.0,
     )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Protocol
 
 from msgspec import structs
@@ -29,11 +30,12 @@ from vaultline.bench.lasagna_results import (
     Use,
 )
 from vaultline.core.errors import MachineError, VaultlineError
+from vaultline.core.spread import spread
 from vaultline.sched.events import Request
 from vaultline.sched.policies import POLICIES
+from vaultline.serve.answers import Loss
 from vaultline.serve.load import Frame, OpenLoop, Sent, summarize
 from vaultline.serve.status import GatewayStatus
-from vaultline.sim.results import latencies
 from vaultline.sim.workload import Poisson, Workload, WorkloadModel, arrivals, zipf_weights
 
 #: In the order of their popularity.
@@ -257,6 +259,9 @@ class _Lasagna:
             requests, patience_s=self._request.patience_s
         )
         seconds = time.perf_counter() - before_s
+        latency = spread(_at_least_s(each, seconds) for each in sent)
+        if latency is None:
+            return
         self._found.offered.append(
             Offered(
                 contender=contender,
@@ -265,7 +270,7 @@ class _Lasagna:
                 rate_per_s=rate,
                 window_s=requests[-1].arrived_s - requests[0].arrived_s,
                 summary=summarize(sent),
-                latency=latencies(_at_least_s(each, seconds) for each in sent),
+                latency=latency,
                 use=meter.use(seconds),
             )
         )
@@ -284,7 +289,7 @@ def killed_under_load(
     """Send requests, kill the server with most of them half way, and wait for all answers."""
     trigger = _KillHalfWay(serving, len(requests))
     loop = OpenLoop(trigger.submit, inputs)
-    before_s = time.perf_counter()
+    before_s = time.monotonic()
     sent = loop.run(requests, patience_s=_SATURATED_PATIENCE_S)
     killed_s = trigger.killed_s - before_s
     after = serving.status()
@@ -298,15 +303,19 @@ def killed_under_load(
         answered=len(answered),
         lost=len(sent) - len(answered),
         doubled=loop.repeated,
-        held=after.resubmitted - trigger.resubmitted,
+        held=sum(loss.moved for loss in after.losses),
         killed_s=killed_s,
-        noticed_s=after.noticed_s - trigger.killed_s,
-        recovery_s=after.recovered_s - trigger.killed_s,
+        noticed_s=max((loss.lost_s for loss in after.losses), default=inf) - trigger.killed_s,
+        recovery_s=max(map(_recovered_s, after.losses), default=inf) - trigger.killed_s,
         answers_s=tuple(sorted(each.ended_s or 0.0 for each in answered)),
         rate_per_s=(len(sent) - 1) / span_s,
-        before=latencies(each.latency_s or 0.0 for each in early),
-        after=latencies(each.latency_s or 0.0 for each in late),
+        before=spread(each.latency_s or 0.0 for each in early),
+        after=spread(each.latency_s or 0.0 for each in late),
     )
+
+
+def _recovered_s(loss: Loss) -> float:
+    return inf if loss.recovered_s is None else loss.recovered_s
 
 
 class _KillHalfWay:
@@ -316,14 +325,12 @@ class _KillHalfWay:
         self._serving, self._at = serving, int(count * _KILL_AT)
         self._sent = 0
         self.killed_s = 0.0
-        self.resubmitted = 0
 
     def submit(self, request: Request, frame: Frame) -> Future[Any]:
         if self._sent == self._at:
             status = self._serving.status()
             victim = max(status.servers, key=lambda server: server.in_flight)
-            self.resubmitted = status.resubmitted
-            self.killed_s = time.perf_counter()
+            self.killed_s = time.monotonic()
             self._serving.kill(victim.name)
         self._sent += 1
         return self._serving.submit(request, frame)

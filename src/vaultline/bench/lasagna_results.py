@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vaultline.core.spread import Spread
 from vaultline.serve.load import LoadSummary
-from vaultline.sim.results import Latencies
 
 PagedAs = Literal["sgx1", "crypto"]
 #: Baseline whose servers are paged enclaves: what a runtime without bounded execution does.
@@ -117,7 +117,7 @@ class Offered:
     rate_per_s: float
     window_s: float
     summary: LoadSummary
-    latency: Latencies
+    latency: Spread
     use: Use
 
     @property
@@ -156,8 +156,8 @@ class Killed:
     recovery_s: float
     answers_s: tuple[float, ...]
     rate_per_s: float
-    before: Latencies
-    after: Latencies
+    before: Spread | None
+    after: Spread | None
 
 
 @dataclass(slots=True, kw_only=True)

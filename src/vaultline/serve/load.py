@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from vaultline.core.errors import InputError, RefusedError, VaultlineError
+from vaultline.core.errors import InputError, PeerError, RefusedError, VaultlineError
+from vaultline.core.spread import Spread, spread
 from vaultline.sched.events import Request
-from vaultline.sim.results import Latencies, latencies
 
 Array = npt.NDArray[Any]
 #: One request's tensors, in the order of the model's inputs.
@@ -129,8 +129,12 @@ class OpenLoop:
             self._wait_until(zero_s + request.arrived_s)
             frames = self._inputs[request.model]
             sent_s.append(self._clock.now_s() - zero_s)
-            future = self._submit(request, frames[position % len(frames)])
-            future.add_done_callback(partial(self._ended, position))
+            try:
+                future = self._submit(request, frames[position % len(frames)])
+            except (RefusedError, PeerError) as error:  # not even taken
+                self._ends.put((position, self._clock.now_s(), error))
+            else:
+                future.add_done_callback(partial(self._ended, position))
             self._take(ends, zero_s, progress)
         give_up_s = self._clock.now_s() + patience_s
         while len(ends) < len(requests) and self._clock.now_s() < give_up_s:
@@ -175,7 +179,9 @@ def _sent(request: Request, sent_s: float, end: tuple[float, BaseException | Non
     ended_s, error = end
     if error is None:
         return Sent(request=request, sent_s=sent_s, ended_s=ended_s)
-    said = error.message if isinstance(error, VaultlineError) else str(error)
+    said = str(error)
+    if isinstance(error, VaultlineError):  # the message is the same for all of one model
+        said = error.got if isinstance(error, RefusedError) and error.got else error.message
     return Sent(
         request=request,
         sent_s=sent_s,
@@ -209,10 +215,10 @@ class LoadSummary:
     unanswered: int
     missed: int
     reasons: Mapping[str, int]
-    late: Latencies
+    late: Spread | None
     lagging: bool
-    all: Latencies
-    models: Mapping[str, Latencies]
+    all: Spread | None
+    models: Mapping[str, Spread | None]
 
 
 def summarize(sent: Sequence[Sent]) -> LoadSummary:
@@ -225,7 +231,7 @@ def summarize(sent: Sequence[Sent]) -> LoadSummary:
     for each in sent:
         if each.reason:
             reasons[each.reason] = reasons.get(each.reason, 0) + 1
-    late = latencies(each.late_s for each in sent)
+    late = spread(each.late_s for each in sent)
     by_model: dict[str, list[float]] = {
         name: [] for name in sorted({e.request.model for e in sent})
     }
@@ -244,9 +250,9 @@ def summarize(sent: Sequence[Sent]) -> LoadSummary:
         missed=sum(_missed(each) for each in answered),
         reasons=reasons,
         late=late,
-        lagging=due_s > 0 and (late.p99_s or 0.0) > LATE_S,
-        all=latencies(each.latency_s or 0.0 for each in answered),
-        models={name: latencies(seconds) for name, seconds in by_model.items()},
+        lagging=due_s > 0 and late is not None and late.p99_s > LATE_S,
+        all=spread(each.latency_s or 0.0 for each in answered),
+        models={name: spread(seconds) for name, seconds in by_model.items()},
     )
 
 

@@ -41,19 +41,24 @@ _WORKER_COUNTERS = {
     ),
     "vaultline_server_evicted_pages": ("Pages encrypted by a simulated cache.", "evicted_pages"),
 }
-#: Name -> (what it is, field of the gateway's status); each only grows.
+#: Name -> (what it is, field of the gateway's counters); each only grows.
 _GATEWAY_COUNTERS = {
     "vaultline_gateway_submitted": ("Requests taken from clients.", "submitted"),
     "vaultline_gateway_answered": ("Requests answered.", "answered"),
     "vaultline_gateway_refused": ("Requests refused.", "refused"),
     "vaultline_gateway_failed": ("Requests that no server was left for.", "failed"),
-    "vaultline_gateway_resubmitted": ("Requests sent to another server.", "resubmitted"),
-    "vaultline_gateway_late_answers": (
-        "Answers to requests that had an answer already: not taken.",
-        "late_answers",
-    ),
+    "vaultline_gateway_moved": ("Requests sent again, to another server.", "moved"),
+    "vaultline_gateway_late": ("Answers for which nobody waited any more: not taken.", "late"),
+    "vaultline_gateway_lost_servers": ("Servers lost.", "lost_servers"),
+}
+#: Likewise of the balancer.
+_BALANCER_COUNTERS = {
     "vaultline_gateway_decisions": ("Decisions of the balancer.", "decisions"),
     "vaultline_gateway_decision_seconds": ("Time spent on these.", "decision_s"),
+}
+_GATEWAY_GAUGES = {
+    "vaultline_gateway_in_flight": ("Requests without an end yet.", "open"),
+    "vaultline_gateway_in_flight_bytes": ("Of their messages.", "open_bytes"),
 }
 
 
@@ -79,17 +84,20 @@ def _families(status: GatewayStatus) -> Iterator[Metric]:
 
 def _gateway(status: GatewayStatus) -> Iterator[Metric]:
     for name, (text, field) in _GATEWAY_COUNTERS.items():
+        yield CounterMetricFamily(name, text, value=getattr(status.counters, field))
+    for name, (text, field) in _BALANCER_COUNTERS.items():
         yield CounterMetricFamily(name, text, value=getattr(status, field))
-    yield GaugeMetricFamily(
-        "vaultline_gateway_in_flight", "Requests without an answer yet.", value=status.in_flight
-    )
-    lost = sum(not server.alive for server in status.servers)
-    yield CounterMetricFamily("vaultline_gateway_lost_servers", "Servers lost.", value=lost)
-    yield GaugeMetricFamily(
+    for name, (text, field) in _GATEWAY_GAUGES.items():
+        yield GaugeMetricFamily(name, text, value=getattr(status.counters, field))
+    recovery = GaugeMetricFamily(
         "vaultline_gateway_recovery_seconds",
-        "From the last loss of a server to the last answer to a request that it held.",
-        value=status.recovery_s,
+        "From a lost server's last sign of life until all that it held was answered by others.",
+        labels=_SERVER,
     )
+    for loss in status.losses:
+        if loss.recovery_s is not None:
+            recovery.add_metric([loss.server], loss.recovery_s)
+    yield recovery
 
 
 def _servers(servers: Sequence[ServerStatus]) -> Iterator[Metric]:

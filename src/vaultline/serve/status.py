@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vaultline.sched.wire import ServerMetrics
+from vaultline.serve.answers import Counters, Loss
 
 _NO_METRICS = ServerMetrics()
+_NO_COUNTERS = Counters()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,8 +16,8 @@ class ServerStatus:
     """A server, by its host's last report.
 
     Attributes:
-        in_flight: requests that it has been sent and not answered.
-        reason: why it is not alive.
+        turn: of that report; backlog_s: core time of what waited or ran then.
+        in_flight: requests that it has been sent and has not ended.
     """
 
     name: str
@@ -23,9 +25,9 @@ class ServerStatus:
     memory_bytes: int
     alive: bool = True
     in_flight: int = 0
+    turn: int = 0
     backlog_s: float = 0.0
     metrics: ServerMetrics = _NO_METRICS
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,28 +35,12 @@ class GatewayStatus:
     """A gateway since it started.
 
     Attributes:
-        failed: requests that no server was left for, or whose answer was not genuine.
-        resubmitted: requests sent to another server, after theirs was lost or declined.
-        late_answers: to requests that had an answer already; nobody got those.
-        decision_s: time that the balancer took for all decisions.
-        noticed_s: this machine's clock (``time.perf_counter``) when the requests of the last server
-            that was lost were with others; recovered_s: when the last of them was answered.
+        losses: servers that were lost, in that order.
+        decisions: of the balancer; decision_s: time that they took.
     """
 
     servers: tuple[ServerStatus, ...] = ()
-    submitted: int = 0
-    answered: int = 0
-    refused: int = 0
-    failed: int = 0
-    in_flight: int = 0
-    resubmitted: int = 0
-    late_answers: int = 0
+    counters: Counters = _NO_COUNTERS
+    losses: tuple[Loss, ...] = ()
     decisions: int = 0
     decision_s: float = 0.0
-    noticed_s: float = 0.0
-    recovered_s: float = 0.0
-
-    @property
-    def recovery_s(self) -> float:
-        """From when a loss was noticed to the last answer to what that server held."""
-        return max(0.0, self.recovered_s - self.noticed_s)

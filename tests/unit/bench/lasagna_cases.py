@@ -11,9 +11,9 @@ from vaultline.bench.lasagna_results import (
     Saturated,
     Use,
 )
+from vaultline.core.spread import spread
 from vaultline.sched.events import Request
 from vaultline.serve.load import Sent, summarize
-from vaultline.sim.results import latencies
 
 CONTENDERS = {
     "fifo.sgx1": (2.5, 0.9),
@@ -75,7 +75,9 @@ def offered(name: str, rate_of: str, rate: float, mean_s: float, drain_s: float 
         for number, (arrived_s, end_s) in enumerate(zip(arrivals, ends, strict=True))
     ]
     summary = summarize(sent)
-    latency = latencies(each.latency_s or 0.0 for each in sent)
+    latency = spread(each.latency_s or 0.0 for each in sent)
+    if latency is None:
+        raise ValueError("no requests")
     return Offered(
         contender=contender(name),
         turn=0,
@@ -92,7 +94,7 @@ def killed() -> Killed:
     answers = [0.05 * number for number in range(200)] + [
         10 + 0.08 * number for number in range(120)
     ]
-    calm = latencies([0.05, 0.1, 0.1, 0.2])
+    calm = spread([0.05, 0.1, 0.1, 0.2])
     return Killed(
         policy="vaultline",
         requests=320,

@@ -74,6 +74,7 @@ def test_a_late_generator_makes_latencies_longer_and_says_so() -> None:
     assert [each.latency_s for each in sent] == pytest.approx([1.0, 1.9, 2.8])
     summary = summarize(sent)
     assert summary.lagging
+    assert summary.late is not None
     assert summary.late.max_s == pytest.approx(1.8)
 
 
@@ -95,6 +96,7 @@ def test_refused_failed_and_unanswered_are_told_apart() -> None:
     assert (summary.answered, summary.refused, summary.failed, summary.unanswered) == (1, 1, 1, 1)
     assert summary.reasons == {"too late": 1, "all servers are lost": 1}
     assert sent[2].latency_s is None
+    assert summary.all is not None
     assert summary.all.count == 1, "latencies are of answers"
 
 

@@ -7,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from vaultline.core.control import StageMetrics
 from vaultline.sched.wire import ServerMetrics
+from vaultline.serve.answers import Counters, Loss
 from vaultline.serve.metrics import GatewayCollector
 from vaultline.serve.status import GatewayStatus, ServerStatus
 
@@ -31,17 +32,30 @@ STATUS = GatewayStatus(
         ),
         ServerStatus(name="b", cores=1, memory_bytes=500, alive=False, metrics=METRICS),
     ),
-    submitted=40,
-    answered=30,
-    refused=4,
-    failed=1,
-    in_flight=5,
-    resubmitted=2,
-    late_answers=1,
+    counters=Counters(
+        submitted=40,
+        answered=30,
+        refused=4,
+        failed=1,
+        open=5,
+        open_bytes=5000,
+        moved=2,
+        late=1,
+        lost_servers=1,
+    ),
+    losses=(
+        Loss(
+            server="b",
+            code="x",
+            message="y",
+            heard_s=99.5,
+            lost_s=100.0,
+            moved=2,
+            recovered_s=100.0,
+        ),
+    ),
     decisions=42,
     decision_s=0.002,
-    noticed_s=100.0,
-    recovered_s=100.5,
 )
 
 
@@ -88,11 +102,12 @@ def test_a_monitor_reads_the_gateway() -> None:
     assert found["vaultline_gateway_refused_total",] == 4
     assert found["vaultline_gateway_failed_total",] == 1
     assert found["vaultline_gateway_in_flight",] == 5
-    assert found["vaultline_gateway_resubmitted_total",] == 2
-    assert found["vaultline_gateway_late_answers_total",] == 1
+    assert found["vaultline_gateway_in_flight_bytes",] == 5000
+    assert found["vaultline_gateway_moved_total",] == 2
+    assert found["vaultline_gateway_late_total",] == 1
     assert found["vaultline_gateway_decisions_total",] == 42
     assert found["vaultline_gateway_decision_seconds_total",] == 0.002
-    assert found["vaultline_gateway_recovery_seconds",] == 0.5
+    assert found["vaultline_gateway_recovery_seconds", "b"] == 0.5
 
 
 def test_before_any_server_has_said_anything_all_names_are_known() -> None:
