@@ -1,12 +1,13 @@
 """Which code has to be trusted: everything that a worker's main module can bring in.
 
 There are two workers, of a pipeline's stage and of a server, and a base for each. The closure is
-computed from the sources, without running them, so that it holds for imports inside
-functions as well. It is an upper bound: a module counts in full once a single name of it is used.
+computed from the sources, without running them, so that it holds for imports inside functions as
+well. It is an upper bound: a module counts in full once a single name of it is used.
 
 Code that only simulated enclaves load, for their evidence and for paged stages, is counted apart:
-what nothing else than the modules in ``SIMULATED`` brings in. It counts as trusted again as soon as one of them is
-imported when another module is, instead of within a function. It is measured like all the rest.
+what nothing else than the modules in ``SIMULATED`` brings in. It counts as trusted again as soon as
+one of them is imported when another module is, instead of within a function. It is measured like
+all the rest.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from vaultline.core.control import BufferKind, StageMetrics
-from vaultline.core.errors import LocalProtocolError, MachineError
+from vaultline.core.errors import LocalProtocolError, MachineError, RefusedError
 from vaultline.core.frames import FrameLayout
 from vaultline.core.program import StageProgram, Step, streamed_bytes
 from vaultline.core.tensors import TensorSpec
@@ -31,6 +31,10 @@ _ABS = b64decode("CAg6JgoLCgF4EgF5IgNBYnMSAWdaCQoBeBIECgIIAWIJCgF5EgQKAggBQgQKAB
 
 class ProgramRefusedError(MachineError):
     """The engine here is not the one that the program was compiled for."""
+
+
+class PagedRefusedError(RefusedError):
+    """A page cache is simulated by simulated enclaves only."""
 
 
 class WeightSource(Protocol):

@@ -165,7 +165,7 @@ class PageCache:
         """
         self.capacity_pages = capacity_pages
         self.counts, self.times = PageCounts(), PageTimes()
-        self._page_mode, self._wipe = page_mode, wipe
+        self.page_mode, self._wipe = page_mode, wipe
         self._cipher = AESGCM(AESGCM.generate_key(256))
         self._version = 0
         self._free = capacity_pages
@@ -194,6 +194,18 @@ class PageCache:
             self._nonces += [b""] * pages
             self._flags(pages)
         return Region(first_page=first, data=data, outside=outside)
+
+    def forget(self, region: Region) -> None:
+        """Give up a buffer whose pages nobody holds: what was present of it is free again."""
+        first, end = region.first_page, region.first_page + len(region.data) // PAGE_BYTES
+        with self._changed:
+            self._free += int(self._present[first:end].sum())
+            self._queue = deque(page for page in self._queue if not first <= page < end)
+            self._present[first:end] = self._used[first:end] = False
+            for page in range(first, end):
+                self._plain[page] = self._sealed[page] = _GONE
+                self._nonces[page] = b""
+            self._changed.notify_all()
 
     def touch(self, region: Region, first_byte: int, last_byte: int) -> None:
         """Make the pages of these bytes present: until something else needs their place.
@@ -264,7 +276,7 @@ class PageCache:
             self._used[first:end] = True
         now_s = time.perf_counter()
         self.times.bookkeeping_s += now_s - started_s - (self.times.cipher_s - cipher_s)
-        if self._page_mode == "sgx1":
+        if self.page_mode == "sgx1":
             self._spin(now_s, started_s + (self.counts.swapped - swapped) * SGX1_PAGE_S)
 
     def _spin(self, now_s: float, until_s: float) -> None:
@@ -351,6 +363,7 @@ class PageCache:
 
 
 _ZEROS = bytes(PAGE_BYTES)
+_GONE = memoryview(b"")
 
 
 def working_set(ranges: Sequence[PageRange]) -> WorkingSet:

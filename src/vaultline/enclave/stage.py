@@ -7,18 +7,13 @@ from dataclasses import dataclass
 
 from vaultline.attest.grant import Grant, check_released
 from vaultline.core.control import BufferKind
-from vaultline.core.errors import RefusedError
 from vaultline.core.program import StageProgram
 from vaultline.enclave.evidence import Provider
-from vaultline.enclave.executor import Executor, check_engine
+from vaultline.enclave.executor import Executor, PagedRefusedError, check_engine
 from vaultline.enclave.ledger import Ledger
 from vaultline.enclave.pipeline import StageBuffers
 from vaultline.enclave.process import Process
 from vaultline.enclave.vault import VaultSection
-
-
-class PagedRefusedError(RefusedError):
-    """A page cache is simulated by simulated enclaves only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

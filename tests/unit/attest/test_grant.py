@@ -173,5 +173,5 @@ def test_a_grant_carries_the_release_of_a_wide_cut_and_no_more() -> None:
     sealed = seal_grant(grant(release=release), public_key_bytes(KEY), TRANSCRIPT)
     assert open_grant(sealed, KEY, TRANSCRIPT, Grant, challenge=challenge()).release == release
     too_wide = HopRelease(tensors=tuple(name * 3 for name in wide), leakage=0.1, limit=0.3)
-    with pytest.raises(InputError, match="too long names"):
+    with pytest.raises(InputError, match="too large"):
         seal_grant(grant(release=too_wide), public_key_bytes(KEY), TRANSCRIPT)

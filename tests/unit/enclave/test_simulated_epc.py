@@ -25,7 +25,7 @@ from vaultline.core.paged import PAGE_BYTES, SGX1_PAGE_S, pages_touched, step_pa
 from vaultline.core.program import StageProgram, StageSettings
 from vaultline.cost.footprint import footprint
 from vaultline.enclave.evidence import GramineProvider
-from vaultline.enclave.executor import Executor
+from vaultline.enclave.executor import Executor, PagedRefusedError
 from vaultline.enclave.ledger import Ledger
 from vaultline.enclave.pipeline import StageBuffers
 from vaultline.enclave.simulated_epc import (
@@ -39,7 +39,7 @@ from vaultline.enclave.simulated_epc import (
     working_set,
 )
 from vaultline.enclave.simulated_quotes import SimulatedProvider
-from vaultline.enclave.stage import PagedRefusedError, executor_type
+from vaultline.enclave.stage import executor_type
 from vaultline.graph.compile import CompiledStage, compile_segment
 from vaultline.graph.model import Model, load_model
 from vaultline.graph.zoo import build
