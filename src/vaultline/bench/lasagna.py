@@ -58,8 +58,8 @@ class Serving(Protocol):
     def submit(self, request: Request, frame: Frame) -> Future[Any]:
         """Send a request now."""
 
-    def status(self) -> GatewayStatus:
-        """As it is now, by reports that were made after this was asked."""
+    def status(self, *, fresh: bool = True) -> GatewayStatus:
+        """As it is now, by reports that were made after this was asked unless they need not be."""
 
     def cpu_s(self) -> tuple[float, float, float]:
         """Processor time so far: of this process, of all hosts, of all workers."""
@@ -328,7 +328,7 @@ class _KillHalfWay:
 
     def submit(self, request: Request, frame: Frame) -> Future[Any]:
         if self._sent == self._at:
-            status = self._serving.status()
+            status = self._serving.status(fresh=False)  # arrivals go on
             victim = max(status.servers, key=lambda server: server.in_flight)
             self.killed_s = time.monotonic()
             self._serving.kill(victim.name)

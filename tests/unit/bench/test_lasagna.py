@@ -54,7 +54,7 @@ class FakeServing:
             future.set_result("answer")
         return future
 
-    def status(self) -> GatewayStatus:
+    def status(self, *, fresh: bool = True) -> GatewayStatus:
         busy = {name: float(sum(each.model == name for each in self.got)) for name in INPUTS}
         metrics = ServerMetrics(busy_s=busy, runs=len(self.got), loads=1)
         servers = tuple(
