@@ -37,6 +37,7 @@ VERBS = {
     "policy": "Make policies: which evidence is accepted.",
     "run": "Send a video through the enclaves of a plan.",
     "simulate": "Serve a workload in virtual time, under several policies.",
+    "trace": "Make a trace for Perfetto of what servers have logged.",
     "demo": "See all of it on a small example.",
     "bench": "Measure what the project claims.",
     "doctor": "What this machine offers, and how large the trusted code is.",

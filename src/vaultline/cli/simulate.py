@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from msgspec.structs import replace
 from rich.progress import TaskID
@@ -26,7 +28,7 @@ from vaultline.sim.cluster import Timing
 from vaultline.sim.results import PolicyResult
 from vaultline.sim.study import SimulationResult, Stock, Study, simulation_result, study
 from vaultline.sim.workload import arrivals
-from vaultline.sim.workload_file import read_workload
+from vaultline.sim.workload_file import read_workload, workload_schema
 
 #: Compared with unless others are named: ours, the best baselines on the same executor.
 POLICIES = ("vaultline", "lasagna", "model-affinity", "least-loaded", "round-robin")
@@ -38,6 +40,17 @@ def register(app: typer.Typer) -> None:
     """Add the verb."""
     example = "vaultline simulate workload.yaml --cluster cluster.yaml --models prepared/"
     app.command("simulate", epilog=f"Example: {example}")(simulate)
+
+
+def schema_text() -> str:
+    """The schema as it is published: indented, keys sorted."""
+    return msgspec.json.format(canonical_json(workload_schema()), indent=2).decode() + "\n"
+
+
+def _print_schema(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(schema_text())
+        raise typer.Exit
 
 
 def simulate(
@@ -61,6 +74,15 @@ def simulate(
     out: Annotated[
         Path | None, typer.Option(help="Results to write, JSON, with series over time.")
     ] = None,
+    schema: Annotated[
+        bool,
+        typer.Option(
+            "--schema",
+            callback=_print_schema,
+            is_eager=True,
+            help="Print the JSON Schema of workload files, for editors.",
+        ),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Serve a workload in virtual time: the real schedulers, with measured service times.

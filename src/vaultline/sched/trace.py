@@ -8,7 +8,7 @@ takes no time, and flows that follow a request from group to group.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 from vaultline.core.serde import canonical_json
@@ -33,17 +33,23 @@ def trace_json(timelines: Mapping[str, Timeline]) -> bytes:
 
 
 def trace_events(timelines: Mapping[str, Timeline]) -> Iterator[TraceEvent]:
-    """The events, in no particular order; times are microseconds."""
+    """The events, in no particular order; times are microseconds since the first moment known."""
+    samples = (sample for timeline in timelines.values() for sample in timeline.samples)
+    zero_s = min((sample.now_s for sample in samples), default=0.0)
     numbers, flows = count(1), count(1)
     for label, timeline in timelines.items():
         pids = {name: next(numbers) for name in sorted(timeline.servers)}
         for name, pid in pids.items():
             title = f"{label}: {name}" if label else name
             yield from _names(timeline.servers[name], title, pid)
-        yield from (_span(span, pids[span.server]) for span in timeline.spans)
-        yield from _flows(timeline, pids, flows)
-        yield from (_instant(instant, pids[instant.server]) for instant in timeline.instants)
-        yield from _counters(timeline, pids)
+        events = chain(
+            (_span(span, pids[span.server]) for span in timeline.spans),
+            _flows(timeline, pids, flows),
+            (_instant(instant, pids[instant.server]) for instant in timeline.instants),
+            _counters(timeline, pids),
+        )
+        for event in events:
+            yield {**event, "ts": (event["ts"] - zero_s) * _US}
 
 
 def _names(server: ServerFacts, title: str, pid: int) -> Iterator[TraceEvent]:
@@ -52,6 +58,9 @@ def _names(server: ServerFacts, title: str, pid: int) -> Iterator[TraceEvent]:
     yield {**base, "name": "process_sort_index", "args": {"sort_index": pid}}
     for core in range(server.cores):
         yield {**base, "tid": core, "name": "thread_name", "args": {"name": f"core {core}"}}
+
+
+# In those below ``ts`` is in seconds still.
 
 
 def _span(span: CoreSpan, pid: int) -> TraceEvent:
@@ -67,7 +76,7 @@ def _span(span: CoreSpan, pid: int) -> TraceEvent:
         "ph": "X",
         "pid": pid,
         "tid": run.core,
-        "ts": span.started_s * _US,
+        "ts": span.started_s,
         "dur": (span.ended_s - span.started_s) * _US,
         "cat": "run" if isinstance(run, Run) else "install",
         "name": name,
@@ -81,7 +90,7 @@ def _instant(instant: Instant, pid: int) -> TraceEvent:
         "s": "p",
         "pid": pid,
         "tid": 0,
-        "ts": instant.now_s * _US,
+        "ts": instant.now_s,
         "cat": instant.what,
         "name": f"{instant.what} {instant.of}",
         "args": {"detail": instant.detail} if instant.detail else {},
@@ -104,7 +113,7 @@ def _flows(timeline: Timeline, pids: Mapping[str, int], ids: Iterator[int]) -> I
                 "id": flow,
                 "pid": pids[span.server],
                 "tid": span.run.core,
-                "ts": (span.started_s + span.ended_s) / 2 * _US,
+                "ts": (span.started_s + span.ended_s) / 2,
                 "cat": "request",
                 "name": f"request {request}",
                 **({"bp": "e"} if phase == "f" else {}),
@@ -118,7 +127,7 @@ def _counters(timeline: Timeline, pids: Mapping[str, int]) -> Iterator[TraceEven
     before: dict[str, Sample] = {}
     for sample in timeline.samples:
         last = before.get(sample.server)
-        base = {"ph": "C", "pid": pids[sample.server], "tid": 0, "ts": sample.now_s * _US}
+        base = {"ph": "C", "pid": pids[sample.server], "tid": 0, "ts": sample.now_s}
         if last is None or last.held != sample.held:
             args = {kind: sample.held.get(kind, 0) for kind in kinds}
             yield {**base, "name": "memory, bytes", "args": args}

@@ -143,9 +143,21 @@ def study(
             remedy="prepare them",
         )
     servers = servers_of(cluster, names, workspace_bytes)
+    return simulated(policy, servers, facts, requests, timing, progress)
+
+
+def simulated(
+    policy: ServingPolicy,
+    servers: Sequence[ServerFacts],
+    models: Mapping[str, ModelFacts],
+    requests: Sequence[Request],
+    timing: Timing,
+    progress: Callable[[int], None] | None = None,
+) -> Study:
+    """Simulate requests on these servers, and watch them."""
     timeline = Timeline()
     simulation = Simulation(
-        servers, facts, policy.chooser(), policy.local, timing, timeline.observe
+        servers, models, policy.chooser(), policy.local, timing, timeline.observe
     )
     for server in simulation.servers.values():
         timeline.watch(server)
