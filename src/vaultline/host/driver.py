@@ -96,7 +96,9 @@ class ServerDriver:
         self._requests: dict[int, Buffer] = {}
         self._answers: dict[int, Buffer] = {}
         self._sent: dict[int, _Sent] = {}
-        self._to_install: dict[int, list[int]] = {}
+        self._to_install = [self._numbers[name] for name in reversed(server.facts.models)]
+        self._installing: set[int] = set()
+        self._installed = False
         self._here: set[int] = set()
         self._turned_away = 0
         self._told_drained = False
@@ -105,24 +107,22 @@ class ServerDriver:
     # Before the first request.
 
     def install(self, now_s: float) -> None:
-        """Have every core install the server's models, one after another; until that is done
-        nobody may send requests."""
+        """Have the server's models installed, each by a core that has nothing to do; until that is
+        done nobody may send requests."""
         for core in range(self._server.facts.cores):
-            self._to_install[core] = [self._numbers[name] for name in self._server.facts.models]
-            self._to_install[core].reverse()
             self._install_next(core, now_s)
 
     @property
     def installed(self) -> bool:
         """Whether requests can be run."""
-        return not self._to_install
+        return self._installed
 
     def _install_next(self, core: int, now_s: float) -> None:
-        waiting = self._to_install[core]
-        if waiting:
-            self._command(InstallCommand(core=core, model=waiting.pop()), (), now_s)
-        else:
-            del self._to_install[core]
+        self._installing.discard(core)
+        if self._to_install:
+            self._installing.add(core)
+            self._command(InstallCommand(core=core, model=self._to_install.pop()), (), now_s)
+        self._installed = not self._installing
 
     # Events of the scheduler.
 

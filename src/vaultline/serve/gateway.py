@@ -61,6 +61,8 @@ from vaultline.serve.server_link import Appraise, ServerLink
 from vaultline.serve.status import GatewayStatus, ServerStatus
 
 _TICK_S = 0.1
+#: A gateway that looks so late was stopped itself, and has not heard what was said meanwhile.
+_STOPPED_S = 1.0
 BALANCER_LOG = "balancer.jsonl"
 
 
@@ -279,7 +281,6 @@ class Gateway:
         self._stack.close()
         for link in self._links.values():
             link.dispose()
-        self._links.clear()
         with self._lock:
             if self._log is not None:
                 self._log.close()
@@ -445,12 +446,12 @@ class Gateway:
                 target=self._stop_lost, args=(link,), name=f"end-{link.name}", daemon=True
             )
             self._ending.append(ending)
+            ending.start()
         link.hang_up()
         for pending in unplaced:
             pending.future.set_exception(
                 ServersLostError(f"server {link.name} was lost and no other has the model")
             )
-        ending.start()
 
     def _stop_lost(self, link: ServerLink) -> None:
         reason = link.reason()
@@ -461,9 +462,13 @@ class Gateway:
 
     def _watch(self) -> None:
         """Find servers that are silent or don't get on, and see a drain through."""
-        settings = self._settings
+        settings, looked_s = self._settings, time.monotonic()
         while not self._closing.wait(_TICK_S):
             now_s = time.monotonic()
+            if now_s - looked_s > _STOPPED_S:  # it was us who slept
+                for link in self._alive():
+                    link.heard_s = now_s
+            looked_s = now_s
             for link in self._alive():
                 silent_s, stalled_s = link.silent_s(now_s), link.stalled_s(now_s)
                 if silent_s > settings.silence_s and not link.drained:
