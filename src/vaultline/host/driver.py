@@ -364,12 +364,15 @@ def replay(driver: ServerDriver, server: Server, events: Iterable[Event]) -> lis
 
     Sealed requests and answers are not in a log: empty ones take their place.
     """
-    found = []
-    for event in events:
-        numbers: tuple[int, ...] = ()
-        if isinstance(event, Arrived):
-            numbers = (event.request.number,)
-        elif isinstance(event, Finished) and event.core in server.running:
-            numbers = tuple(request.number for request in server.running[event.core].requests)
-        found.append(driver.event(event, dict.fromkeys(numbers, b"")))
-    return found
+    return [driver.event(event, dict.fromkeys(_moved(server, event), b"")) for event in events]
+
+
+def _moved(server: Server, event: Event) -> tuple[int, ...]:
+    """Requests whose sealed input or answer comes with an event."""
+    if isinstance(event, Arrived):
+        return (event.request.number,)
+    if isinstance(event, Finished) and event.core in server.running:
+        run = server.running[event.core]
+        if run.key[1] + 1 == len(server.models[run.key[0]].groups):
+            return tuple(request.number for request in run.requests)
+    return ()
