@@ -177,3 +177,26 @@ def test_loaded_networks_equal_the_model(proto: onnx.ModelProto, frames: int, mo
     stage = compiled(model, mode, 1 << 40, frames)
     assert all(weight.resident_at is not None for weight in stage.program.weights)
     check(model, stage)
+
+
+@given(networks(), st.data())
+@settings(derandomize=True, deadline=None, max_examples=40)
+def test_networks_that_keep_no_weights_equal_the_model_at_any_budget(
+    proto: onnx.ModelProto, data: st.DataObject
+) -> None:
+    model = loaded(proto)
+    frames = data.draw(st.sampled_from((1, 2, 4)))
+    budget = budget_between(model, frames, data.draw(st.floats(0.1, 1.3)))
+    try:
+        stage = compiled(model, "streamed", budget, frames, keep=False)
+    except InfeasibleError as error:
+        assert error.expected
+        event("no bound" if "no bound" in str(error) else "infeasible")
+        return
+    event(f"{min(len(stage.program.steps), 5)} steps")
+    assert stage.program.resident_bytes == 0
+    assert all(weight.resident_at is None for weight in stage.program.weights)
+    assert within(stage.program, budget)
+    more = compiled(model, "streamed", 2 * budget, frames, keep=False)
+    assert len(more.program.steps) <= len(stage.program.steps)
+    check(model, stage)

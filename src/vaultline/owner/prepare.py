@@ -32,8 +32,11 @@ from vaultline.owner.seal import check_vault, replaced_atomically, seal_vault
 from vaultline.owner.served import MANIFEST_SUFFIX, ServedModel, read_served
 from vaultline.sched.facts import GroupFacts, ModelFacts
 
-#: What vgg19, the neediest of the zoo, takes at its first convolutions is a little less.
-WORKSPACE_BYTES = 32 * MIB
+#: Room for vgg19's first convolutions in bands of rows, and for tiles of 8 MiB: with 12 MiB none of
+#: ten networks is slower than with 32, and what is not workspace keeps weights.
+WORKSPACE_BYTES = 12 * MIB
+#: What is left for pages on a server of 93 MiB once sessions and messages have theirs.
+PAGE_CACHE_BYTES = 64 * MIB
 #: Part of what a division's digest is over: another one, and every model is prepared again.
 _DIVISION_VERSION = 1
 #: Names become file names, labels of metrics and words of log lines.
@@ -77,7 +80,7 @@ def prepare(
     out_dir: Path,
     *,
     name: str | None = None,
-    workspace_bytes: int = WORKSPACE_BYTES,
+    workspace_bytes: int | None = None,
     portable: bool = False,
     isa: Isa | None = None,
     paged: PageMode | None = None,
@@ -91,7 +94,8 @@ def prepare(
         out_dir: made if it does not exist.
         name: by default the file's, without its ending.
         workspace_bytes: the most that a group may take on a core besides messages, sessions and
-            kept weights; of a paged model, what its page cache has at least.
+            kept weights, by default ``WORKSPACE_BYTES``; of a paged model, what its page cache
+            has, by default ``PAGE_CACHE_BYTES``.
         portable, isa: as for ``compile_segment``.
         paged: for servers without bounded execution: the whole model as one group, under a page
             cache of this kind.
@@ -107,6 +111,8 @@ def prepare(
         RefusedError: an older key file of that name is under another key-encryption key.
         MachineError: something can't be written; each file is the old or the new one.
     """
+    if workspace_bytes is None:
+        workspace_bytes = PAGE_CACHE_BYTES if paged else WORKSPACE_BYTES
     asked = _Request(
         target=GroupTarget(workspace_bytes=workspace_bytes, portable=portable, isa=isa),
         rule=rule or GroupRule(),
