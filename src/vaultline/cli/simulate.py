@@ -171,10 +171,10 @@ def _write_trace(path: Path, studies: Sequence[Study]) -> None:
 
 def brief(found: SimulationResult) -> SimulationResult:
     """Without what is only drawn: series and what happened when."""
-    policies = [
-        replace(each, servers=tuple(replace(s, series=None, happened=()) for s in each.servers))
-        for each in found.policies
-    ]
+    policies = []
+    for each in found.policies:
+        servers = tuple(replace(server, series=None, happened=()) for server in each.servers)
+        policies.append(replace(each, series=None, servers=servers))
     return replace(found, policies=tuple(policies))
 
 

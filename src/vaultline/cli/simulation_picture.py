@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from vaultline.cli.pictures import FAINT, INK, PALETTE, STYLE, plain, save, tint
 from vaultline.core.limits import MIB
-from vaultline.sim.results import Happening, PolicyResult, Series, ServerResult
+from vaultline.sim.results import Happening, PolicyResult, ServerResult
 from vaultline.sim.study import SimulationResult
 
 #: Policies whose servers are drawn; all are compared.
@@ -48,7 +48,7 @@ def draw_simulation(found: SimulationResult, path: Path) -> None:
         _draw_latencies(latency, found.policies)
         _draw_throughput(figure.add_subplot(grid[0, 2], sharey=latency), found)
         most_bytes = max(_memory_bytes(each) for each in found.policies)
-        end_s = max(each.seconds[-1] for policy in found.policies for each in _series(policy))
+        end_s = max(each.series.seconds[-1] for each in found.policies if each.series)
         for row, policy in enumerate(detailed, 1):
             panels = [figure.add_subplot(grid[row, column]) for column in range(3)]
             panels[0].set_title(plain(policy.policy), loc="left", fontsize=10, fontweight="bold")
@@ -114,16 +114,15 @@ def _draw_throughput(axes: Axes, found: SimulationResult) -> None:
 def _draw_cores(axes: Axes, policy: PolicyResult) -> None:
     """Busy cores of all servers together, and how many requests wait."""
     cores = sum(server.cores for server in policy.servers)
-    found = _series(policy)
-    if not found:
+    found = policy.series
+    if found is None:
         return
-    edges = found[0].seconds
-    axes.stairs(_sums([each.busy_cores for each in found]), edges, fill=True, color=PALETTE[4])
+    axes.stairs(found.busy_cores, found.seconds, fill=True, color=PALETTE[4])
     axes.set_ylim(0, cores * 1.05)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_ylabel(f"busy cores of {cores}", color=PALETTE[0])
     waiting = axes.twinx()
-    waiting.stairs(_sums([each.queued for each in found]), edges, color=PALETTE[5], lw=1)
+    waiting.stairs(found.queued, found.seconds, color=PALETTE[5], lw=1)
     waiting.set_ylabel("waiting requests", color=PALETTE[5])
     waiting.set_ylim(0, None)
     waiting.spines["right"].set_visible(True)
@@ -131,18 +130,17 @@ def _draw_cores(axes: Axes, policy: PolicyResult) -> None:
 
 def _draw_memory(axes: Axes, policy: PolicyResult, most_bytes: int) -> None:
     """What memory is held for, a stack of all servers together."""
-    found = _series(policy)
-    if not found:
+    found = policy.series
+    if found is None:
         return
-    edges = found[0].seconds
-    kinds = [*_KINDS, *sorted({kind for each in found for kind in each.held_bytes} - {*_KINDS})]
-    below = [0.0] * (len(edges) - 1)
+    kinds = [*_KINDS, *sorted({*found.held_bytes} - {*_KINDS})]
+    below = [0.0] * len(found.busy_cores)
     for turn, kind in enumerate(kinds):
-        held = [each.held_bytes.get(kind, (0.0,) * len(below)) for each in found]
-        top = [low + more / MIB for low, more in zip(below, _sums(held), strict=True)]
+        held = found.held_bytes.get(kind, (0.0,) * len(below))
+        top = [low + more / MIB for low, more in zip(below, held, strict=True)]
         if any(a > b for a, b in zip(top, below, strict=True)):
             colour = _KINDS.get(kind, PALETTE[(turn + 1) % len(PALETTE)])
-            axes.stairs(top, edges, baseline=below, fill=True, color=colour, label=kind)
+            axes.stairs(top, found.seconds, baseline=below, fill=True, color=colour, label=kind)
         below = top
     axes.axhline(_memory_bytes(policy) / MIB, color=INK, lw=1)
     axes.set_ylim(0, most_bytes / MIB * 1.05)
@@ -152,10 +150,9 @@ def _draw_memory(axes: Axes, policy: PolicyResult, most_bytes: int) -> None:
 
 def _draw_weights(axes: Axes, policy: PolicyResult) -> None:
     """When which weights were kept; or with many servers, how often that changed."""
-    found = _series(policy)
-    if not found:
+    if policy.series is None:
         return
-    edges = found[0].seconds
+    edges = policy.series.seconds
     if len(policy.servers) > _SERVERS_SHOWN:
         _draw_changes(axes, policy, edges)
     else:
@@ -215,14 +212,6 @@ def residences(happened: Sequence[Happening], end_s: float) -> list[_Residence]:
         elif each.of in since:
             found.append((each.of, since.pop(each.of), each.now_s))
     return found + [(of, start_s, end_s) for of, start_s in since.items()]
-
-
-def _series(policy: PolicyResult) -> list[Series]:
-    return [server.series for server in policy.servers if server.series is not None]
-
-
-def _sums(rows: Sequence[Sequence[float]]) -> list[float]:
-    return [sum(column) for column in zip(*rows, strict=True)]
 
 
 def _memory_bytes(policy: PolicyResult) -> int:

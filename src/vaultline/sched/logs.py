@@ -59,10 +59,11 @@ class _Replay:
 
     def _start(self, header: LogHeader) -> None:
         models = {model.name: model for model in header.models}
+        chosen = policy(header.policy)
         for facts in header.servers:
             if not set(facts.models) <= set(models):
                 raise self._wrong("a server has models that the log does not describe", facts.name)
-            self._servers[facts.name] = Server(facts, models, policy(header.policy).local())
+            self._servers[facts.name] = Server(facts, models, chosen.local())
 
     def _tell(self, entry: EventEntry) -> None:
         server = self._servers.get(entry.server)

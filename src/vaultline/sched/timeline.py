@@ -74,15 +74,19 @@ class Timeline:
     """Collects what servers do: call :meth:`observe` after each event that one has handled.
 
     Attributes:
+        period_s: samples of a server are at least so far apart; 0: one for each event.
         servers: facts of all that were seen.
         totals: their own counters, as they are now.
     """
 
+    period_s: float = 0.0
     servers: dict[str, ServerFacts] = field(default_factory=dict)
     totals: dict[str, Totals] = field(default_factory=dict)
     spans: list[CoreSpan] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     instants: list[Instant] = field(default_factory=list)
+    _next_s: dict[str, float] = field(default_factory=dict)
+    _last_s: dict[str, float] = field(default_factory=dict)
     _open: dict[tuple[str, int], tuple[Run | Install, float]] = field(default_factory=dict)
 
     def watch(self, server: Server) -> None:
@@ -90,23 +94,24 @@ class Timeline:
         if server.facts.name not in self.servers:
             self.servers[server.facts.name] = server.facts
             self.totals[server.facts.name] = server.totals
-            self.samples.append(_sample(server))
+            self._sample(server)
 
     def observe(self, server: Server, event: Event, actions: Iterable[Action]) -> None:
         """Take what a server made of an event; the server is as it is after it."""
         self.watch(server)
         name, now_s = server.facts.name, event.now_s
+        self._last_s[name] = now_s
         if isinstance(event, Finished | Failed):
             self._close(name, event.core, now_s, event.reason if isinstance(event, Failed) else "")
         for action in actions:
             self._act(name, now_s, action)
-        self.samples.append(_sample(server))
+        if now_s >= self._next_s[name]:
+            self._sample(server)
 
     def close(self) -> None:
-        """End what has not ended at its server's last sample: it was lost, or so was its log."""
-        last_s = {sample.server: sample.now_s for sample in self.samples}
+        """End what has not ended at its server's last event: it was lost, or so was its log."""
         for name, core in list(self._open):
-            self._close(name, core, last_s[name], "never ended")
+            self._close(name, core, self._last_s[name], "never ended")
 
     def _act(self, name: str, now_s: float, action: Action) -> None:
         match action:
@@ -135,15 +140,18 @@ class Timeline:
             CoreSpan(server=name, run=run, started_s=started_s, ended_s=now_s, failure=failure)
         )
 
-
-def _sample(server: Server) -> Sample:
-    queued: dict[str, int] = {}
-    for (model, _), queue in server.waiting():
-        queued[model] = queued.get(model, 0) + len(queue)
-    return Sample(
-        now_s=server.now_s,
-        server=server.facts.name,
-        held=server.held(),
-        queued=queued,
-        running=len(server.running),
-    )
+    def _sample(self, server: Server) -> None:
+        queued: dict[str, int] = {}
+        for (model, _), queue in server.waiting():
+            queued[model] = queued.get(model, 0) + len(queue)
+        name = server.facts.name
+        self._next_s[name] = server.now_s + self.period_s
+        self.samples.append(
+            Sample(
+                now_s=server.now_s,
+                server=name,
+                held=server.held(),
+                queued=queued,
+                running=len(server.running),
+            )
+        )

@@ -14,15 +14,17 @@ from vaultline.core.spread import Spread, spread
 from vaultline.sched.events import Run
 from vaultline.sched.facts import ServerFacts
 from vaultline.sched.server import Totals
-from vaultline.sched.timeline import Sample, Timeline
+from vaultline.sched.timeline import CoreSpan, Sample, Timeline
 from vaultline.sim.cluster import Outcome
 
 #: Points of a series over time, which pictures are drawn from.
 SERIES_POINTS = 240
+#: With more servers only the series of all together is kept.
+SERVERS_WITH_SERIES = 16
 
 
 class Series(Struct, frozen=True):
-    """A server over time: means over equal parts of a run, the highest sum at any instant.
+    """A server or all of them over time: means over equal parts of a run.
 
     Attributes:
         seconds: where the parts begin, and the end of the last one.
@@ -32,7 +34,6 @@ class Series(Struct, frozen=True):
     busy_cores: tuple[float, ...]
     queued: tuple[float, ...]
     held_bytes: Mapping[str, tuple[float, ...]]
-    peak_held_bytes: int
 
 
 class Happening(Struct, frozen=True):
@@ -51,7 +52,8 @@ class ServerResult(Struct, frozen=True):
         requests_per_run: how many shared a run, on average.
         streamed_bytes: weights decrypted for runs, kept afterwards or not.
         loads: decrypted and kept.
-        peak_held_bytes: all kinds together.
+        peak_held_bytes: all kinds together, as far as it was sampled.
+        series: None where there are many servers.
     """
 
     name: str
@@ -85,6 +87,7 @@ class PolicyResult(Struct, frozen=True):
         seconds: from the first arrival to the last answer.
         throughput_per_s: answered requests over that.
         refusals: how many for each reason.
+        series: of all servers together.
     """
 
     policy: str
@@ -97,6 +100,7 @@ class PolicyResult(Struct, frozen=True):
     refusals: Mapping[str, int]
     models: tuple[ModelResult, ...]
     servers: tuple[ServerResult, ...]
+    series: Series | None
 
 
 def policy_result(policy: str, outcomes: Sequence[Outcome], timeline: Timeline) -> PolicyResult:
@@ -110,6 +114,7 @@ def policy_result(policy: str, outcomes: Sequence[Outcome], timeline: Timeline) 
     models = tuple(_model(name, by_model[name]) for name in sorted(by_model))
     seconds = end_s - start_s
     by_server = Counter(outcome.server for outcome in answered)
+    servers, series = _servers(timeline, by_server, (start_s, end_s))
     return PolicyResult(
         policy=policy,
         seconds=seconds,
@@ -120,7 +125,8 @@ def policy_result(policy: str, outcomes: Sequence[Outcome], timeline: Timeline) 
         missed=sum(model.missed for model in models),
         refusals=Counter(outcome.reason for outcome in outcomes if outcome.reason),
         models=models,
-        servers=_servers(timeline, by_server, (start_s, end_s)),
+        servers=servers,
+        series=series,
     )
 
 
@@ -139,31 +145,30 @@ def _model(name: str, outcomes: Sequence[Outcome]) -> ModelResult:
 
 def _servers(
     timeline: Timeline, answered: Mapping[str, int], window: tuple[float, float]
-) -> tuple[ServerResult, ...]:
+) -> tuple[tuple[ServerResult, ...], Series]:
     samples: dict[str, list[Sample]] = defaultdict(list)
-    runs: dict[str, list[Run]] = defaultdict(list)
-    happened: dict[str, list[Happening]] = defaultdict(list)
+    spans: dict[str, list[CoreSpan]] = defaultdict(list)
     for sample in timeline.samples:
         samples[sample.server].append(sample)
-    for span, run in timeline.runs:
-        runs[span.server].append(run)
-        if run.keep and run.streamed:
-            of = f"{run.model}/{run.group}"
-            happened[span.server].append(Happening(now_s=span.started_s, what="load", of=of))
-    for each in timeline.instants:
-        if each.what == "evict":
-            happened[each.server].append(Happening(now_s=each.now_s, what="evict", of=each.of))
-    return tuple(
+    for span in timeline.spans:
+        spans[span.server].append(span)
+    over_time = {name: series_of(samples[name], spans[name], window) for name in timeline.servers}
+    happened = happenings(timeline)
+    few = len(timeline.servers) <= SERVERS_WITH_SERIES
+    servers = tuple(
         _server(
             timeline.servers[name],
             timeline.totals[name],
-            runs[name],
+            [span.run for span in spans[name] if isinstance(span.run, Run)],
             answered=answered.get(name, 0),
-            series=series(samples[name], window),
-            happened=tuple(sorted(happened[name], key=lambda each: each.now_s)),
+            seconds=window[1] - window[0],
+            peak_bytes=max(sum(sample.held.values()) for sample in samples[name]),
+            series=over_time[name] if few else None,
+            happened=tuple(happened.get(name, ())),
         )
         for name in sorted(timeline.servers)
     )
+    return servers, _sum(list(over_time.values()), _edges(window))
 
 
 def _server(
@@ -172,7 +177,9 @@ def _server(
     runs: Sequence[Run],
     *,
     answered: int,
-    series: Series,
+    seconds: float,
+    peak_bytes: int,
+    series: Series | None,
     happened: tuple[Happening, ...],
 ) -> ServerResult:
     shared = sum(len(run.requests) for run in runs)
@@ -182,38 +189,82 @@ def _server(
         memory_bytes=facts.memory_bytes,
         answered=answered,
         runs=len(runs),
-        busy_share=sum(series.busy_cores) / len(series.busy_cores) / facts.cores,
+        busy_share=totals.busy_s / seconds / facts.cores if seconds else 0.0,
         requests_per_run=shared / len(runs) if runs else 0.0,
         loads=totals.loads,
         evictions=totals.evictions,
         streamed_bytes=totals.streamed_bytes,
-        peak_held_bytes=series.peak_held_bytes,
+        peak_held_bytes=peak_bytes,
         series=series,
         happened=happened,
     )
 
 
-def series(samples: Sequence[Sample], window: tuple[float, float]) -> Series:
+def happenings(timeline: Timeline) -> dict[str, list[Happening]]:
+    """Loads and evictions of each server, in the order of their times."""
+    found: dict[str, list[Happening]] = defaultdict(list)
+    for each in timeline.instants:
+        if each.what == "evict":
+            found[each.server].append(Happening(now_s=each.now_s, what="evict", of=each.of))
+    for span, run in timeline.runs:
+        if run.keep and run.streamed:
+            of = f"{run.model}/{run.group}"
+            found[span.server].append(Happening(now_s=span.started_s, what="load", of=of))
+    for happened in found.values():  # stable: what is evicted for a load goes before it
+        happened.sort(key=lambda each: each.now_s)
+    return found
+
+
+def series_of(
+    samples: Sequence[Sample], spans: Sequence[CoreSpan], window: tuple[float, float]
+) -> Series:
     """One server over time; ``samples`` in the order of their times.
 
     Args:
+        spans: what its cores did: exactly, where there are few samples.
         window: first and last moment.
     """
-    start_s, end_s = window
-    points = SERIES_POINTS if end_s > start_s else 1
-    edges = [start_s + (end_s - start_s) * k / points for k in range(points + 1)]
+    edges = _edges(window)
+    changes = [(window[0], 0.0)]
+    for span in spans:
+        changes += [(span.started_s, 1.0), (span.ended_s, -1.0)]
+    changes.sort()
+    busy = list(accumulate(change for _, change in changes))
     times = [sample.now_s for sample in samples]
     kinds = sorted({kind for sample in samples for kind in sample.held})
     return Series(
-        seconds=tuple(edges),
-        busy_cores=means(times, [float(sample.running) for sample in samples], edges),
+        seconds=edges,
+        busy_cores=means([now_s for now_s, _ in changes], busy, edges),
         queued=means(times, [float(sum(sample.queued.values())) for sample in samples], edges),
         held_bytes={
             kind: means(times, [float(sample.held.get(kind, 0)) for sample in samples], edges)
             for kind in kinds
         },
-        peak_held_bytes=max((sum(sample.held.values()) for sample in samples), default=0),
     )
+
+
+def _edges(window: tuple[float, float]) -> tuple[float, ...]:
+    start_s, end_s = window
+    points = SERIES_POINTS if end_s > start_s else 1
+    return tuple(start_s + (end_s - start_s) * k / points for k in range(points + 1))
+
+
+def _sum(parts: Sequence[Series], edges: tuple[float, ...]) -> Series:
+    nothing = (0.0,) * (len(edges) - 1)
+    kinds = sorted({kind for part in parts for kind in part.held_bytes})
+    return Series(
+        seconds=edges,
+        busy_cores=_added([part.busy_cores for part in parts], nothing),
+        queued=_added([part.queued for part in parts], nothing),
+        held_bytes={
+            kind: _added([part.held_bytes.get(kind, nothing) for part in parts], nothing)
+            for kind in kinds
+        },
+    )
+
+
+def _added(rows: Sequence[tuple[float, ...]], nothing: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(sum(column) for column in zip(*rows, strict=True)) if rows else nothing
 
 
 def means(

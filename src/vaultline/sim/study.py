@@ -15,7 +15,10 @@ from vaultline.sched.facts import ModelFacts, ServerFacts
 from vaultline.sched.policies import ServingPolicy
 from vaultline.sched.timeline import Timeline
 from vaultline.sim.cluster import Outcome, Simulation, Timing
-from vaultline.sim.results import PolicyResult, policy_result
+from vaultline.sim.results import SERIES_POINTS, PolicyResult, policy_result
+
+#: With about as many runs or fewer, every change of every server is kept.
+EVENTS_SAMPLED = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,8 +157,10 @@ def simulated(
     timing: Timing,
     progress: Callable[[int], None] | None = None,
 ) -> Study:
-    """Simulate requests on these servers, and watch them."""
-    timeline = Timeline()
+    """Simulate requests on these servers, and watch them: in large simulations now and then."""
+    events = len(requests) * max(len(model.groups) for model in models.values())
+    span_s = requests[-1].arrived_s - requests[0].arrived_s
+    timeline = Timeline(period_s=span_s / SERIES_POINTS if events > EVENTS_SAMPLED else 0.0)
     simulation = Simulation(
         servers, models, policy.chooser(), policy.local, timing, timeline.observe
     )

@@ -1,0 +1,168 @@
+"""Results: sums over a run agree with each other and with what was simulated."""
+
+from __future__ import annotations
+
+import pytest
+
+from vaultline.core.cluster_file import parse_cluster
+from vaultline.core.errors import InfeasibleError, InputError
+from vaultline.sched.events import Request
+from vaultline.sched.policies import policy
+from vaultline.sched.timeline import Timeline
+from vaultline.sim.cluster import Outcome, Timing
+from vaultline.sim.fidelity import fidelity, service_times
+from vaultline.sim.results import means, policy_result
+from vaultline.sim.study import Stock, servers_of, simulation_result, study
+from vaultline.testing.serving import group, model, poisson
+
+CLUSTER = parse_cluster(
+    """\
+owner: here
+hosts:
+  - {name: here, cores: 8, memory: 8GiB}
+devices:
+  - {name: box, host: here, kind: simulated, trust: attested, memory: 40MiB, cores: 2, count: 2}
+  - {name: gpu, host: here, kind: accelerator, trust: none, memory: unlimited}
+""",
+    "c.yaml",
+)
+MODELS = {
+    each.name: each
+    for each in (
+        model("quick", group(2, run_s=0.003)),
+        model("slow", group(4, run_s=0.04), group(18, run_s=0.03, four_s=0.05)),
+    )
+}
+STOCK = Stock(facts=MODELS, paged=MODELS)
+REQUESTS = poisson(list(MODELS), rate=80.0, count=300, seed=1)
+
+
+def outcome(number: int, arrived_s: float, ended_s: float, **more: object) -> Outcome:
+    request = Request(
+        number=number,
+        model="m",
+        arrived_s=arrived_s,
+        deadline_s=more.pop("deadline_s", None),  # type: ignore[arg-type]
+    )
+    return Outcome(request=request, server="s", ended_s=ended_s, **more)  # type: ignore[arg-type]
+
+
+def test_refused_requests_count_for_nothing_but_themselves() -> None:
+    found = policy_result(
+        "p",
+        [
+            outcome(0, 1.0, 2.0),
+            outcome(1, 1.5, 4.5, deadline_s=2.0),
+            outcome(2, 2.0, 2.0, reason="no"),
+            outcome(3, 2.0, 2.0, reason="no"),
+            outcome(4, 2.0, 2.5, deadline_s=3.0),
+        ],
+        Timeline(),
+    )
+    assert (found.answered, found.refused, found.missed) == (3, 2, 1)
+    assert found.refusals == {"no": 2}
+    assert found.seconds == 3.5
+    assert found.throughput_per_s == pytest.approx(3 / 3.5)
+    assert found.latency is not None
+    assert (found.latency.mean_s, found.latency.max_s) == (pytest.approx(1.5), 3.0)
+
+
+def test_a_run_without_answers_has_no_latency() -> None:
+    found = policy_result("p", [outcome(0, 1.0, 1.0, reason="no")], Timeline())
+    assert found.latency is None
+    assert found.throughput_per_s == 0.0
+
+
+def test_means_of_a_step_function_keep_its_area() -> None:
+    times, values = [1.0, 2.0, 2.0, 5.0], [3.0, 9.0, 1.0, 4.0]
+    assert means(times, values, [0, 1, 2, 3, 6]) == pytest.approx((3.0, 3.0, 1.0, 2.0))
+    assert means([], [], [0, 1, 2]) == (0.0, 0.0)
+    assert means(times, values, [3.0, 3.0]) == (1.0,)
+
+
+def test_sums_over_servers_agree_with_what_happened() -> None:
+    for name in ("vaultline", "model-affinity"):
+        found = study(policy(name), CLUSTER, STOCK, REQUESTS, Timing()).result
+        assert found.answered + found.refused == 300
+        assert sum(each.answered for each in found.servers) == found.answered
+        assert sum(each.latency.count for each in found.models if each.latency) == found.answered
+        for each in found.servers:
+            assert 0 < each.busy_share <= 1
+            assert each.peak_held_bytes <= each.memory_bytes
+            assert sum(h.what == "load" for h in each.happened) == each.loads
+            assert sum(h.what == "evict" for h in each.happened) == each.evictions
+            assert each.series is not None
+            assert max(each.series.busy_cores) <= each.cores + 1e-9
+            tops = zip(*each.series.held_bytes.values(), strict=True)
+            assert max(sum(kinds) for kinds in tops) <= each.peak_held_bytes + 1
+
+
+def test_a_hop_is_added_twice() -> None:
+    alone = [Request(number=0, model="quick", arrived_s=0.0)]
+    near, far = (
+        study(policy("vaultline"), CLUSTER, STOCK, alone, Timing(hop_s=hop_s)).outcomes[0]
+        for hop_s in (0.0, 0.25)
+    )
+    assert far.latency_s == pytest.approx(near.latency_s + 0.5)
+
+
+def test_servers_are_the_attested_devices_and_hold_workspaces_for_their_cores() -> None:
+    servers = servers_of(CLUSTER, ["quick"], 5 << 20)
+    assert [(each.name, each.cores, each.fixed_bytes) for each in servers] == [
+        ("box-0", 2, 10 << 20),
+        ("box-1", 2, 10 << 20),
+    ]
+    with pytest.raises(InputError, match="box-0 has less memory"):
+        servers_of(CLUSTER, ["quick"], 20 << 20)
+
+
+def test_what_can_not_be_simulated_is_refused() -> None:
+    big = model("big", group(10, workspace_mib=60))
+    stock = Stock(facts={"big": big}, paged={})
+    requests = [Request(number=0, model="big", arrived_s=0.0)]
+    with pytest.raises(InfeasibleError, match="box-0"):
+        study(policy("vaultline"), CLUSTER, stock, requests, Timing())
+    with pytest.raises(InputError, match="fifo needs facts of every model in paged memory"):
+        study(policy("fifo"), CLUSTER, stock, requests, Timing())
+
+
+def test_all_policies_are_compared_on_the_same_requests() -> None:
+    names = ("vaultline", "round-robin")
+    studies = [study(policy(name), CLUSTER, STOCK, REQUESTS, Timing()) for name in names]
+    found = simulation_result(REQUESTS, Timing(), studies)
+    assert found.requests == 300
+    assert sum(found.models.values()) == 300
+    assert [each.policy for each in found.policies] == list(names)
+
+
+def test_a_simulation_is_faithful_to_itself_and_a_slower_run_shows() -> None:
+    name, timing = policy("vaultline"), Timing(hop_s=0.002)
+    ran = study(name, CLUSTER, STOCK, REQUESTS, timing)
+    servers = servers_of(CLUSTER, list(MODELS), 0)
+    same = fidelity(name, servers, MODELS, ran.outcomes, timing)
+    assert (same.throughput, same.mean, same.p95) == (1.0, 1.0, 1.0)
+    assert set(same.models.values()) == {1.0}
+    late = [
+        outcome_.__class__(
+            request=outcome_.request,
+            server=outcome_.server,
+            ended_s=outcome_.request.arrived_s + 2 * outcome_.latency_s,
+        )
+        for outcome_ in ran.outcomes
+    ]
+    slower = fidelity(name, servers, MODELS, late, timing)
+    assert slower.mean == pytest.approx(0.5)
+    assert slower.p95 == pytest.approx(0.5)
+    nobody = [outcome(0, 0.0, 0.0, reason="no")]
+    with pytest.raises(InputError):
+        fidelity(name, servers, {**MODELS, "m": MODELS["quick"]}, nobody, timing)
+
+
+def test_service_times_of_a_simulation_are_the_facts() -> None:
+    ran = study(policy("vaultline"), CLUSTER, STOCK, REQUESTS, Timing())
+    found = service_times(ran.timeline, MODELS)
+    assert set(found) == {"quick/0", "slow/0", "slow/1"}
+    for each in found.values():
+        assert each.runs > 0
+        assert each.median == pytest.approx(1.0)
+        assert each.total == pytest.approx(1.0)
