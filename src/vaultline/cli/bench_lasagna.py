@@ -166,7 +166,9 @@ def show(found: LasagnaResult) -> None:
         "mean, p95 at 70 % of ours",
         "of the best baseline's",
     )
-    title = "all requests at once: answers a second, with and without the tail, and for each run of a "
+    title = (
+        "all requests at once: answers a second, with and without the tail, and for each run of a "
+    )
     title += "step group; then ms in an open loop (*: can't keep up)"
     console.print(table(title, columns, rows))
     for name, why in found.skipped.items():

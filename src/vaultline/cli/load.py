@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ from vaultline.cli.files import check_target
 from vaultline.core.errors import InputError
 from vaultline.core.spread import Spread
 from vaultline.sched.events import Request
+from vaultline.serve.answers import Answer
 from vaultline.serve.client import Client
 from vaultline.serve.load import Frame, LoadSummary, OpenLoop, summarize
 from vaultline.sim.recordings import record
@@ -83,7 +85,7 @@ def _sent(client: Client, requests: Sequence[Request], patience_s: float, seed: 
         if any(request.model == name for request in requests)
     }
 
-    def submit(request: Request, frame: Frame) -> object:
+    def submit(request: Request, frame: Frame) -> Future[Answer]:
         specs, deadline_s = models[request.model].inputs, request.deadline_s
         return client.submit(
             request.model,
@@ -106,9 +108,8 @@ def _sent(client: Client, requests: Sequence[Request], patience_s: float, seed: 
 def show(summary: LoadSummary) -> None:
     """Tables for a person."""
     console = results()
-    rows = [
-        _row(name, found) for name, found in (*summary.models.items(), ("all", summary.all)) if found
-    ]
+    spreads = {**summary.models, "all": summary.all}
+    rows = [_row(name, found) for name, found in spreads.items() if found]
     columns = ("model", "answers", "mean", "p50", "p90", "p95", "p99", "most")
     console.print(table("latency, ms", columns, rows))
     offered = f" of {summary.offered_per_s:.1f} offered" if summary.offered_per_s else ""
@@ -121,8 +122,8 @@ def show(summary: LoadSummary) -> None:
         console.print(f"  {count} x {reason}", markup=False)
     late = summary.late
     if late is not None:
-        text = f"the generator was {late.p99_s * 1e3:.2f} ms late (p99), {late.max_s * 1e3:.1f} at most"
-        console.print(text)
+        p99, most = f"{late.p99_s * 1e3:.2f}", f"{late.max_s * 1e3:.1f}"
+        console.print(f"the generator was {p99} ms late (99th percentile), {most} at most")
     if summary.lagging:
         console.print(
             "LAGGING: it offered less than it was asked to; use a slower workload, or another "

@@ -36,6 +36,8 @@ VERBS = {
     "seal": "Compile and encrypt the stages of a plan.",
     "policy": "Make policies: which evidence is accepted.",
     "run": "Send a video through the enclaves of a plan.",
+    "serve": "Serve many models on the enclaves of a cluster.",
+    "load": "Send a workload's requests to what `serve` serves.",
     "simulate": "Serve a workload in virtual time, under several policies.",
     "trace": "Make a trace for Perfetto of what servers have logged.",
     "demo": "See all of it on a small example.",
