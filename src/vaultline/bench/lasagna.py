@@ -109,14 +109,36 @@ class LasagnaRequest:
 
     def workload(self, rate: float, count: int) -> list[Request]:
         """The same requests every time, ``rate`` a second."""
-        weights = zipf_weights(len(self.models), self.zipf)
-        models = tuple(
-            WorkloadModel(name=name, weight=weight)
-            for name, weight in zip(self.models, weights, strict=True)
-        )
-        poisson = Poisson(rate=rate)
+        models, poisson = weighted_models(self.models, self.zipf), Poisson(rate=rate)
         workload = Workload(models=models, arrivals=poisson, seed=self.seed, count=count)
         return list(arrivals(workload))
+
+
+def weighted_models(names: Sequence[str], zipf: float) -> tuple[WorkloadModel, ...]:
+    """Models, the first one most popular."""
+    weights = zipf_weights(len(names), zipf)
+    return tuple(
+        WorkloadModel(name=name, weight=weight) for name, weight in zip(names, weights, strict=True)
+    )
+
+
+def warm_up(serving: Serving, models: Sequence[str], inputs: Mapping[str, Sequence[Frame]]) -> int:
+    """Send each model a few requests, so that all servers have run it; says how many.
+
+    Raises:
+        MachineError: a server does not answer.
+    """
+    requests = [
+        Request(number=-1 - place, model=name, arrived_s=0.0)
+        for place, name in enumerate([*models] * _WARM_ROUNDS)
+    ]
+    sent = OpenLoop(serving.submit, inputs).run(requests, patience_s=_SATURATED_PATIENCE_S)
+    bad = [each for each in sent if not each.answered]
+    if bad:
+        raise MachineError(
+            "a server does not answer", got=bad[0].reason or "nothing", remedy="see its log"
+        )
+    return len(sent)
 
 
 def bench_lasagna(
@@ -199,28 +221,12 @@ class _Lasagna:
         self._done += 1
         try:
             with self._start(contender) as serving:
-                self._warm_up(serving)
+                warm_up(serving, self._request.models, self._inputs)
                 measure(contender, serving, *arguments)
         except VaultlineError as error:
             if contender.policy == OURS:
                 raise
             self._found.skipped[contender.name] = error.diagnostics()
-
-    def _warm_up(self, serving: Serving) -> None:
-        """Each model a few times, so that all servers have run it: not measured."""
-        names = self._request.models
-        requests = [
-            Request(number=-1 - place, model=name, arrived_s=0.0)
-            for place, name in enumerate(names * _WARM_ROUNDS)
-        ]
-        sent = OpenLoop(serving.submit, self._inputs).run(
-            requests, patience_s=_SATURATED_PATIENCE_S
-        )
-        bad = [each for each in sent if not each.answered]
-        if bad:
-            raise MachineError(
-                "a server does not answer", got=bad[0].reason or "nothing", remedy="see its log"
-            )
 
     def _saturate(self, contender: Contender, serving: Serving, turn: int) -> None:
         requests = [

@@ -132,16 +132,15 @@ class ServingRig:
         """As they were prepared for a contender."""
         return self._models[contender.paged or _BOUNDED]
 
-    def facts(self, contender: Contender) -> dict[str, ModelFacts]:
+    def models_facts(self, contender: Contender) -> dict[str, ModelFacts]:
         """What its scheduler knows of them."""
         return {model.name: model.served.facts for model in self.models(contender)}
 
     @contextmanager
-    def start(self, contender: Contender) -> Iterator[LiveServing]:
-        """Servers under a contender's policy."""
+    def start(self, contender: Contender, log_dir: Path | None = None) -> Iterator[LiveServing]:
+        """Servers under a contender's policy, that log into a folder."""
         logs = self._request.log_dir
-        if logs is not None:
-            logs = logs / f"{self._starts:02d}-{contender.name}"
+        logs = log_dir or (logs and logs / f"{self._starts:02d}-{contender.name}")
         self._starts += 1
         gateway = Gateway(
             self.models(contender),
@@ -152,7 +151,7 @@ class ServingRig:
             log_dir=logs,
         )
         with gateway:
-            yield LiveServing(gateway, logs)
+            yield LiveServing(gateway)
 
     def about(self) -> dict[str, Any]:
         """What was served, for the record."""
@@ -176,8 +175,8 @@ class ServingRig:
 class LiveServing:
     """Servers that run, and their gateway in this process."""
 
-    def __init__(self, gateway: Gateway, log_dir: Path | None = None) -> None:
-        self._gateway, self.log_dir = gateway, log_dir
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
         pids = [gateway.server_pids(name) for name in gateway.servers()]
         self._hosts, self._workers = [each[0] for each in pids], [each[1] for each in pids]
 
