@@ -83,8 +83,8 @@ class FidelityRequest:
     window_s: float = 40.0
     shares: tuple[float, ...] = (0.5, 0.8)
     bursts: tuple[float, float] = (1.5, 0.3)
-    burst_s: float = 1.5
-    calm_s: float = 3.0
+    burst_s: float = 0.6
+    calm_s: float = 1.2
     zipf: float = 1.0
     seed: int = 3
     report_s: float = 0.1
