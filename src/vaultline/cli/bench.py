@@ -13,6 +13,7 @@ from vaultline.cli.bench_bounded import bounded
 from vaultline.cli.bench_common import QuickFlag, ZooOption, default_zoo, machine, told
 from vaultline.cli.bench_lasagna import lasagna
 from vaultline.cli.bench_planner import planner, serdab
+from vaultline.cli.bench_sim import sim
 from vaultline.cli.common import JsonFlag, print_json, results, table
 from vaultline.graph.zoo import ZOO
 
@@ -36,6 +37,7 @@ def register(app: typer.Typer) -> None:
     )
     epilog = "Example: vaultline bench lasagna --plot lasagna.png"
     group.command("lasagna", epilog=epilog)(lasagna)
+    group.command("sim", epilog="Example: vaultline bench sim --plot sim.png")(sim)
     app.add_typer(group, name="bench")
 
 
