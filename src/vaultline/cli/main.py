@@ -37,6 +37,8 @@ VERBS = {
     "policy": "Make policies: which evidence is accepted.",
     "prepare": "Divide, seal and measure models for servers.",
     "run": "Send a video through the enclaves of a plan.",
+    "serve": "Serve many models on the enclaves of a cluster.",
+    "load": "Send a workload's requests to what `serve` serves.",
     "simulate": "Serve a workload in virtual time, under several policies.",
     "trace": "Make a trace for Perfetto of what servers have logged.",
     "demo": "See all of it on a small example.",
