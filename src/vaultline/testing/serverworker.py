@@ -68,14 +68,12 @@ class Answer:
     times: tuple[StageTimes, ...]
 
 
-class TestHost:
+class HostSide:
     """The host's end of a worker's line, and the owner's sealing and opening.
 
     Attributes:
         metrics: of the last reply that a core has done something.
     """
-
-    __test__ = False
 
     def __init__(
         self, sock: socket.socket, models: Sequence[SealedModel], grant: ServerGrant
@@ -221,7 +219,7 @@ class TestHost:
         return data
 
 
-class ServerWorker(TestHost):
+class ServerWorker(HostSide):
     """A worker's process, granted.
 
     Attributes:
@@ -315,7 +313,19 @@ class ServerWorker(TestHost):
         return line
 
 
-class ServerThread(TestHost):
+class _CountedLine(CommandLine):
+    """Tells when the worker has obeyed a command and asks for the next one."""
+
+    def __init__(self, sock: socket.socket, server: Server) -> None:
+        super().__init__(sock, server.request_cell)
+        self.asked = threading.Semaphore(0)
+
+    def receive(self) -> HostCommand | None:
+        self.asked.release()
+        return super().receive()
+
+
+class ServerThread(HostSide):
     """A worker's inside in this process, neither attested nor locked down.
 
     Attributes:
@@ -339,24 +349,37 @@ class ServerThread(TestHost):
         self.error: VaultlineError | None = None
         sock, theirs = socket.socketpair()
         super().__init__(sock, models, grant)
-        self._theirs = theirs
+        self._theirs, self._line, self._told = theirs, _CountedLine(theirs, self.server), 1
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
         try:
-            self.server.serve(CommandLine(self._theirs, self.server.request_cell))
+            self.server.serve(self._line)
         except VaultlineError as error:
             self.error = error
 
+    def tell(self, command: HostCommand, *sealed: bytes | bytearray) -> None:
+        """Send a command and what follows it."""
+        self._told += 1
+        super().tell(command, *sealed)
+
+    def wait_obeyed(self) -> None:
+        """Until every command has been done, or is a core's to do; not if one broke the rules."""
+        while self._told:
+            if not self._line.asked.acquire(timeout=_WAIT_S):
+                raise TimeoutError("the worker does not ask for the next command")
+            self._told -= 1
+
     def end(self) -> VaultlineError | None:
         """Hang up and wait for it; what ended it, if not that."""
-        with self.sock:
-            self.sock.shutdown(socket.SHUT_WR)
-            self._thread.join(_WAIT_S)
-        self._theirs.close()
-        for file in self._files:
-            os.close(file)
+        if self.sock.fileno() >= 0:
+            with self.sock:
+                self.sock.shutdown(socket.SHUT_WR)
+                self._thread.join(_WAIT_S)
+            self._theirs.close()
+            for file in self._files:
+                os.close(file)
         return self.error
 
     def __enter__(self) -> Self:
