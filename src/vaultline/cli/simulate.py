@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -22,16 +23,18 @@ from vaultline.core.units import format_bytes, parse_seconds
 from vaultline.sched.events import Request
 from vaultline.sched.facts import ModelFacts
 from vaultline.sched.policies import ServingPolicy, policy
+from vaultline.sched.replicas import ReplicaSettings
 from vaultline.sched.trace import trace_json
-from vaultline.serve.stock import read_folder, stock_of
+from vaultline.serve.stock import Stock, stock_of_facts, stock_of_folder
 from vaultline.sim.cluster import Timing
 from vaultline.sim.results import PolicyResult
-from vaultline.sim.study import SimulationResult, Stock, Study, simulation_result, study
+from vaultline.sim.study import SimulationResult, Study, on_some, simulation_result, study
 from vaultline.sim.workload import arrivals
 from vaultline.sim.workload_file import read_workload, workload_schema
 
 #: Compared with unless others are named: ours, the best baselines on the same executor.
 POLICIES = ("vaultline", "lasagna", "model-affinity", "least-loaded", "round-robin")
+_MODELS_SHOWN = 8
 #: Requests whose progress is told at once.
 _TOLD = 100
 
@@ -69,6 +72,20 @@ def simulate(
     faster: Annotated[float, typer.Option(help="2: the requests come twice as fast.")] = 1.0,
     hop: Annotated[str, typer.Option(help="From gateway to server, and back.")] = "0s",
     report: Annotated[str, typer.Option(help="Between two reports of a server.")] = "100ms",
+    command: Annotated[
+        str, typer.Option(help="Of each run besides its work: a command and its reply.")
+    ] = "0s",
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Each model on so many servers at first, then on as many as its "
+            "requests need; all on all if unset.",
+        ),
+    ] = None,
+    lose: Annotated[
+        list[str] | None, typer.Option(help="NAME@TIME: that server is lost then; several times.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Picture to write, PNG or SVG.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Trace to write, for ui.perfetto.dev.")] = None,
     out: Annotated[
@@ -100,8 +117,19 @@ def simulate(
         raise InputError(
             "the workload has no requests", got=str(workload), remedy="let it last longer"
         )
-    timing = Timing(hop_s=_seconds(hop, "--hop"), report_s=_seconds(report, "--report", least=1e-3))
-    studies = _studies(chosen, load_cluster(cluster), stock, requests, timing)
+    timing = Timing(
+        hop_s=_seconds(hop, "--hop"),
+        run_s=_seconds(command, "--command"),
+        report_s=_seconds(report, "--report", least=1e-3),
+    )
+    setting = _Setting(
+        cluster=load_cluster(cluster),
+        stock=stock,
+        timing=timing,
+        replicas=replicas,
+        losses=dict(map(_loss, lose or ())),
+    )
+    studies = _studies(chosen, setting, requests)
     found = simulation_result(requests, timing, studies)
     if out is not None:
         write_file(out, canonical_json(found), "the results")
@@ -124,8 +152,15 @@ def _seconds(text: str, option: str, least: float = 0.0) -> float:
     return seconds
 
 
+def _loss(text: str) -> tuple[str, float]:
+    name, at, when = text.rpartition("@")
+    if not (name and at):
+        raise InputError("not a server that is lost", got=text, expected="NAME@TIME, as box-1@20s")
+    return name, _seconds(when, "--lose")
+
+
 def _stock(models: Path | None, facts: Path | None) -> Stock:
-    """Of a folder, or of a file of facts, which may serve as whole models too."""
+    """Of a folder, or of a file of facts."""
     if (models is None) == (facts is None):
         raise InputError(
             "models come from one place",
@@ -133,21 +168,50 @@ def _stock(models: Path | None, facts: Path | None) -> Stock:
             expected="--models FOLDER or --facts FILE",
         )
     if models is not None:
-        return stock_of(read_folder(models))
+        return stock_of_folder(models)
     data = read_file(facts or Path(), "the facts", "see docs/serving.md")
-    listed = from_json(data, tuple[ModelFacts, ...], what=f"the file of facts {facts}")
-    named = {model.name: model for model in listed}
-    if len(named) < len(listed):
-        raise InputError("a file of facts names a model twice", got=str(facts))
-    return Stock(facts=named, paged=named)
+    return stock_of_facts(
+        from_json(data, tuple[ModelFacts, ...], what=f"the file of facts {facts}")
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Setting:
+    """What all policies share."""
+
+    cluster: Cluster
+    stock: Stock
+    timing: Timing
+    replicas: int | None
+    losses: Mapping[str, float]
+
+    def study(
+        self,
+        policy: ServingPolicy,
+        requests: Sequence[Request],
+        told: Callable[[int], None],
+    ) -> Study:
+        models, servers = self.stock.models(policy), self.stock.servers(policy, self.cluster)
+        names = [server.name for server in servers]
+        for name in self.losses:
+            if name not in names:
+                raise InputError("no server of this name", got=name, expected=", ".join(names))
+        if self.replicas is not None:
+            servers = on_some(servers, models, self.replicas)
+        return study(
+            policy,
+            servers,
+            models,
+            requests,
+            self.timing,
+            told,
+            replicas=ReplicaSettings() if self.replicas is not None else None,
+            losses=self.losses,
+        )
 
 
 def _studies(
-    policies: Sequence[ServingPolicy],
-    cluster: Cluster,
-    stock: Stock,
-    requests: Sequence[Request],
-    timing: Timing,
+    policies: Sequence[ServingPolicy], setting: _Setting, requests: Sequence[Request]
 ) -> list[Study]:
     studies = []
     with progress(unit="requests/s") as bar:
@@ -158,7 +222,7 @@ def _studies(
                 if count % _TOLD == 0 or count == len(requests):
                     bar.update(task, completed=count)
 
-            studies.append(study(each, cluster, stock, requests, timing, told))
+            studies.append(setting.study(each, requests, told))
     return studies
 
 
@@ -180,7 +244,10 @@ def brief(found: SimulationResult) -> SimulationResult:
 
 def _show(found: SimulationResult) -> None:
     console = results()
-    counts = ", ".join(f"{count} {name}" for name, count in sorted(found.models.items()))
+    ranked = sorted(found.models.items(), key=lambda each: (-each[1], each[0]))
+    counts = ", ".join(f"{count} {name}" for name, count in ranked[:_MODELS_SHOWN])
+    if len(ranked) > _MODELS_SHOWN:
+        counts += f", and {len(ranked) - _MODELS_SHOWN} models more"
     console.print(
         f"{found.requests} requests in {found.seconds:.1f} s, {found.rate_per_s:.1f}/s: {counts}"
     )

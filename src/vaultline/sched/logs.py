@@ -8,7 +8,7 @@ from math import isfinite
 from vaultline.core.errors import InputError, LocalProtocolError
 from vaultline.sched.events import Action
 from vaultline.sched.policies import policy
-from vaultline.sched.replay import ActionEntry, EventEntry, LogEntry, LogHeader
+from vaultline.sched.replay import ActionEntry, EventEntry, LogEntry, LogHeader, RanEntry
 from vaultline.sched.server import Server
 from vaultline.sched.timeline import Timeline
 
@@ -51,6 +51,9 @@ class _Replay:
                     self._start(entry)
                 case EventEntry():
                     self._tell(entry)
+                case RanEntry():
+                    seconds = entry.ended_s - entry.started_s
+                    self._timeline.ran(entry.server, entry.core, seconds, entry.load_s)
                 case ActionEntry(action=action):
                     if not self._expected or self._expected.pop(0) != action:
                         raise self._wrong("the log says that a server did what it would not", entry)

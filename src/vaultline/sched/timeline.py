@@ -22,7 +22,7 @@ from vaultline.sched.events import (
 from vaultline.sched.facts import ServerFacts
 from vaultline.sched.server import Server, Totals
 
-What = Literal["evict", "remove", "decline", "refuse"]
+What = Literal["evict", "remove", "decline", "refuse", "lost"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,8 @@ class CoreSpan:
     Attributes:
         ended_s: the last moment that its server is known at, where it has not ended.
         failure: why it failed, or empty.
+        measured_s, load_s: of a run, as the worker measured it; of that, decrypting weights. None
+            in simulations, and where a log does not say it.
     """
 
     server: str
@@ -39,6 +41,8 @@ class CoreSpan:
     started_s: float
     ended_s: float
     failure: str = ""
+    measured_s: float | None = None
+    load_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +64,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instant:
-    """Something that takes no time, and of what: a step group, a model or a request."""
+    """Something that takes no time, and of what: a step group, a model, a request, a server."""
 
     now_s: float
     server: str
@@ -87,6 +91,7 @@ class Timeline:
     instants: list[Instant] = field(default_factory=list)
     _next_s: dict[str, float] = field(default_factory=dict)
     _last_s: dict[str, float] = field(default_factory=dict)
+    _measured: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
     _open: dict[tuple[str, int], tuple[Run | Install, float]] = field(default_factory=dict)
 
     def watch(self, server: Server) -> None:
@@ -107,6 +112,21 @@ class Timeline:
             self._act(name, now_s, action)
         if now_s >= self._next_s[name]:
             self._sample(server)
+
+    def ran(self, server: str, core: int, seconds: float, load_s: float) -> None:
+        """Take what a worker measured of the run that a core is about to end."""
+        self._measured[server, core] = seconds, load_s
+
+    def lost(self, server: str, now_s: float) -> None:
+        """A server is gone, with all that it did and held."""
+        if now_s < self._last_s.get(server, 0.0) or server not in self.servers:
+            return
+        for name, core in list(self._open):
+            if name == server:
+                self._close(name, core, now_s, "lost")
+        self._instant(now_s, server, "lost", server)
+        nothing = Sample(now_s=now_s, server=server, held={}, queued={}, running=0)
+        self.samples.append(nothing)
 
     def close(self) -> None:
         """End what has not ended at its server's last event: it was lost, or so was its log."""
@@ -136,8 +156,17 @@ class Timeline:
 
     def _close(self, name: str, core: int, now_s: float, failure: str) -> None:
         run, started_s = self._open.pop((name, core))
+        measured_s, load_s = self._measured.pop((name, core), (None, None))
         self.spans.append(
-            CoreSpan(server=name, run=run, started_s=started_s, ended_s=now_s, failure=failure)
+            CoreSpan(
+                server=name,
+                run=run,
+                started_s=started_s,
+                ended_s=now_s,
+                failure=failure,
+                measured_s=measured_s,
+                load_s=load_s,
+            )
         )
 
     def _sample(self, server: Server) -> None:

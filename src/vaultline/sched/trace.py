@@ -70,6 +70,8 @@ def _span(span: CoreSpan, pid: int) -> TraceEvent:
     if isinstance(run, Run):
         name = f"{run.model}/{run.group}"
         args = {"requests": list(run.requests), "kept": run.keep, "streamed": run.streamed}
+    if span.measured_s is not None:
+        args |= {"measured ms": span.measured_s * 1e3, "decrypting ms": (span.load_s or 0.0) * 1e3}
     if span.failure:
         args["failure"] = span.failure
     return {

@@ -19,6 +19,8 @@ from vaultline.sim.cluster import Outcome
 
 #: Points of a series over time, which pictures are drawn from.
 SERIES_POINTS = 240
+#: After the point, of means over time.
+_DIGITS = 6
 #: With more servers only the series of all together is kept.
 SERVERS_WITH_SERIES = 16
 
@@ -37,10 +39,11 @@ class Series(Struct, frozen=True):
 
 
 class Happening(Struct, frozen=True):
-    """Weights of a group that came to stay (``load``) or went (``evict``)."""
+    """Weights of a group that came to stay (``load``) or went (``evict``), or of all groups that a
+    model (``remove``) or a server (``lost``) had here."""
 
     now_s: float
-    what: Literal["load", "evict"]
+    what: Literal["load", "evict", "remove", "lost"]
     of: str
 
 
@@ -88,6 +91,7 @@ class PolicyResult(Struct, frozen=True):
         throughput_per_s: answered requests over that.
         refusals: how many for each reason.
         series: of all servers together.
+        replica_changes: how often a server was to get a model or to give one up.
     """
 
     policy: str
@@ -101,9 +105,12 @@ class PolicyResult(Struct, frozen=True):
     models: tuple[ModelResult, ...]
     servers: tuple[ServerResult, ...]
     series: Series | None
+    replica_changes: int = 0
 
 
-def policy_result(policy: str, outcomes: Sequence[Outcome], timeline: Timeline) -> PolicyResult:
+def policy_result(
+    policy: str, outcomes: Sequence[Outcome], timeline: Timeline, replica_changes: int = 0
+) -> PolicyResult:
     """Sum up a run; every request has ended."""
     start_s = min((outcome.request.arrived_s for outcome in outcomes), default=0.0)
     end_s = max((outcome.ended_s for outcome in outcomes), default=0.0)
@@ -127,6 +134,7 @@ def policy_result(policy: str, outcomes: Sequence[Outcome], timeline: Timeline) 
         models=models,
         servers=servers,
         series=series,
+        replica_changes=replica_changes,
     )
 
 
@@ -201,11 +209,11 @@ def _server(
 
 
 def happenings(timeline: Timeline) -> dict[str, list[Happening]]:
-    """Loads and evictions of each server, in the order of their times."""
+    """What came and went at each server, in the order of the times."""
     found: dict[str, list[Happening]] = defaultdict(list)
     for each in timeline.instants:
-        if each.what == "evict":
-            found[each.server].append(Happening(now_s=each.now_s, what="evict", of=each.of))
+        if each.what in ("evict", "remove", "lost"):
+            found[each.server].append(Happening(now_s=each.now_s, what=each.what, of=each.of))
     for span, run in timeline.runs:
         if run.keep and run.streamed:
             of = f"{run.model}/{run.group}"
@@ -237,7 +245,7 @@ def series_of(
         busy_cores=means([now_s for now_s, _ in changes], busy, edges),
         queued=means(times, [float(sum(sample.queued.values())) for sample in samples], edges),
         held_bytes={
-            kind: means(times, [float(sample.held.get(kind, 0)) for sample in samples], edges)
+            kind: means(times, [float(s.held.get(kind, 0)) for s in samples], edges, digits=0)
             for kind in kinds
         },
     )
@@ -268,23 +276,31 @@ def _added(rows: Sequence[tuple[float, ...]], nothing: tuple[float, ...]) -> tup
 
 
 def means(
-    times: Sequence[float], values: Sequence[float], edges: Sequence[float]
+    times: Sequence[float],
+    values: Sequence[float],
+    edges: Sequence[float],
+    *,
+    digits: int = _DIGITS,
 ) -> tuple[float, ...]:
     """Mean of a step function between each two edges.
 
     Args:
         times: rising, when it takes each of the values; before the first of them it is the first.
+        digits: after the point: differences of large sums are no more precise.
     """
     if not times:
         return (0.0,) * (len(edges) - 1)
     steps = zip(values, pairwise(times), strict=False)
     areas = list(accumulate((value * (b - a) for value, (a, b) in steps), initial=0.0))
 
+    def value_at(now_s: float) -> float:
+        return values[max(0, bisect_right(times, now_s) - 1)]
+
     def area(now_s: float) -> float:
         at = max(0, bisect_right(times, now_s) - 1)
         return areas[at] + values[at] * (now_s - times[at])
 
     return tuple(
-        (area(b) - area(a)) / (b - a) if b > a else values[max(0, bisect_right(times, a) - 1)]
+        round((area(b) - area(a)) / (b - a), digits) if b > a else value_at(a)
         for a, b in pairwise(edges)
     )

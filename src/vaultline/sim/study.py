@@ -6,42 +6,21 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vaultline.core.cluster import Cluster
-from vaultline.core.errors import InputError
+from msgspec.structs import replace
+
+from vaultline.core.cluster import Cluster, Device
+from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.serde import Struct
-from vaultline.core.units import format_bytes
 from vaultline.sched.events import Request
 from vaultline.sched.facts import ModelFacts, ServerFacts
 from vaultline.sched.policies import ServingPolicy
+from vaultline.sched.replicas import ReplicaSettings, spare_bytes
 from vaultline.sched.timeline import Timeline
 from vaultline.sim.cluster import Outcome, Simulation, Timing
 from vaultline.sim.results import SERIES_POINTS, PolicyResult, policy_result
 
 #: With about as many runs or fewer, every change of every server is kept.
 EVENTS_SAMPLED = 100_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stock:
-    """Models that a cluster serves.
-
-    Attributes:
-        facts: of each, divided into step groups for bounded memory.
-        paged: of each, whole, for policies on paged memory.
-        workspace_bytes, paged_workspace_bytes: that the neediest group of any takes, on each core;
-            0 where the facts of the groups say it.
-    """
-
-    facts: Mapping[str, ModelFacts]
-    paged: Mapping[str, ModelFacts]
-    workspace_bytes: int = 0
-    paged_workspace_bytes: int = 0
-
-    def of(self, policy: ServingPolicy) -> tuple[Mapping[str, ModelFacts], int]:
-        """Facts of models and bytes of a workspace, as a policy runs them."""
-        if policy.paged:
-            return self.paged, self.paged_workspace_bytes
-        return self.facts, self.workspace_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,86 +66,109 @@ def simulation_result(
     )
 
 
-def servers_of(cluster: Cluster, models: Sequence[str], workspace_bytes: int) -> list[ServerFacts]:
+def servers_of(
+    cluster: Cluster, models: Sequence[str], fixed_bytes: Callable[[Device], int]
+) -> list[ServerFacts]:
     """A server for each attested device of a cluster, with all models installed.
 
+    Args:
+        fixed_bytes: what one holds from its start to its end, besides what is installed.
+
     Raises:
-        InputError: no device is attested, or one is smaller than its workspaces.
+        InputError: no device is attested.
     """
-    found = []
-    for unit in cluster.units:
-        if unit.trust != "attested":
-            continue
-        fixed_bytes = unit.cores * workspace_bytes
-        if fixed_bytes >= unit.memory_bytes:
-            raise InputError(
-                f"device {unit.name} has less memory than its cores' workspaces take",
-                got=f"{format_bytes(unit.memory_bytes)}, {unit.cores} cores",
-                expected=f"more than {format_bytes(workspace_bytes)} a core",
-                remedy="give it more memory, or prepare the models for less",
-            )
-        found.append(
-            ServerFacts(
-                name=unit.name,
-                cores=unit.cores,
-                memory_bytes=unit.memory_bytes,
-                models=tuple(models),
-                fixed_bytes=fixed_bytes,
-            )
-        )
-    if not found:
+    devices = [unit for unit in cluster.units if unit.trust == "attested"]
+    if not devices:
         raise InputError(
             "the cluster has no attested device", remedy="only attested devices serve models"
         )
-    return found
+    return [
+        ServerFacts(
+            name=device.name,
+            cores=device.cores,
+            memory_bytes=device.memory_bytes,
+            models=tuple(models),
+            fixed_bytes=fixed_bytes(device),
+        )
+        for device in devices
+    ]
+
+
+def on_some(
+    servers: Sequence[ServerFacts], models: Mapping[str, ModelFacts], replicas: int
+) -> list[ServerFacts]:
+    """The same servers with each model on so many of them, those with most memory to spare.
+
+    Raises:
+        InfeasibleError: they have no room for all.
+    """
+    here: dict[str, list[ModelFacts]] = {server.name: [] for server in servers}
+    for model in sorted(models.values(), key=lambda each: -each.fixed_bytes):
+        room = [(spare_bytes(each, [*here[each.name], model]), each.name) for each in servers]
+        best = sorted((each for each in room if each[0] >= 0), key=lambda each: (-each[0], each[1]))
+        if len(best) < min(replicas, len(servers)):
+            raise InfeasibleError(
+                f"the servers have no room for {replicas} replicas of every model",
+                got=f"{len(best)} of {model.name}",
+                remedy="give them more memory, or fewer replicas",
+            )
+        for _, name in best[:replicas]:
+            here[name].append(model)
+    return [
+        replace(server, models=tuple(model.name for model in here[server.name]))
+        for server in servers
+    ]
 
 
 def study(
-    policy: ServingPolicy,
-    cluster: Cluster,
-    stock: Stock,
-    requests: Sequence[Request],
-    timing: Timing,
-    progress: Callable[[int], None] | None = None,
-) -> Study:
-    """Simulate a workload under one policy.
-
-    Raises:
-        InputError: requests for a model whose facts are not there.
-        InfeasibleError: a server can't run one of the models at all.
-    """
-    names = list(dict.fromkeys(request.model for request in requests))
-    facts, workspace_bytes = stock.of(policy)
-    missing = [name for name in names if name not in facts]
-    if missing:
-        kind = "in paged memory" if policy.paged else "in step groups"
-        raise InputError(
-            f"policy {policy.name} needs facts of every model {kind}",
-            got=f"none of {', '.join(missing)}",
-            remedy="prepare them",
-        )
-    servers = servers_of(cluster, names, workspace_bytes)
-    return simulated(policy, servers, facts, requests, timing, progress)
-
-
-def simulated(
     policy: ServingPolicy,
     servers: Sequence[ServerFacts],
     models: Mapping[str, ModelFacts],
     requests: Sequence[Request],
     timing: Timing,
     progress: Callable[[int], None] | None = None,
+    *,
+    replicas: ReplicaSettings | None = None,
+    losses: Mapping[str, float] | None = None,
 ) -> Study:
-    """Simulate requests on these servers, and watch them: in large simulations now and then."""
+    """Simulate requests under one policy, and watch the servers: large simulations now and then.
+
+    Args:
+        models: that may be requested, by name.
+        requests: at least one, in the order of their arrival.
+        replicas, losses: as for :class:`Simulation`.
+
+    Raises:
+        InputError: requests for a model whose facts are not there.
+        InfeasibleError: a server can't run one of its models at all.
+    """
+    missing = {request.model for request in requests} - {*models}
+    if missing:
+        kind = "for paged memory" if policy.paged else "for bounded memory"
+        raise InputError(
+            f"policy {policy.name} needs facts of every model, {kind}",
+            got=f"none of {', '.join(sorted(missing))}",
+            expected=f"some of {', '.join(sorted(models)) or 'none'}",
+            remedy="prepare them",
+        )
     events = len(requests) * max(len(model.groups) for model in models.values())
     span_s = requests[-1].arrived_s - requests[0].arrived_s
     timeline = Timeline(period_s=span_s / SERIES_POINTS if events > EVENTS_SAMPLED else 0.0)
     simulation = Simulation(
-        servers, models, policy.chooser(), policy.local, timing, timeline.observe
+        servers,
+        models,
+        policy.chooser(),
+        policy.local,
+        timing,
+        timeline.observe,
+        replicas=replicas,
+        losses=losses,
     )
     for server in simulation.servers.values():
         timeline.watch(server)
     trace = simulation.run(requests, progress)
+    for name, lost_s in (losses or {}).items():
+        timeline.lost(name, lost_s)
     timeline.close()
-    result = policy_result(policy.name, trace.outcomes, timeline)
+    result = policy_result(policy.name, trace.outcomes, timeline, len(trace.changes))
     return Study(result=result, outcomes=trace.outcomes, timeline=timeline)

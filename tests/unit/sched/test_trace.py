@@ -19,6 +19,7 @@ from vaultline.sched.replay import (
     EventEntry,
     LogEntry,
     LogHeader,
+    RanEntry,
     decode,
     encode,
 )
@@ -26,6 +27,7 @@ from vaultline.sched.server import Server
 from vaultline.sched.timeline import Timeline
 from vaultline.sched.trace import trace_events, trace_json
 from vaultline.sim.cluster import Simulation, Timing
+from vaultline.sim.fidelity import service_times
 from vaultline.testing.serving import group, model, poisson, server
 
 MODELS = {
@@ -95,7 +97,7 @@ def test_a_run_that_fails_and_one_that_never_ends_are_marked() -> None:
         ("out of luck", 1.0),
         ("never ended", 1.0),
     ]
-    assert [each.detail for each in timeline.instants] == ["out of luck"]
+    assert [each.detail for each in timeline.instants if each.what == "refuse"] == ["out of luck"]
 
 
 # What https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU asks of each
@@ -219,6 +221,24 @@ def test_a_log_gives_the_timeline_of_the_servers_that_wrote_it() -> None:
     assert again.spans == TIMELINE.spans
     assert again.instants == TIMELINE.instants
     assert again.samples[-1] == TIMELINE.samples[-1]
+
+
+def test_what_workers_measured_is_in_the_trace() -> None:
+    last = max(k for k, e in enumerate(LOG) if isinstance(getattr(e, "event", None), Finished))
+    end = LOG[last]
+    assert isinstance(end, EventEntry)
+    assert isinstance(end.event, Finished)
+    ran = RanEntry(
+        server=end.server, core=end.event.core, model="quick", group=0, requests=(1,),
+        started_s=5.0, ended_s=5.25, load_s=0.125,
+    )  # fmt: skip
+    again = read_logs([("a", [*LOG[:last], ran, *LOG[last:]])])
+    measured = [each for each in again.spans if each.measured_s is not None]
+    assert [(each.ended_s, each.measured_s) for each in measured] == [(end.event.now_s, 0.25)]
+    found = [e["args"] for e in trace_events({"": again}) if "measured ms" in e.get("args", {})]
+    assert [(each["measured ms"], each["decrypting ms"]) for each in found] == [(250.0, 125.0)]
+    times = service_times(again, MODELS)
+    assert sum(each.command_s is not None for each in times.values()) == 1
 
 
 def test_each_server_may_have_a_log_of_its_own() -> None:

@@ -6,13 +6,14 @@ import pytest
 
 from vaultline.core.cluster_file import parse_cluster
 from vaultline.core.errors import InfeasibleError, InputError
-from vaultline.sched.events import Request
+from vaultline.sched.events import Answer, Arrived, Finished, Request
 from vaultline.sched.policies import policy
+from vaultline.sched.replay import ActionEntry, EventEntry, LogEntry
 from vaultline.sched.timeline import Timeline
 from vaultline.sim.cluster import Outcome, Timing
-from vaultline.sim.fidelity import fidelity, service_times
+from vaultline.sim.fidelity import measured_hop_s, service_times
 from vaultline.sim.results import means, policy_result
-from vaultline.sim.study import Stock, servers_of, simulation_result, study
+from vaultline.sim.study import servers_of, simulation_result, study
 from vaultline.testing.serving import group, model, poisson
 
 CLUSTER = parse_cluster(
@@ -33,7 +34,7 @@ MODELS = {
         model("slow", group(4, run_s=0.04), group(18, run_s=0.03, four_s=0.05)),
     )
 }
-STOCK = Stock(facts=MODELS, paged=MODELS)
+SERVERS = servers_of(CLUSTER, list(MODELS), lambda _: 0)
 REQUESTS = poisson(list(MODELS), rate=80.0, count=300, seed=1)
 
 
@@ -82,7 +83,7 @@ def test_means_of_a_step_function_keep_its_area() -> None:
 
 def test_sums_over_servers_agree_with_what_happened() -> None:
     for name in ("vaultline", "model-affinity"):
-        found = study(policy(name), CLUSTER, STOCK, REQUESTS, Timing()).result
+        found = study(policy(name), SERVERS, MODELS, REQUESTS, Timing()).result
         assert found.answered + found.refused == 300
         assert sum(each.answered for each in found.servers) == found.answered
         assert sum(each.latency.count for each in found.models if each.latency) == found.answered
@@ -100,69 +101,58 @@ def test_sums_over_servers_agree_with_what_happened() -> None:
 def test_a_hop_is_added_twice() -> None:
     alone = [Request(number=0, model="quick", arrived_s=0.0)]
     near, far = (
-        study(policy("vaultline"), CLUSTER, STOCK, alone, Timing(hop_s=hop_s)).outcomes[0]
+        study(policy("vaultline"), SERVERS, MODELS, alone, Timing(hop_s=hop_s)).outcomes[0]
         for hop_s in (0.0, 0.25)
     )
     assert far.latency_s == pytest.approx(near.latency_s + 0.5)
 
 
-def test_servers_are_the_attested_devices_and_hold_workspaces_for_their_cores() -> None:
-    servers = servers_of(CLUSTER, ["quick"], 5 << 20)
-    assert [(each.name, each.cores, each.fixed_bytes) for each in servers] == [
-        ("box-0", 2, 10 << 20),
-        ("box-1", 2, 10 << 20),
+def test_servers_are_the_attested_devices_with_all_models() -> None:
+    servers = servers_of(CLUSTER, ["quick"], lambda device: device.cores << 20)
+    assert [(each.name, each.cores, each.models, each.fixed_bytes) for each in servers] == [
+        ("box-0", 2, ("quick",), 2 << 20),
+        ("box-1", 2, ("quick",), 2 << 20),
     ]
-    with pytest.raises(InputError, match="box-0 has less memory"):
-        servers_of(CLUSTER, ["quick"], 20 << 20)
 
 
 def test_what_can_not_be_simulated_is_refused() -> None:
-    big = model("big", group(10, workspace_mib=60))
-    stock = Stock(facts={"big": big}, paged={})
+    models = {"big": model("big", group(10, workspace_mib=60))}
+    servers = servers_of(CLUSTER, ["big"], lambda _: 0)
     requests = [Request(number=0, model="big", arrived_s=0.0)]
     with pytest.raises(InfeasibleError, match="box-0"):
-        study(policy("vaultline"), CLUSTER, stock, requests, Timing())
-    with pytest.raises(InputError, match="fifo needs facts of every model in paged memory"):
-        study(policy("fifo"), CLUSTER, stock, requests, Timing())
+        study(policy("vaultline"), servers, models, requests, Timing())
+    with pytest.raises(InputError, match="fifo needs facts of every model, for paged memory"):
+        study(policy("fifo"), SERVERS, MODELS, requests, Timing())
 
 
 def test_all_policies_are_compared_on_the_same_requests() -> None:
     names = ("vaultline", "round-robin")
-    studies = [study(policy(name), CLUSTER, STOCK, REQUESTS, Timing()) for name in names]
+    studies = [study(policy(name), SERVERS, MODELS, REQUESTS, Timing()) for name in names]
     found = simulation_result(REQUESTS, Timing(), studies)
     assert found.requests == 300
     assert sum(found.models.values()) == 300
     assert [each.policy for each in found.policies] == list(names)
 
 
-def test_a_simulation_is_faithful_to_itself_and_a_slower_run_shows() -> None:
-    name, timing = policy("vaultline"), Timing(hop_s=0.002)
-    ran = study(name, CLUSTER, STOCK, REQUESTS, timing)
-    servers = servers_of(CLUSTER, list(MODELS), 0)
-    same = fidelity(name, servers, MODELS, ran.outcomes, timing)
-    assert (same.throughput, same.mean, same.p95) == (1.0, 1.0, 1.0)
-    assert set(same.models.values()) == {1.0}
-    late = [
-        outcome_.__class__(
-            request=outcome_.request,
-            server=outcome_.server,
-            ended_s=outcome_.request.arrived_s + 2 * outcome_.latency_s,
-        )
-        for outcome_ in ran.outcomes
-    ]
-    slower = fidelity(name, servers, MODELS, late, timing)
-    assert slower.mean == pytest.approx(0.5)
-    assert slower.p95 == pytest.approx(0.5)
-    nobody = [outcome(0, 0.0, 0.0, reason="no")]
-    with pytest.raises(InputError):
-        fidelity(name, servers, {**MODELS, "m": MODELS["quick"]}, nobody, timing)
+def test_what_requests_spend_outside_of_servers_is_measured_by_durations() -> None:
+    """The log's clock is far from the client's."""
+    log: list[LogEntry] = []
+    for number, (arrived_s, answered_s) in enumerate(((100.0, 100.5), (101.0, 101.1))):
+        request = Request(number=number, model="m", arrived_s=arrived_s)
+        log.append(EventEntry(server="s", event=Arrived(now_s=arrived_s, request=request)))
+        log.append(EventEntry(server="s", event=Finished(now_s=answered_s, core=0)))
+        log.append(ActionEntry(server="s", action=Answer(request=number)))
+    assert measured_hop_s({0: 0.52, 1: 0.12, 7: 9.0}, [log]) == pytest.approx(0.01)
+    with pytest.raises(InputError, match="not of this run"):
+        measured_hop_s({7: 1.0}, [log])
 
 
 def test_service_times_of_a_simulation_are_the_facts() -> None:
-    ran = study(policy("vaultline"), CLUSTER, STOCK, REQUESTS, Timing())
+    ran = study(policy("vaultline"), SERVERS, MODELS, REQUESTS, Timing())
     found = service_times(ran.timeline, MODELS)
     assert set(found) == {"quick/0", "slow/0", "slow/1"}
     for each in found.values():
         assert each.runs > 0
         assert each.median == pytest.approx(1.0)
         assert each.total == pytest.approx(1.0)
+        assert each.command_s is None
