@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from vaultline.attest.grant import TensorNotReleased
 from vaultline.attest.refusals import EvidenceRefused, KindRefused, PinnedKeyRefused
+from vaultline.attest.stage_grant import TensorNotReleased
 from vaultline.bench.cutting import cut_plan
 from vaultline.bench.rig import Rig, make_rig, make_trust
 from vaultline.channel.chunks import VaultOtherPlanError

@@ -12,7 +12,6 @@ from vaultline.attest import refusals
 from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
 from vaultline.attest.grant import (
-    Grant,
     GrantForAnotherDeployment,
     GrantForAnotherEnclave,
     GrantForAnotherEpoch,
@@ -23,6 +22,7 @@ from vaultline.attest.grant import (
     transcript_hash,
 )
 from vaultline.attest.granting import seal_grant
+from vaultline.attest.stage_grant import Grant
 from vaultline.core.errors import VaultlineError
 from vaultline.enclave.evidence import fresh_key
 from vaultline.owner.appraisal import Appraiser

@@ -1,4 +1,4 @@
-"""The grant: the keys of one stage, sealed to the key that an enclave's evidence commits to.
+"""Grants: the keys of a stage or a server, sealed to the key that an enclave's evidence commits to.
 
 HPKE (RFC 9180) in base mode, with the hybrid of ML-KEM-768 and X25519: frames recorded today stay
 closed unless both are broken. The owner is authenticated by nothing but the vault: an enclave that
@@ -9,9 +9,7 @@ takes a stranger's grant cannot open the vault's section, whose key only the mod
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from math import inf
 from typing import TypeVar
 
 from cryptography.exceptions import InvalidTag
@@ -21,9 +19,8 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519Pr
 
 from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
-from vaultline.core.errors import InputError, RefusedError, RemoteProtocolError
+from vaultline.core.errors import RemoteProtocolError
 from vaultline.core.limits import CONTROL_MESSAGE_BYTES_MAX
-from vaultline.core.section import SectionAccess
 from vaultline.core.serde import Struct, from_msgpack
 
 #: A grant takes about 300 bytes, its encapsulated keys 1,120; what it releases names each tensor
@@ -65,68 +62,6 @@ _ANSWERS: dict[str, type[GrantRefused]] = {
     "stage": GrantForAnotherStage,
 }
 G = TypeVar("G", bound=Struct)
-
-
-class TensorNotReleased(RefusedError):
-    """An untrusted stage would see what the owner's policy does not release."""
-
-
-class HopRelease(Struct, frozen=True, kw_only=True):
-    """What the owner's policy lets an untrusted next stage see; never made from a plan's claims.
-
-    Attributes:
-        tensors: names of all that may travel.
-        leakage: measured, of all of them together: the worst of every cut that the stages behind
-            the hop can compute from them.
-        limit: the most that the policy allows.
-    """
-
-    tensors: tuple[str, ...]
-    leakage: float
-    limit: float
-
-
-class Grant(SectionAccess, frozen=True, kw_only=True):
-    """What one enclave may know: what opens its own section, and the secrets of its two hops.
-
-    Attributes:
-        deployment: 16 bytes.
-        hop_in_secret, hop_out_secret: 32 bytes each, from which the hops' record keys derive.
-        replica: which of its stage's replicas this enclave is: they share one section.
-        release: what may go to an untrusted next stage; without it nothing may.
-    """
-
-    epoch: int
-    deployment: bytes
-    hop_in_secret: bytes
-    hop_out_secret: bytes
-    replica: int = 0
-    release: HopRelease | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        parts = (self.deployment, self.hop_in_secret, self.hop_out_secret)
-        if tuple(map(len, parts)) != (16, 32, 32):
-            raise InputError("a deployment has 16 bytes, a hop's secret 32")
-
-
-def check_released(release: HopRelease | None, tensors: Iterable[str]) -> None:
-    """Refuse to let an untrusted stage see tensors that a policy does not release.
-
-    The host hears what an enclave says: no tensor is named.
-
-    Raises:
-        TensorNotReleased: nothing is, or not all of them, or they leak more than the limit.
-    """
-    reason = ""
-    if release is None:
-        reason = "no policy releases anything to it"
-    elif not set(tensors).issubset(release.tensors):
-        reason = "it would see tensors that were not released"
-    elif not release.leakage <= release.limit < inf:  # nor if either is not a number
-        reason = "what it would see leaks more than the policy's limit"
-    if reason:
-        raise TensorNotReleased(f"the next stage is untrusted: {reason}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from cryptography.hazmat.primitives.hpke import MLKEM768X25519PublicKey
 
 from vaultline.attest.evidence import MLKEM_KEY_BYTES, PUBLIC_KEY_BYTES
-from vaultline.attest.grant import SEALED_GRANT_BYTES_MAX, SUITE, Grant
+from vaultline.attest.grant import SEALED_GRANT_BYTES_MAX, SUITE
 from vaultline.attest.server_grant import ServerGrant
+from vaultline.attest.stage_grant import Grant
 from vaultline.core.errors import InputError, RemoteProtocolError
 from vaultline.core.serde import to_msgpack
 

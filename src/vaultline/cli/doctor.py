@@ -11,7 +11,7 @@ import typer
 import vaultline
 from vaultline.cli.common import JsonFlag, print_json, results, table
 from vaultline.cli.machine import CipherSpeed, Finding, cipher_speeds, survey
-from vaultline.cli.tcb import TrustedBase, trusted_base
+from vaultline.cli.tcb import WORKERS, TrustedBase, trusted_base
 from vaultline.core.units import format_bytes
 
 EXIT_REFUSED = 1
@@ -38,7 +38,8 @@ def doctor(
     With --tcb: the lines and dependencies of the code that runs inside an enclave.
     """
     if tcb:
-        _report_base(trusted_base(Path(vaultline.__file__).parents[1]), as_json=as_json)
+        source = Path(vaultline.__file__).parents[1]
+        _report_bases([trusted_base(source, worker) for worker in WORKERS], as_json=as_json)
     else:
         _report_machine(survey(), cipher_speeds(), as_json=as_json)
 
@@ -84,25 +85,31 @@ def _print_machine(findings: tuple[Finding, ...], speeds: tuple[CipherSpeed, ...
         console.print(table(None, ("missing", "what would help"), remedies))
 
 
-def _report_base(base: TrustedBase, *, as_json: bool) -> None:
+def _report_bases(bases: list[TrustedBase], *, as_json: bool) -> None:
+    """Of a pipeline's worker and of a server's, in this order."""
     if as_json:
-        print_json(
-            {
-                **asdict(base),
-                "lines": base.lines,
-                "code_lines": base.code_lines,
-                "simulated_code_lines": base.simulated_code_lines,
-                "within_limit": base.within_limit,
-            }
-        )
+        stage, server = map(_base_as_json, bases)
+        print_json({**stage, "server": server})
     else:
-        _print_base(base)
-    if not base.within_limit:
+        for base, whose in zip(bases, ("stage of a pipeline", "server"), strict=True):
+            _print_base(base, whose)
+    if not all(base.within_limit for base in bases):
         raise typer.Exit(EXIT_REFUSED)
 
 
-def _print_base(base: TrustedBase) -> None:
+def _base_as_json(base: TrustedBase) -> dict[str, object]:
+    return {
+        **asdict(base),
+        "lines": base.lines,
+        "code_lines": base.code_lines,
+        "simulated_code_lines": base.simulated_code_lines,
+        "within_limit": base.within_limit,
+    }
+
+
+def _print_base(base: TrustedBase, whose: str) -> None:
     console = results()
+    console.print(f"trusted in the enclave of a {whose}")
     rows = [(module.name, module.lines, module.code_lines) for module in base.modules]
     console.print(
         table(
@@ -130,7 +137,8 @@ def _print_base(base: TrustedBase) -> None:
         names = ", ".join(module.name for module in base.simulated)
         console.print(
             f"not among them: {base.simulated_code_lines} lines of code that only simulated "
-            f"enclaves load, for paged stages, measured like the rest ({names})"
+            f"enclaves load, measured like the rest ({names})"
         )
     for place in base.dynamic:
         console.print(f"not counted: {place} imports by a computed name; name the module instead")
+    console.print()

@@ -19,14 +19,6 @@ COMMAND_BYTES_MAX = 64 << 10
 CELL_BYTES = VAULT_CHUNK_BYTES_MAX + 64
 
 
-def fixed_bytes(
-    *, cores: int, workspace_bytes: int, message_bytes: int, cache_bytes: int = 0
-) -> int:
-    """What a serving worker holds from its start to its end: for each core a workspace and a cell
-    of ciphertext; one sealed request and one sealed answer; the simulated page cache."""
-    return cores * (workspace_bytes + CELL_BYTES) + 2 * message_bytes + cache_bytes
-
-
 class ServerWorkerConfig(Struct, frozen=True):
     """The first line that a serving worker reads. Untrusted: wrong values make it refuse or stop.
 

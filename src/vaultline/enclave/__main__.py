@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from vaultline.attest.grant import Grant, GrantRefused
+from vaultline.attest.grant import GrantRefused
+from vaultline.attest.stage_grant import Grant
 from vaultline.core.control import BeatLine, StageMetrics, WorkerConfig
 from vaultline.enclave.admission import admit
 from vaultline.enclave.lines import HostLines

@@ -63,9 +63,10 @@ class GroupExecutor(Executor):
         return _LoadedStep(loaded.step, loaded._session, values, (), 0, self._program)
 
     def _decrypt(self, loaded: _LoadedStep) -> None:
-        before_s = time.perf_counter()
-        super()._decrypt(loaded)
-        self._decrypt_s += time.perf_counter() - before_s
+        if loaded.streamed:
+            before_s = time.perf_counter()
+            super()._decrypt(loaded)
+            self._decrypt_s += time.perf_counter() - before_s
 
     def _run_one(
         self, loaded: _LoadedStep, frame: int, before: FrameBuffer, after: FrameBuffer
@@ -116,7 +117,6 @@ class Group:
             VaultError: a weight does not verify; none of them stays.
         """
         with self._holding:
-            self.doomed = False
             if self._kept is not None or self.program.settings.mode == "paged":
                 return 0.0
             before_s = time.perf_counter()

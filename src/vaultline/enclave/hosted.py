@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING
 
 from vaultline.attest.server_grant import ServerGrant
 from vaultline.channel.requests import OVERHEAD_BYTES
-from vaultline.core.errors import MachineError, RefusedError
+from vaultline.core.errors import MachineError
 from vaultline.core.section import SectionAccess
 from vaultline.core.serving import CELL_BYTES
 from vaultline.enclave.commands import CommandError
-from vaultline.enclave.executor import FrameBuffer, PagedRefusedError, check_engine
+from vaultline.enclave.executor import (
+    FrameBuffer,
+    PagedRefusedError,
+    ProgramRefusedError,
+    check_engine,
+)
 from vaultline.enclave.groups import Group, GroupExecutor, check_chain, release_frames
 from vaultline.enclave.process import Process
 from vaultline.enclave.shared_ledger import Account, SharedLedger
@@ -30,7 +35,7 @@ class GrantedMemoryError(MachineError):
 
 
 class Shared:
-    """What a server holds from its start to its end: ``core.serving.fixed_bytes``.
+    """What a server holds from its start to its end, and shares among its models.
 
     Attributes:
         cells: where sealed requests and answers are, one of each at a time.
@@ -68,7 +73,7 @@ class Shared:
         program = section.program
         if program.settings.mode != "paged":
             if program.resident_bytes:
-                raise RefusedError("a server keeps weights as it likes", remedy="prepare it again")
+                raise ProgramRefusedError("not compiled for a server: some weights always stay")
             spaces = self.workspaces
             return [GroupExecutor(program, section, account, space) for space in spaces]
         if self._process.provider.kind != "simulated":

@@ -210,26 +210,29 @@ class Server:
     # A core's thread.
 
     def _work(self, line: CommandLine, number: int) -> None:
-        core = self._cores[number]
         while True:
-            task = core.tasks.get()
-            try:
-                outcome = task()
-            except VaultlineError as error:
-                self._rest(core)
-                line.reply(_failed(number, error))
-                continue
-            # Idle and accounted for before the host can know: it may use both at once.
-            seconds = time.monotonic() - core.since_s
+            self._do(line, number, self._cores[number].tasks.get())
+
+    def _do(self, line: CommandLine, number: int, task: Callable[[], _Outcome]) -> None:
+        """Do it and reply. By then the core is idle, and everything is released: a host that has
+        heard of it may use both."""
+        core = self._cores[number]
+        try:
+            outcome = task()
+        except VaultlineError as error:
             self._rest(core)
-            done = DoneReply(
-                core=number,
-                answers=len(outcome.answers),
-                seconds=seconds,
-                load_s=outcome.load_s,
-                metrics=self.metrics,
-            )
-            line.reply(done, self._sealed(outcome))
+            line.reply(_failed(number, error))
+            return
+        seconds = time.monotonic() - core.since_s
+        self._rest(core)
+        done = DoneReply(
+            core=number,
+            answers=len(outcome.answers),
+            seconds=seconds,
+            load_s=outcome.load_s,
+            metrics=self.metrics,
+        )
+        line.reply(done, self._sealed(outcome))
 
     def _rest(self, core: _Core) -> None:
         """A core is done with what it ran; weights of a run that failed go with the last of it."""

@@ -28,13 +28,20 @@ class PagedGroupExecutor(GroupExecutor, PagedExecutor):
     ) -> None:
         """``first``: of the same group, whose weights are used; without one they are read."""
         self._first = first
-        super().__init__(section.program, section, ledger, cache)
+        self._own: list[Region] = []
+        try:
+            super().__init__(section.program, section, ledger, cache)
+        except BaseException:
+            self._forget()
+            raise
 
     def _take(self, kind: BufferKind, size_bytes: int, what: str) -> Bytes:
         if kind == "resident" and self._first is not None:
             self._weights: Region = self._first._weights
             return self._weights.data
-        return super()._take(kind, size_bytes, what)
+        data = super()._take(kind, size_bytes, what)
+        self._own.append(self._weights if kind == "resident" else self._tensors)
+        return data
 
     def _read_residents(self) -> None:
         if self._first is None:
@@ -43,9 +50,12 @@ class PagedGroupExecutor(GroupExecutor, PagedExecutor):
     def close(self) -> None:
         """Forget the regions."""
         super().close()
-        self.cache.forget(self._tensors)
-        if self._first is None:
-            self.cache.forget(self._weights)
+        self._forget()
+
+    def _forget(self) -> None:
+        for region in self._own:
+            self.cache.forget(region)
+        self._own.clear()
 
 
 def open_shared_cache(size_bytes: int, page_mode: PageMode) -> PageCache:
@@ -70,6 +80,12 @@ def paged_executors(
     """
     if section.program.settings.page_mode != cache.page_mode:
         raise MachineError("a server's paged models must agree on what a page costs")
-    first = PagedGroupExecutor(section, ledger, cache)
-    others = [PagedGroupExecutor(section, ledger, cache, first) for _ in range(cores - 1)]
-    return [first, *others]
+    made = [PagedGroupExecutor(section, ledger, cache)]
+    try:
+        for _ in range(cores - 1):
+            made.append(PagedGroupExecutor(section, ledger, cache, made[0]))
+    except BaseException:
+        for executor in made:
+            executor.close()
+        raise
+    return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vaultline.attest.grant import Grant, check_released
+from vaultline.attest.stage_grant import Grant, check_released
 from vaultline.core.control import BufferKind
 from vaultline.core.program import StageProgram
 from vaultline.enclave.evidence import Provider

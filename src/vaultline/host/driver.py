@@ -99,6 +99,8 @@ class ServerDriver:
         self._to_install = [self._numbers[name] for name in reversed(server.facts.models)]
         self._installing: set[int] = set()
         self._installed = False
+        self._at_worker: set[int] = set()
+        self._own_replies: list[DoneReply] = []
         self._here: set[int] = set()
         self._turned_away = 0
         self._told_drained = False
@@ -121,8 +123,25 @@ class ServerDriver:
         self._installing.discard(core)
         if self._to_install:
             self._installing.add(core)
-            self._command(InstallCommand(core=core, model=self._to_install.pop()), (), now_s)
+            self._install(core, self._to_install.pop(), now_s)
         self._installed = not self._installing
+
+    def _install(self, core: int, model: int, now_s: float) -> None:
+        """The worker makes every core's sessions at once: other cores have nothing left to do."""
+        command = InstallCommand(core=core, model=model)
+        if model not in self._at_worker:
+            self._at_worker.add(model)
+            self._command(command, (), now_s)
+            return
+        self._sent[core] = _Sent(command, now_s)
+        metrics = self.worker_metrics
+        done = DoneReply(core=core, answers=0, seconds=0.0, load_s=0.0, metrics=metrics)
+        self._own_replies.append(done)
+
+    def own_replies(self) -> list[DoneReply]:
+        """Of what the worker need not be told: to be taken as its own, and forgotten here."""
+        replies, self._own_replies = self._own_replies, []
+        return replies
 
     # Events of the scheduler.
 
@@ -165,8 +184,9 @@ class ServerDriver:
             case Evict(model=model, group=group):
                 self._to_worker(EvictCommand(model=self._numbers[model], group=group), ())
             case Install(core=core, model=model):
-                self._command(InstallCommand(core=core, model=self._numbers[model]), (), now_s)
+                self._install(core, self._numbers[model], now_s)
             case Remove(model=model):
+                self._at_worker.discard(self._numbers[model])
                 self._to_worker(RemoveCommand(model=self._numbers[model]), ())
             case Decline():  # the gateway sees from reports which models a server has
                 pass
@@ -198,9 +218,8 @@ class ServerDriver:
 
     def _tell_drained(self) -> None:
         server = self._server
-        if server.draining and not self._told_drained and not server.running:
-            if any(True for _ in server.waiting()):
-                return
+        busy = server.running or server.queued or server.hosting.busy
+        if server.draining and not self._told_drained and not busy:
             self._told_drained = True
             self._to_gateway(DrainedMessage(), ())
 
@@ -242,7 +261,8 @@ class ServerDriver:
         if self._held_bytes + len(sealed) > self._held_bytes_max:
             self._turned_away += 1
             reason = f"{len(self._requests)} requests of {self._held_bytes:,} bytes wait already"
-            self._to_gateway(RefusedRequestMessage(number=message.number, reason=reason), ())
+            refused = RefusedRequestMessage(number=message.number, reason=reason, elsewhere=True)
+            self._to_gateway(refused, ())
             return
         left_s = message.deadline_in_s
         request = Request(
@@ -301,6 +321,8 @@ class ServerDriver:
             del self._sent[reply.core]
             self._install_next(reply.core, now_s)
         elif isinstance(reply, FailedReply):
+            if isinstance(sent.command, InstallCommand):
+                self._at_worker.discard(sent.command.model)
             reason = f"{reply.code}: {reply.message}"
             self.event(Failed(now_s=now_s, core=reply.core, reason=reason))
         elif isinstance(sent.command, InstallCommand):

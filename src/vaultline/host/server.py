@@ -154,6 +154,9 @@ class ServerHost:
         for key, mask in sorted(ready, key=lambda one: one[0].fd != worker):
             if mask & selectors.EVENT_READ:
                 key.data()
+        while replies := self._driver.own_replies():
+            for reply in replies:
+                self._driver.replied(reply, (), time.monotonic())
         self._flush()
         now_s = time.monotonic()
         self._supervise(now_s)

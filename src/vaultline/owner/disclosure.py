@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vaultline.attest.grant import HopRelease, TensorNotReleased, check_released
+from vaultline.attest.stage_grant import HopRelease, TensorNotReleased, check_released
 from vaultline.core.errors import InputError, RefusedError
 from vaultline.core.leakage import LeakageReport, read_leakage
 from vaultline.core.plan import Plan

@@ -101,6 +101,13 @@ class HostProcess(Generic[L]):
         except InputError as error:
             raise HostLostError("the host said something it must not", got=error.got) from error
 
+    def kill(self) -> None:
+        """Stop the host and its workers by force, whatever they are at."""
+        if self._popen.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
+        self.stop()
+
     def stop(self) -> None:
         """Stop the host and its workers; waits until they are gone. Safe to call twice."""
         with contextlib.suppress(OSError):

@@ -12,9 +12,10 @@ from msgspec.structs import asdict
 
 from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
-from vaultline.attest.grant import Grant, HopRelease, transcript_hash
+from vaultline.attest.grant import transcript_hash
 from vaultline.attest.granting import seal_grant
 from vaultline.attest.server_grant import ServerGrant
+from vaultline.attest.stage_grant import Grant, HopRelease
 from vaultline.core.control import (
     ChallengeMessage,
     EvidenceMessage,

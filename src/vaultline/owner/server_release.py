@@ -13,15 +13,13 @@ from vaultline.attest.server_grant import ServedAccess, ServerGrant
 from vaultline.channel.keys import SECRET_BYTES
 from vaultline.channel.requests import OVERHEAD_BYTES
 from vaultline.core.errors import InfeasibleError
-from vaultline.core.serving import fixed_bytes
+from vaultline.core.serving import CELL_BYTES
 from vaultline.owner.keyfile import SealedKeys
 from vaultline.owner.release import Release, release_grant
 from vaultline.owner.served import ServedModel
 from vaultline.transport.sockets import Address
 
 _LABEL = b"vaultline served models v1\0"
-#: A page cache of less than this swaps and does nothing else.
-_CACHE_BYTES_MIN = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +37,14 @@ class ServerMemory:
     fixed_bytes: int
 
 
+def fixed_bytes(
+    *, cores: int, workspace_bytes: int, message_bytes: int, cache_bytes: int = 0
+) -> int:
+    """What a serving worker holds from its start to its end: for each core a workspace and a cell
+    of ciphertext; one sealed request and one sealed answer; the simulated page cache."""
+    return cores * (workspace_bytes + CELL_BYTES) + 2 * message_bytes + cache_bytes
+
+
 def server_memory(models: Sequence[ServedModel], *, cores: int, memory_bytes: int) -> ServerMemory:
     """Share out a server's memory for all models that it may ever get.
 
@@ -46,29 +52,31 @@ def server_memory(models: Sequence[ServedModel], *, cores: int, memory_bytes: in
     each core, the messages of the largest run have their room.
 
     Raises:
-        InfeasibleError: less than nothing is left.
+        InfeasibleError: there is not enough for what is held all the time.
     """
+    paged = [each for each in models if each.paged]
     workspace = max((each.workspace_bytes for each in models if not each.paged), default=0)
     layouts = [layout for each in models for layout in (each.input_layout, each.output_layout)]
     message = max((layout.message_bytes for layout in layouts), default=0) + OVERHEAD_BYTES
-    sizes = {"cores": cores, "workspace_bytes": workspace, "message_bytes": message}
-    left = memory_bytes - fixed_bytes(**sizes)
-    cache = 0
-    if any(each.paged for each in models):
+    fixed = fixed_bytes(cores=cores, workspace_bytes=workspace, message_bytes=message)
+    needed, cache = fixed, 0
+    if paged:
         sessions = sum(each.facts.fixed_bytes for each in models)
-        cache = left - cores * (sessions + max(map(_run_bytes, models)))
-    if left < 0 or cache < 0 or 0 < cache < _CACHE_BYTES_MIN:
+        besides = fixed + cores * (sessions + max(map(_run_bytes, models)))
+        needed = besides + max(each.workspace_bytes for each in paged)
+        cache = memory_bytes - besides
+    if needed > memory_bytes:
         raise InfeasibleError(
             "a server has too little protected memory for these models",
             got=f"{memory_bytes:,} bytes",
-            expected=f"at least {memory_bytes - min(left, cache) + _CACHE_BYTES_MIN:,}",
+            expected=f"at least {needed:,}",
             remedy="give it more memory, fewer cores or fewer models",
         )
     return ServerMemory(
         workspace_bytes=workspace,
         message_bytes=message,
         cache_bytes=cache,
-        fixed_bytes=fixed_bytes(**sizes, cache_bytes=cache),
+        fixed_bytes=fixed + cache,
     )
 
 

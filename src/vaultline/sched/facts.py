@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import pairwise
+from math import lcm
 
 from vaultline.core.errors import InputError
 from vaultline.core.serde import Struct
 
+#: Odd numbers of frames have common multiples without end: beyond this it repeats, nearly right.
+_MARGINALS_MAX = 64
 
-class GroupFacts(Struct, frozen=True):
+
+class GroupFacts(Struct, frozen=True, dict=True):
     """A step group: consecutive layers of a model, the unit of scheduling on one server.
 
     Attributes:
@@ -35,23 +40,36 @@ class GroupFacts(Struct, frozen=True):
         if not rising or min(sizes) < 0 or not all(0 <= seconds < 1e9 for seconds in times):
             raise InputError("a step group has an impossible size or time", got=str(self))
 
-    @property
+    @cached_property
     def frames_max(self) -> int:
         """The most frames of one run."""
         return self.run_s[-1][0]
+
+    @cached_property
+    def by_frames(self) -> tuple[float, ...]:
+        """Seconds with weights resident of 0, 1, 2.. frames; interpolated between measurements."""
+        found = [0.0, self.run_s[0][1]]
+        for (few, few_s), (many, many_s) in pairwise(self.run_s):
+            slope = (many_s - few_s) / (many - few)
+            found += [few_s + slope * (frames - few) for frames in range(few + 1, many)]
+            found.append(many_s)
+        return tuple(found)
 
     def seconds(self, frames: int, *, resident: bool) -> float:
         """Seconds of a run; between measured numbers of frames interpolated."""
         if not 1 <= frames <= self.frames_max:
             raise InputError("no run has so many frames", got=str(frames))
-        run_s = self.run_s[0][1]
-        for (few, few_s), (many, many_s) in pairwise(self.run_s):
-            if few <= frames <= many:
-                run_s = few_s + (many_s - few_s) * (frames - few) / (many - few)
+        run_s = self.by_frames[frames]
         return run_s if resident else run_s + self.load_s
 
+    def worked_s(self, frames: int, *, resident: bool) -> float:
+        """Seconds of any number of frames, in runs as large as may be."""
+        runs, rest = divmod(frames, self.frames_max)
+        loads = 0 if resident else runs + (rest > 0)
+        return runs * self.by_frames[-1] + self.by_frames[rest] + loads * self.load_s
 
-class ModelFacts(Struct, frozen=True):
+
+class ModelFacts(Struct, frozen=True, dict=True):
     """A model that a cluster serves.
 
     Attributes:
@@ -74,25 +92,68 @@ class ModelFacts(Struct, frozen=True):
         """Bytes of a request's message before a group."""
         return self.groups[group - 1].output_bytes if group else self.input_bytes
 
-    @property
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Of all step groups."""
+        return sum(group.weight_bytes for group in self.groups)
+
+    @cached_property
+    def carried_bytes(self) -> int:
+        """The most that a request takes while it waits for one of its next groups."""
+        return max(group.output_bytes for group in self.groups)
+
+    @cached_property
+    def least_bytes(self) -> int:
+        """The least with which a request gets through, beside what is installed."""
+        return max(
+            self.input_of(number) + group.workspace_bytes + group.tile_bytes + group.output_bytes
+            for number, group in enumerate(self.groups)
+        )
+
+    @cached_property
+    def frames_max(self) -> int:
+        """The most frames of one run of any group."""
+        return max(group.frames_max for group in self.groups)
+
+    @cached_property
     def load_s(self) -> float:
         """Decrypting all weights once."""
         return sum(group.load_s for group in self.groups)
 
-    @property
+    @cached_property
     def alone_s(self) -> float:
         """Seconds of one request on an idle server that has nothing resident."""
         return sum(group.seconds(1, resident=False) for group in self.groups)
 
+    @cached_property
+    def full_s(self) -> float:
+        """Seconds of one run of each group with as many frames as it takes, nothing resident."""
+        return sum(group.seconds(group.frames_max, resident=False) for group in self.groups)
+
+    @cached_property
+    def batched_s(self) -> float:
+        """Seconds of one request among many: full runs, nothing resident."""
+        return sum(
+            group.seconds(group.frames_max, resident=False) / group.frames_max
+            for group in self.groups
+        )
+
     def marginal_s(self, waiting: int) -> float:
         """Seconds that one more request adds where so many wait already, weights apart."""
-        total = 0.0
-        for group in self.groups:
-            most = group.frames_max
-            many = waiting % most + 1
-            few = group.seconds(many - 1, resident=True) if many > 1 else 0.0
-            total += group.seconds(many, resident=True) - few
-        return total
+        return self._marginal[waiting % len(self._marginal)]
+
+    @cached_property
+    def _marginal(self) -> tuple[float, ...]:
+        """By how many wait, up to where it repeats: the smallest common multiple of all runs."""
+        period = lcm(*(group.frames_max for group in self.groups))
+        return tuple(
+            sum(
+                group.by_frames[count % group.frames_max + 1]
+                - group.by_frames[count % group.frames_max]
+                for group in self.groups
+            )
+            for count in range(min(period, _MARGINALS_MAX))
+        )
 
 
 class ServerFacts(Struct, frozen=True):

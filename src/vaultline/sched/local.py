@@ -1,120 +1,229 @@
-"""Local policies: what a free core of one server does next."""
+"""Vaultline's local policy: what a free core of one server does next."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from math import exp
 
+from vaultline.sched.baselines import memory_share
 from vaultline.sched.events import Request
-from vaultline.sched.server import Choice, Key, Server
+from vaultline.sched.server import Choice, Key, Server, order
 
-#: A request that has waited so many times its fair share goes before everything that has not.
+#: A model is answered once in so many equal shares of the server, at least.
 FAIR_SHARES = 4.0
+#: Requests that may wait on one server.
+QUEUE_MAX = 10_000
+#: What waiting costs: its power. 1: the mean counts; many: only the oldest does.
+_COST_POWER = 2.0
+#: How much of what a run costs for want of company is charged to it, though others may come.
+_UNUSED_SHARE = 2.0
 #: How long ago a run may have been to count a third in how often a group runs.
 _MEMORY_S = 10.0
 #: A group is only evicted for one that runs so much more often: no thrashing.
 _HYSTERESIS = 1.25
+#: Beyond this a higher or lower priority weighs no more or less.
+_PRIORITY_MAX = 10
 
 
 class Vaultline:
-    """Batches of one step group, shortest remaining time per request first, with ageing.
+    """Batches of one step group, dearest waiting per second of core time first, with ageing.
 
-    Of all queues the one is taken whose requests finish soonest for the core time that they need
-    (Smith's rule on batches: W. E. Smith, "Various optimizers for single-stage production", 1956).
-    That prefers groups whose weights are here, long queues, what is nearly done, and quick models.
+    *Order.* The cost of a wait of ``w`` seconds grows as ``w**2``, so what it costs to let a
+    batch wait on grows as its age; the batch goes first whose cost per second of core time
+    that it needs to its answers is greatest, squared ages in the place of ages to favour the
+    tail: the generalised c-mu rule (J. A. van Mieghem, "Dynamic scheduling with convex delay
+    costs", 1995) on batches. That prefers groups whose weights are here, long queues, what is
+    nearly done, and quick models, until others have waited longer. A higher priority by one
+    counts twice.
 
-    A request's fair share of waiting is the work before it in its own model's queues, times the
-    number of models that have any. Who has waited ``fair_shares`` times that is overdue, and
-    overdue requests go first, the largest stretch before the others. So a hot model delays a cold
-    one by a bounded factor, whatever the popularity.
+    *Company.* A group that runs many frames for little more than one may wait for those of its
+    model who are about to come to it. Waiting for ``x`` others delays its ``n`` requests by
+    the time that those need to come; going without costs all others who wait here the run that
+    both could have shared. The cheaper is done. A core never idles for it.
 
-    Weights stay where groups run often. Queues are known, so a group that someone waits for is
-    never evicted for one that nobody waits for.
+    *Fairness.* While a model that is installed has requests here, it answers one at least in any
+    ``fair_shares * N * c + 2 * S`` seconds, where ``N`` counts the models of the server, ``c`` is
+    the time of one full streamed run of each of its groups (``ModelFacts.full_s``), and ``S``
+    the sum of this over all models; with more than one core, plus ``S`` for each of its groups.
+    Core time of installations is not counted. So no request waits longer than
+    ``(1 + w) * bound``, where ``w`` counts the requests of its own model that are answered
+    before it, whatever the other models' popularity.
+
+    Why: a model that has answered nothing for ``(fair_shares - 1) * N * c`` seconds is *due*, and
+    due models go before all others, the earliest ``since + fair_shares * N * c`` first. Until it
+    answers it needs ``c`` at most, and it comes due again ``N * c`` later at the earliest, as
+    ``fair_shares >= 2``: so what is due takes at most the fraction ``N * (1 / N)`` of one core,
+    and going by deadline meets them all (C. L. Liu and J. W. Layland, 1973), but for runs that
+    can't be interrupted and for those that had begun and hold memory: one job of each model, ``S``,
+    and what ran before, ``S`` again. Whoever begins without being due leaves the memory that one
+    request of any model needs.
     """
 
-    def __init__(self, fair_shares: float = FAIR_SHARES, queue_max: int = 10_000) -> None:
-        self._fair_shares, self._queue_max = fair_shares, queue_max
-        self._shares: dict[int, float] = {}
+    def __init__(self, fair_shares: float = FAIR_SHARES, queue_max: int = QUEUE_MAX) -> None:
+        """``fair_shares``: 2 at least, or nothing is guaranteed."""
+        self._fair_shares, self._queue_max = max(2.0, fair_shares), queue_max
         self._uses: dict[Key, _Rate] = {}
+
+    # What is refused.
 
     def admit(self, server: Server, request: Request) -> str | None:
         """Refuse what can't be answered in time, at once and with a reason."""
-        own_s = server.remaining_s((request.model, 0), 1)
-        ahead_s = sum(self._work_s(server, name) for name in server.models) / server.facts.cores
-        if request.deadline_s is not None and server.now_s + own_s > request.deadline_s:
+        if server.queued >= self._queue_max:
+            return f"{server.queued} requests are waiting already"
+        if request.deadline_s is None:
+            return None
+        key = (request.model, 0)
+        left_s = request.deadline_s - server.now_s
+        if server.remaining_s(key, 1) > left_s:
             return "even alone the model takes longer than the deadline leaves"
-        waiting = sum(len(queue) for _, queue in server.waiting())
-        if waiting >= self._queue_max:
-            return f"{waiting} requests are waiting already"
-        if request.deadline_s is not None and server.now_s + ahead_s + own_s > request.deadline_s:
-            return "the work that waits leaves no time before the deadline"
-        active = 1 + sum(
-            any(queue for (model, _), queue in server.queues.items() if model == name)
-            for name in server.models
-            if name != request.model
-        )
-        mine_s = self._work_s(server, request.model) + own_s
-        self._shares[request.number] = active * mine_s / server.facts.cores
+        before = sum(order(each) < order(request) for each in server.queues.get(key, ()))
+        cores = server.facts.cores
+        if before and server.remaining_s(key, before + 1) / cores > left_s:
+            return "the requests before it leave no time before the deadline"
         return None
 
+    def hopeless(self, server: Server) -> Sequence[Request]:
+        """At the front of queues: who would miss the deadline even if it went now."""
+        found: list[Request] = []
+        for key, queue in server.waiting():
+            if key[1] == 0 and queue[0].deadline_s is not None:
+                latest_s = server.now_s + server.remaining_s(key, 1)
+                found += takewhile(
+                    lambda each, latest_s=latest_s: (  # type: ignore[misc]
+                        each.deadline_s is not None and each.deadline_s < latest_s
+                    ),
+                    queue,
+                )
+        return found
+
+    # What goes next.
+
     def choose(self, server: Server) -> Choice | None:
-        """The most overdue queue, or else the one with most requests done per second."""
-        self._forget(server)
-        best: tuple[tuple[bool, float], Choice] | None = None
-        for key, count in _startable(server):
-            stretch = self._stretch(server, key)
-            overdue = stretch >= self._fair_shares
-            worth = stretch if overdue else count / server.remaining_s(key, count)
-            if best is None or (overdue, worth) > best[0]:
-                best = (overdue, worth), Choice(key=key, count=count)
-        if best is None:
-            return None
-        choice = best[1]
-        self._uses.setdefault(choice.key, _Rate()).add(server.now_s)
-        return self._kept(server, choice)
+        """What is due; else the batch whose waiting costs most per second of core time."""
+        blocked = False
+        for key in self._due(server):
+            if key[1] > 0 or not blocked:
+                count = server.startable(key, urgent=True)
+                if count:
+                    return self._kept(server, key, count)
+                blocked = True
+        if blocked and server.running:
+            return None  # nobody may take what is about to be free
+        best: tuple[float, Key, int] | None = None
+        for worth, key in self._offers(server):
+            if best is None or worth > best[0]:
+                count = server.startable(key)
+                if count:
+                    best = worth, key, count
+        return self._kept(server, best[1], best[2]) if best else None
 
-    def _stretch(self, server: Server, key: Key) -> float:
-        """The longest wait in a queue, in fair shares."""
-        return max(
-            (server.now_s - request.arrived_s) / max(self._shares.get(request.number, 0.0), 1e-9)
-            for request in server.queues[key]
-        )
+    def _due(self, server: Server) -> list[Key]:
+        """The most advanced queue of each model that is due, the earliest first."""
+        shares = len(server.models)
+        found: list[tuple[float, Key]] = []
+        seen: dict[str, int] = {}
+        for (name, number), _ in server.waiting():
+            seen[name] = max(number, seen.get(name, 0))
+        for name, number in seen.items():
+            share_s = shares * server.models[name].full_s
+            since_s = server.hosting.since_s(name)
+            if server.now_s >= since_s + (self._fair_shares - 1) * share_s and server.hosting.here(
+                name
+            ):
+                found.append((since_s + self._fair_shares * share_s, (name, number)))
+        return [key for _, key in sorted(found)]
 
-    def _work_s(self, server: Server, name: str) -> float:
-        """Core time of all that waits for a model, in runs as large as may be."""
-        return sum(
-            len(queue)
-            / (count := min(len(queue), server.group(key).frames_max))
-            * server.remaining_s(key, count)
-            for key, queue in server.waiting()
-            if key[0] == name
-        )
+    def _offers(self, server: Server) -> Iterator[tuple[float, Key]]:
+        """A run of each model that could go now, and what it is worth."""
+        queued: dict[str, list[int]] = {}
+        for name, number in server.queues:
+            queued.setdefault(name, []).append(number)
+        beside = sum(memory_share(server, run.key, run.streamed) for run in server.running.values())
+        models = server.models
+        grace_s = sum(models[name].alone_s for name in queued) / len(queued)
+        for name, numbers in queued.items():
+            if server.hosting.here(name):
+                numbers.sort()
+                key = (name, self._first(server, name, numbers))
+                worth = self._worth(server, key, numbers, grace_s)
+                if beside:
+                    share = memory_share(server, key, key not in server.resident)
+                    worth /= 1 + beside * share
+                yield worth, key
 
-    def _kept(self, server: Server, choice: Choice) -> Choice:
+    def _first(self, server: Server, name: str, numbers: Sequence[int]) -> int:
+        """Of a model's groups for which someone waits, the one to run: the last, or an earlier
+        one that brings it company."""
+        groups, queues, resident = server.models[name].groups, server.queues, server.resident
+        first = numbers[-1]
+        count = min(len(queues[name, first]), groups[first].frames_max)
+        for number in reversed(numbers[:-1]):
+            more = min(len(queues[name, number]), groups[number].frames_max)
+            saved_s = delay_s = 0.0
+            for each in range(number, len(groups)):
+                group, here = groups[each], (name, each) in resident
+                more_s = group.worked_s(more, resident=here)
+                if each < first:
+                    delay_s += more_s
+                else:
+                    saved_s += group.worked_s(count, resident=here) + more_s
+                    saved_s -= group.worked_s(count + more, resident=here)
+            others = server.queued - count
+            if others * saved_s <= count * delay_s or not server.startable((name, number)):
+                break
+            first, count = number, count + more
+        return first
+
+    def _worth(self, server: Server, key: Key, numbers: Sequence[int], grace_s: float) -> float:
+        """What it costs to let this queue and those behind it wait, per second of core time."""
+        name, first = key
+        model, queues, resident = server.models[name], server.queues, server.resident
+        count, most, time_s = 0, model.frames_max, 0.0
+        oldest_s, priority = server.now_s, -_PRIORITY_MAX
+        for number in range(first, len(model.groups)):
+            if number in numbers:
+                queue = queues[name, number]
+                count += min(len(queue), most)
+                oldest_s = min(oldest_s, queue[0].arrived_s)
+                priority = max(priority, queue[0].priority)
+            group = model.groups[number]
+            here = (name, number) in resident
+            time_s += group.worked_s(count, resident=here)
+            if number == first and count < group.frames_max:
+                full_s = group.seconds(group.frames_max, resident=here) / group.frames_max
+                alone_s = group.worked_s(count, resident=here)
+                time_s += _UNUSED_SHARE * max(0.0, alone_s - count * full_s)
+        age_s = server.now_s - oldest_s + grace_s + server.remaining_s(key, 1)
+        weight: float = count * 2.0 ** min(priority, _PRIORITY_MAX)
+        return weight * float(age_s**_COST_POWER) / max(time_s, 1e-9)
+
+    # What stays.
+
+    def _kept(self, server: Server, key: Key, count: int) -> Choice:
         """Keep the weights if there is room, or if others that are kept are used less often."""
-        key, count = choice.key, choice.count
-        ranked = sorted(server.evictable(), key=lambda each: self._rate(server, each))
-        if key not in server.resident:
+        self._uses.setdefault(key, _Rate()).add(server.now_s)
+        here = key in server.resident
+        if here and server.fits(key, count):
+            return Choice(key=key, count=count)
+        if not here and server.fits(key, count, keep=True):
+            return Choice(key=key, count=count, keep=True)
+        rates = sorted((self._rate(server, each), each) for each in server.evictable())
+        if not here:
             rate = self._rate(server, key)
-            worse = [each for each in ranked if self._rate(server, each) * _HYSTERESIS < rate]
+            worse = [each for often, each in rates if often * _HYSTERESIS < rate]
             evict = server.evictions(key, count, worse, keep=True)
             if server.fits(key, count, keep=True, evict=evict):
                 return Choice(key=key, count=count, keep=True, evict=tuple(evict))
-        evict = server.evictions(key, count, ranked, keep=False)
+        evict = server.evictions(key, count, [each for _, each in rates], keep=False)
         return Choice(key=key, count=count, evict=tuple(evict))
 
     def _rate(self, server: Server, key: Key) -> float:
         """How often a group runs; who is waited for counts as run once more."""
         uses = self._uses.get(key)
-        waited = 1.0 if server.queues[key] else 0.0
+        waited = 1.0 if key in server.queues else 0.0
         return waited + (uses.at(server.now_s) if uses else 0.0)
-
-    def _forget(self, server: Server) -> None:
-        """Shares of requests that have left."""
-        if len(self._shares) > 4 * self._queue_max:
-            here = {request.number for _, queue in server.waiting() for request in queue}
-            self._shares = {n: s for n, s in self._shares.items() if n in here}
 
 
 @dataclass(slots=True)
@@ -129,53 +238,3 @@ class _Rate:
 
     def at(self, now_s: float) -> float:
         return self.count * exp((self.last_s - now_s) / _MEMORY_S)
-
-
-class Fifo:
-    """Whole requests in the order of their arrival, one per core, nothing shared between them.
-
-    With ``keep_model`` the weights of whole models stay as long as there is room, the least
-    recently used one goes first.
-    """
-
-    def __init__(self, *, batch: bool = False, keep_model: bool = False) -> None:
-        self._batch, self._keep = batch, keep_model
-
-    def admit(self, server: Server, request: Request) -> str | None:
-        """Everything is taken."""
-        return None
-
-    def choose(self, server: Server) -> Choice | None:
-        """Whoever has started goes on; else the oldest request starts."""
-        found: list[tuple[bool, float, int, Key]] = [
-            (key[1] == 0, queue[0].arrived_s, queue[0].number, key)
-            for key, queue in server.waiting()
-        ]
-        for _, _, _, key in sorted(found):
-            most = min(len(server.queues[key]), server.group(key).frames_max)
-            for count in range(most if self._batch or key[1] > 0 else 1, 0, -1):
-                if server.may_start(key, count):
-                    return self._choice(server, key, count)
-        return None
-
-    def _choice(self, server: Server, key: Key, count: int) -> Choice:
-        """Least recently used groups go first, those of the same model last."""
-        ranked = sorted(
-            server.evictable(), key=lambda each: (each[0] == key[0], server.resident[each])
-        )
-        if self._keep and key not in server.resident:
-            others = [each for each in ranked if each[0] != key[0]]
-            evict = server.evictions(key, count, others, keep=True)
-            if server.fits(key, count, keep=True, evict=evict):
-                return Choice(key=key, count=count, keep=True, evict=tuple(evict))
-        evict = server.evictions(key, count, ranked, keep=False)
-        return Choice(key=key, count=count, evict=tuple(evict))
-
-
-def _startable(server: Server) -> Iterator[tuple[Key, int]]:
-    """Queues with the most requests that a run could take now."""
-    for key, queue in server.waiting():
-        for count in range(min(len(queue), server.group(key).frames_max), 0, -1):
-            if server.may_start(key, count):
-                yield key, count
-                break

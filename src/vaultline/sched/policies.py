@@ -11,11 +11,13 @@ from vaultline.sched.balancer import (
     Chooser,
     Earliest,
     LeastLoaded,
+    LeastPressed,
     ModelAffinity,
     PowerOfTwo,
     RoundRobin,
 )
-from vaultline.sched.local import Fifo, Vaultline
+from vaultline.sched.baselines import Fifo, Lasagna
+from vaultline.sched.local import Vaultline
 from vaultline.sched.server import Policy
 
 
@@ -36,12 +38,12 @@ class ServingPolicy:
     note: str = ""
 
 
-def _kept() -> Policy:
-    return Fifo(keep_model=True)
+def _whole() -> Policy:
+    return Fifo(keep="groups")
 
 
 def _batched() -> Policy:
-    return Fifo(keep_model=True, batch=True)
+    return Fifo(keep="groups", batch=True)
 
 
 _ALL = (
@@ -50,25 +52,36 @@ _ALL = (
         local=Fifo,
         chooser=RoundRobin,
         paged=True,
-        note="whole requests in turn, one per core, in paged memory",
-    ),
-    ServingPolicy(name="round-robin", local=_kept, chooser=RoundRobin, note="each server in turn"),
-    ServingPolicy(
-        name="least-loaded", local=_kept, chooser=LeastLoaded, note="the server with least work"
+        note="whole requests in turn, one per core, in paged memory; servers in turn",
     ),
     ServingPolicy(
-        name="power-of-two", local=_kept, chooser=PowerOfTwo, note="the less loaded of two"
+        name="round-robin",
+        local=_whole,
+        chooser=RoundRobin,
+        note="whole requests, bounded memory, kept weights; servers in turn",
+    ),
+    ServingPolicy(
+        name="least-loaded",
+        local=_whole,
+        chooser=LeastLoaded,
+        note="as round-robin, to the server with the least work",
+    ),
+    ServingPolicy(
+        name="power-of-two",
+        local=_whole,
+        chooser=PowerOfTwo,
+        note="as round-robin, to the less loaded of two servers",
     ),
     ServingPolicy(
         name="model-affinity",
-        local=_kept,
+        local=lambda: Fifo(keep="models"),
         chooser=ModelAffinity,
-        note="where the model's weights are; whole models stay, least recently used go first",
+        note="whole models stay, the least recently used goes first; to where the model is",
     ),
     ServingPolicy(
         name="lasagna",
-        local=_kept,
-        chooser=LeastLoaded,
+        local=Lasagna,
+        chooser=LeastPressed,
         note="tasks of layers, run together where memory allows; memory and compute balanced",
     ),
     ServingPolicy(
@@ -79,21 +92,21 @@ _ALL = (
     ),
     ServingPolicy(
         name="model-affinity-batch",
-        local=_batched,
+        local=lambda: Fifo(keep="models", batch=True),
         chooser=ModelAffinity,
         note="as model-affinity, requests of one model in batches",
     ),
     ServingPolicy(
         name="lasagna-batch",
-        local=_batched,
-        chooser=LeastLoaded,
-        note="as lasagna, requests of one model in batches",
+        local=lambda: Lasagna(batch=True),
+        chooser=LeastPressed,
+        note="as lasagna, requests that wait for one group in batches",
     ),
     ServingPolicy(
         name="vaultline",
         local=Vaultline,
         chooser=Earliest,
-        note="step groups in batches, shared decryption, kept weights, earliest server",
+        note="step groups in batches, shared decryption, kept weights; to the earliest server",
     ),
 )
 

@@ -12,8 +12,10 @@ class Report(Struct, frozen=True):
         turn: counts a server's reports: an older one says nothing new.
         taken: how many requests it had been sent by then; later ones are not in the report.
         backlog_s: core time of all that waits or runs.
-        waiting: requests that wait, by model.
+        waiting: requests that wait, by model; those that have none may be absent.
         resident_s: by model, decryption time that its resident groups save on every pass.
+        changes: how many times it had been told to install or to remove a model by then.
+        models: that it serves or will soon; None: as the balancer knows.
     """
 
     server: str
@@ -22,3 +24,5 @@ class Report(Struct, frozen=True):
     backlog_s: float
     waiting: dict[str, int]
     resident_s: dict[str, float]
+    changes: int = 0
+    models: tuple[str, ...] | None = None

@@ -17,7 +17,9 @@ from vaultline.sched.replay import (
     Ended,
     LogEntry,
     Lost,
+    Placed,
     Reported,
+    Returned,
     SentEntry,
     Submitted,
 )
@@ -82,6 +84,26 @@ class Dispatcher:
         self._balancer.done(number)
         self._close(pending, now_s)
         return pending
+
+    def returned(self, server: str, number: int, now_s: float) -> Pending | None:
+        """A server refused a request that another may take, and one does; None if nobody does or
+        nobody waits for it any more: then it is still to be ended."""
+        pending = self.open.get(number)
+        if pending is None or pending.server != server:
+            return None
+        self._log(Returned(now_s=now_s, number=number))
+        other = self._balancer.returned(number, now_s)
+        self._log_sent(number, other)
+        if other is None:
+            return None
+        self._place(pending, other)
+        self.moved += 1
+        return pending
+
+    def placed(self, server: str, model: str, *, there: bool) -> bool:
+        """A server is told that it gets a model or loses it; False if it is gone."""
+        self._log(Placed(server=server, model=model, there=there))
+        return self._balancer.placed(server, model, there=there)
 
     def reported(self, report: Report, now_s: float) -> None:
         """A server's report has come."""

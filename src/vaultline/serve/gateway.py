@@ -32,12 +32,15 @@ from vaultline.sched.events import Request
 from vaultline.sched.facts import ServerFacts
 from vaultline.sched.policies import policy as policy_named
 from vaultline.sched.replay import LogEntry, LogHeader, decode, encode
+from vaultline.sched.replicas import ReplicaControl, ReplicaSettings
 from vaultline.sched.server import Server
 from vaultline.sched.wire import (
     DrainMessage,
     HostedModel,
+    InstallMessage,
     LaunchServer,
     RefusedRequestMessage,
+    RemoveMessage,
     ReportedMessage,
     ServerMetrics,
 )
@@ -58,8 +61,11 @@ from vaultline.serve.cluster import ServerSpec
 from vaultline.serve.dispatch import Dispatcher, Pending
 from vaultline.serve.prepared import Prepared
 from vaultline.serve.server_link import Appraise, ServerLink
+from vaultline.transport.sockets import ConnectionLostError
 
 _TICK_S = 0.1
+#: Between decisions about replicas.
+_CONTROL_S = 1.0
 #: A gateway that looks so late was stopped itself, and has not heard what was said meanwhile.
 _STOPPED_S = 1.0
 BALANCER_LOG = "balancer.jsonl"
@@ -100,6 +106,8 @@ class Gateway:
         transport: Literal["unix", "tcp"] = "unix",
         log_dir: Path | None = None,
         settings: GatewaySettings | None = None,
+        placement: Mapping[str, Sequence[str]] | None = None,
+        replicas: ReplicaSettings | None = None,
     ) -> None:
         """Start nothing yet.
 
@@ -108,6 +116,8 @@ class Gateway:
             platform_file: of the simulated platform.
             appraise: accepts evidence or raises, as a session's.
             log_dir: for ``balancer.jsonl`` and each server's ``server-NAME.jsonl``.
+            placement: models of each server at the start; by default every server has all.
+            replicas: models come and go by these rules; by default they stay where they are.
 
         Raises:
             InputError: no model, two of one name, an unknown policy.
@@ -119,6 +129,7 @@ class Gateway:
         self._transport, self._log_dir = transport, log_dir
         self._settings = settings or GatewaySettings()
         self._numbers = {model.name: k for k, model in enumerate(self._models)}
+        self._placement = placement or {}
         self._check_names()
         self._memory = [self._memory_of(spec) for spec in self._specs]
         facts = [self._facts(spec, m) for spec, m in zip(self._specs, self._memory, strict=True)]
@@ -131,6 +142,7 @@ class Gateway:
         self._lock = threading.Lock()
         balancer = Balancer(facts, by_name, self._policy.chooser())
         self._dispatcher = Dispatcher(balancer, self._to_log if log_dir else None)
+        self._control = None if replicas is None else ReplicaControl(balancer, replicas)
         self._links: dict[str, ServerLink] = {}
         self._lost: set[str] = set()
         self._next = itertools.count()
@@ -143,6 +155,13 @@ class Gateway:
         self._stack = contextlib.ExitStack()
 
     def _check_names(self) -> None:
+        placed = {name for names in self._placement.values() for name in names}
+        unknown = [
+            *(placed - self._numbers.keys()),
+            *(self._placement.keys() - {spec.name for spec in self._specs}),
+        ]
+        if unknown:
+            raise InputError("a placement of unknown models or servers", got=", ".join(unknown))
         paged = {model.served.paged for model in self._models}
         if not self._models or len(self._numbers) < len(self._models):
             raise InputError("a gateway needs models, each under a name of its own")
@@ -166,7 +185,7 @@ class Gateway:
             name=spec.name,
             cores=spec.cores,
             memory_bytes=spec.memory_bytes,
-            models=tuple(self._numbers),
+            models=tuple(self._placement.get(spec.name, self._numbers)),
             fixed_bytes=memory.fixed_bytes,
         )
 
@@ -333,9 +352,11 @@ class Gateway:
             meta = FrameMeta(index=request.number, timestamp_s=now_s, sent_ns=time.monotonic_ns())
             write_meta(layout, message, meta)
             pending = Pending(request=request, model=number, message=message, future=future)
+            if self._control is not None:
+                self._control.arrived(model, now_s)
             server = self._dispatcher.submit(pending, now_s)
             if server is None:
-                raise ServersLostError("no server is left that has the model", got=model)
+                raise ServersLostError("no server has the model", got=model)
             self._counts["submitted"] += 1
             self._links[server].send(pending)
         return future
@@ -387,8 +408,15 @@ class Gateway:
             )
 
     def refused(self, link: ServerLink, message: RefusedRequestMessage) -> None:
-        """Tell whoever waits why there will be no answer."""
-        pending = self._end(link, message.number, "refused", time.monotonic())
+        """Send it elsewhere, or tell whoever waits why there will be no answer."""
+        now_s = time.monotonic()
+        if message.elsewhere:
+            with self._lock:
+                moved = self._dispatcher.returned(link.name, message.number, now_s)
+                if moved is not None:
+                    self._links[moved.server].send(moved)
+                    return
+        pending = self._end(link, message.number, "refused", now_s)
         if pending is not None:
             pending.future.set_exception(
                 RefusedByServerError(
@@ -438,7 +466,7 @@ class Gateway:
                 self._links[pending.server].send(pending)
             self._counts["failed"] += len(unplaced)
             ending = threading.Thread(
-                target=self._stop_lost, args=(link,), name=f"end-{link.name}", daemon=True
+                target=self._stop_lost, args=(link, error), name=f"end-{link.name}", daemon=True
             )
             self._ending.append(ending)
             ending.start()
@@ -448,16 +476,19 @@ class Gateway:
                 ServersLostError(f"server {link.name} was lost and no other has the model")
             )
 
-    def _stop_lost(self, link: ServerLink) -> None:
-        reason = link.reason()
+    def _stop_lost(self, link: ServerLink, error: VaultlineError) -> None:
+        """A host that hung up may say why; one that is silent, stuck or lies is not asked."""
+        hung_up = isinstance(error, ConnectionLostError)
+        reason = link.reason() if hung_up else None
         if reason is not None:
             with self._lock:
                 self._dispatcher.name_loss(link.name, reason.got or reason.code, reason.message)
-        link.stop()
+        link.stop(by_force=not hung_up)
 
     def _watch(self) -> None:
         """Find servers that are silent or don't get on, and see a drain through."""
         settings, looked_s = self._settings, time.monotonic()
+        decided_s = looked_s
         while not self._closing.wait(_TICK_S):
             now_s = time.monotonic()
             if now_s - looked_s > _STOPPED_S:  # it was us who slept
@@ -474,9 +505,20 @@ class Gateway:
                     self._lose(link, ServerLostError(text))
             if self._draining:
                 self._see_drained()
+            elif self._control is not None and now_s - decided_s >= _CONTROL_S:
+                decided_s = now_s
+                self._change_replicas(self._control, now_s)
             with self._lock:
                 if self._log is not None:
                     self._log.flush()
+
+    def _change_replicas(self, control: ReplicaControl, now_s: float) -> None:
+        with self._lock:
+            for change in control.decide(now_s):
+                name, model = change.server, change.model
+                if self._dispatcher.placed(name, model, there=change.there):
+                    kind = InstallMessage if change.there else RemoveMessage
+                    self._links[name].send(kind(model=model))
 
     def _alive(self) -> list[ServerLink]:
         with self._lock:

@@ -28,8 +28,10 @@ from vaultline.sched.wire import (
     DrainedMessage,
     DrainMessage,
     HostMessage,
+    InstallMessage,
     LaunchServer,
     RefusedRequestMessage,
+    RemoveMessage,
     ReportedMessage,
     ServerLine,
     ServerLostLine,
@@ -49,6 +51,7 @@ _CONNECT_S = 10.0
 #: For the host's word on why its worker was lost, once it has hung up.
 _REASON_S = 2.0
 _JOIN_S = 5.0
+Order = DrainMessage | InstallMessage | RemoveMessage
 Appraise = Callable[[Evidence, Challenge], object]
 
 
@@ -91,7 +94,7 @@ class ServerLink:
         self._models = [model.served for model in models]
         self._inputs = [served.input_layout.message_bytes for served in self._models]
         self._outputs = [served.output_layout for served in self._models]
-        self._queue: SimpleQueue[Pending | DrainMessage | None] = SimpleQueue()
+        self._queue: SimpleQueue[Pending | Order | None] = SimpleQueue()
         self._out: dict[int, int] = {}
         self._threads: list[threading.Thread] = []
         self._release: Release | None = None
@@ -188,7 +191,7 @@ class ServerLink:
 
     # While it serves.
 
-    def send(self, item: Pending | DrainMessage) -> None:
+    def send(self, item: Pending | Order) -> None:
         """Send it as soon as what was sent before is through; never blocks."""
         if isinstance(item, Pending):
             if not self._out:
@@ -322,12 +325,15 @@ class ServerLink:
         if self._sock is not None:
             hang_up(self._sock)
 
-    def stop(self) -> None:
+    def stop(self, *, by_force: bool = False) -> None:
         """End host and worker, and wait for that. Safe to call twice."""
         self.hang_up()
         if self._release is not None:
             self._release.close()
-        self._host.stop()
+        if by_force:
+            self._host.kill()
+        else:
+            self._host.stop()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(_JOIN_S)

@@ -17,11 +17,15 @@ from vaultline.sched.events import (
     Event,
     Evict,
     Finished,
+    Install,
+    Installing,
     Refuse,
+    Removing,
     Request,
     Run,
 )
 from vaultline.sched.facts import ModelFacts, ServerFacts
+from vaultline.sched.replicas import Change, ReplicaControl, ReplicaSettings
 from vaultline.sched.server import Policy, Server
 
 
@@ -52,11 +56,17 @@ class Span:
 
 @dataclass(slots=True, kw_only=True)
 class Trace:
-    """All that happened."""
+    """All that happened.
+
+    Attributes:
+        changes: of replicas, and when.
+        events, actions: if they are kept.
+    """
 
     outcomes: list[Outcome] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     evictions: list[tuple[float, str, Evict]] = field(default_factory=list)
+    changes: list[tuple[float, Change]] = field(default_factory=list)
     events: list[tuple[str, Event]] = field(default_factory=list)
     actions: list[tuple[str, Action]] = field(default_factory=list)
 
@@ -68,13 +78,21 @@ class Timing:
     Attributes:
         report_s: between reports of a server; they arrive ``delay_s`` later.
         hop_s: from the balancer to a server, and back.
+        run_s: of every run, besides what the facts say: a command and its reply.
+        control_s: between decisions about replicas.
         keep_events: write the event log, which replays need and large runs don't.
     """
 
     report_s: float = 0.1
     delay_s: float = 0.0
     hop_s: float = 0.0
+    run_s: float = 0.0
+    control_s: float = 1.0
     keep_events: bool = False
+
+
+#: Sees a server after each event that it has handled, and what it made of it.
+Observer = Callable[[Server, Event, list[Action]], None]
 
 
 class Simulation:
@@ -87,11 +105,20 @@ class Simulation:
         chooser: Chooser,
         policy: Callable[[], Policy],
         timing: Timing | None = None,
+        observe: Observer | None = None,
+        *,
+        replicas: ReplicaSettings | None = None,
+        losses: Mapping[str, float] | None = None,
     ) -> None:
+        """``replicas``: models come and go by these rules, or stay where they are. ``losses``:
+        when servers are lost, by name."""
         self._env = simpy.Environment()
+        self._observe = observe
         self._timing = timing or Timing()
         self.balancer = Balancer(servers, models, chooser)
         self.servers = {each.name: Server(each, models, policy()) for each in servers}
+        self._control = ReplicaControl(self.balancer, replicas) if replicas is not None else None
+        self._losses = dict(losses or {})
         self._requests: dict[int, Request] = {}
         self._open = 0
         self.trace = Trace()
@@ -104,6 +131,10 @@ class Simulation:
         self._env.process(self._arrivals(requests, progress))
         for name in self.servers:
             self._env.process(self._reports(name))
+        for name, lost_s in sorted(self._losses.items(), key=lambda loss: loss[1]):
+            self._later(lost_s - self._env.now, lambda name=name: self._lose(name))  # type: ignore[misc]
+        if self._control is not None:
+            self._env.process(self._controls(self._control))
         self._env.run()
         return self.trace
 
@@ -114,23 +145,37 @@ class Simulation:
             if request.arrived_s > self._env.now:
                 yield self._env.timeout(request.arrived_s - self._env.now)
             self._requests[request.number] = request
-            name = self.balancer.submit(request, self._env.now)
-            if name is None:
-                self._end(request.number, "", "no server has the model")
-            else:
-                there_s = self._env.now + self._timing.hop_s
-                self._at(name, Arrived(now_s=there_s, request=request))
+            if self._control is not None:
+                self._control.arrived(request.model, self._env.now)
+            self._send(request, self.balancer.submit(request, self._env.now))
             if progress is not None:
                 progress(number + 1)
 
+    def _send(self, request: Request, name: str | None) -> None:
+        if name is None:
+            self._end(request.number, "", "no server has the model")
+        else:
+            self._tell(name, lambda now_s: Arrived(now_s=now_s, request=request))
+
+    def _tell(self, name: str, event: Callable[[float], Event]) -> None:
+        """Let the balancer's word reach a server."""
+        self._at(name, event(self._env.now + self._timing.hop_s))
+
+    def _later(self, after_s: float, what: Callable[[], None]) -> None:
+        timeout = self._env.timeout(max(0.0, after_s))
+        timeout.callbacks.append(lambda _: what())
+
     def _at(self, name: str, event: Event) -> None:
         """Let an event happen at a server when its time has come."""
-        timeout = self._env.timeout(max(0.0, event.now_s - self._env.now))
-        timeout.callbacks.append(lambda _: self._handle(name, event))
+        self._later(event.now_s - self._env.now, lambda: self._handle(name, event))
 
     def _handle(self, name: str, event: Event) -> None:
-        server = self.servers[name]
+        server = self.servers.get(name)
+        if server is None:  # lost
+            return
         actions = server.handle(event)
+        if self._observe is not None:
+            self._observe(server, event, actions)
         if self._timing.keep_events:
             self.trace.events.append((name, event))
             self.trace.actions += [(name, action) for action in actions]
@@ -140,15 +185,26 @@ class Simulation:
     def _act(self, name: str, server: Server, action: Action) -> None:
         now_s = self._env.now
         if isinstance(action, Run):
-            ended_s = now_s + server.running[action.core].expected_s
+            ended_s = now_s + server.running[action.core].expected_s + self._timing.run_s
             self._at(name, Finished(now_s=ended_s, core=action.core))
             self.trace.spans.append(Span(server=name, run=action, started_s=now_s, ended_s=ended_s))
+        elif isinstance(action, Install):
+            ended_s = now_s + server.models[action.model].install_s + self._timing.run_s
+            self._at(name, Finished(now_s=ended_s, core=action.core))
         elif isinstance(action, Evict):
             self.trace.evictions.append((now_s, name, action))
         elif isinstance(action, Answer):
             self._end(action.request, name, "")
         elif isinstance(action, Refuse):
-            self._end(action.request, name, action.reason)
+            self._refused(action, name)
+
+    def _refused(self, refusal: Refuse, name: str) -> None:
+        if refusal.elsewhere:
+            other = self.balancer.returned(refusal.request, self._env.now)
+            if other is not None:
+                self._send(self._requests[refusal.request], other)
+                return
+        self._end(refusal.request, name, refusal.reason)
 
     def _end(self, number: int, name: str, reason: str) -> None:
         request = self._requests.pop(number)
@@ -158,10 +214,31 @@ class Simulation:
         outcome = Outcome(request=request, server=name, ended_s=ended_s, reason=reason)
         self.trace.outcomes.append(outcome)
 
+    def _lose(self, name: str) -> None:
+        """A server is gone, with all that it held."""
+        if self._open and self.servers.pop(name, None) is not None:
+            for request, other in self.balancer.lost(name, self._env.now):
+                self._send(request, other)
+
     def _reports(self, name: str) -> Generator[Any, Any, None]:
-        while self._open:
+        while self._open and name in self.servers:
             yield self._env.timeout(self._timing.report_s)
-            report = self.servers[name].report()
+            server = self.servers.get(name)
+            if server is None:
+                return
+            report = server.report()
             if self._timing.delay_s:
                 yield self._env.timeout(self._timing.delay_s)
             self.balancer.reported(report, self._env.now)
+
+    def _controls(self, control: ReplicaControl) -> Generator[Any, Any, None]:
+        while self._open:
+            yield self._env.timeout(self._timing.control_s)
+            for change in control.decide(self._env.now):
+                self._change(change)
+
+    def _change(self, change: Change) -> None:
+        if self.balancer.placed(change.server, change.model, there=change.there):
+            kind = Installing if change.there else Removing
+            self._tell(change.server, lambda now_s: kind(now_s=now_s, model=change.model))
+            self.trace.changes.append((self._env.now, change))

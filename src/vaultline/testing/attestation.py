@@ -13,8 +13,9 @@ from cryptography import x509
 
 from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
-from vaultline.attest.grant import Grant, GrantKey
+from vaultline.attest.grant import GrantKey
 from vaultline.attest.policy import Accepted, Policy, root_key_id
+from vaultline.attest.stage_grant import Grant
 from vaultline.enclave.evidence import answer, fresh_key
 from vaultline.enclave.simulated_quotes import SimulatedProvider
 from vaultline.owner.devroot import DevRoot, make_devroot

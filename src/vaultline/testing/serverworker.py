@@ -1,4 +1,4 @@
-"""A real serving worker under test: sealed models, the process, its owner and a host to drive it.
+"""A serving worker under test: as a process with its owner, or as a thread that tests look into.
 
 The host's side does as it is told, also what a real host never would.
 """
@@ -6,18 +6,21 @@ The host's side does as it is told, also what a real host never would.
 from __future__ import annotations
 
 import os
+import socket
 import struct
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vaultline.attest.server_grant import ServedAccess, ServerGrant
-from vaultline.bench.rig import make_trust
-from vaultline.channel.keys import SECRET_BYTES, Direction
+from vaultline.attest.server_grant import ServerGrant
+from vaultline.channel.keys import Direction
 from vaultline.channel.requests import OVERHEAD_BYTES, RequestOpener, RequestSealer
 from vaultline.core.control import (
     BeatLine,
@@ -27,11 +30,9 @@ from vaultline.core.control import (
     StageMetrics,
     WorkerLine,
 )
-from vaultline.core.errors import MachineError
+from vaultline.core.errors import MachineError, VaultlineError
 from vaultline.core.frame_meta import FrameMeta, read_meta, read_times, write_meta
-from vaultline.core.frames import FrameLayout, StageTimes
-from vaultline.core.profile import TILE_BYTES
-from vaultline.core.program import Mode, PageMode, StageSettings, kept_bytes
+from vaultline.core.frames import StageTimes
 from vaultline.core.serde import canonical_json, from_json, from_msgpack, to_msgpack
 from vaultline.core.serving import (
     DoneReply,
@@ -43,178 +44,20 @@ from vaultline.core.serving import (
     RunCommand,
     ServerWorkerConfig,
     WorkerReply,
-    fixed_bytes,
 )
-from vaultline.graph.compile import CompiledStage, compile_segment
-from vaultline.graph.structure import Model
+from vaultline.enclave.commands import CommandLine
+from vaultline.enclave.evidence import Provider
+from vaultline.enclave.process import Process, local_isa
+from vaultline.enclave.server import Server
 from vaultline.host.launcher import start_module
-from vaultline.owner.appraisal import Appraiser, load_collateral, load_policy
-from vaultline.owner.keyfile import SealedKeys, new_keys
-from vaultline.owner.seal import seal_vault
 from vaultline.owner.server_release import release_server
-from vaultline.transport.sockets import Address, connect, hang_up
+from vaultline.testing.servermodels import SealedModel, Trust
+from vaultline.transport.sockets import Address, Listener, connect, hang_up
 
 MODULE = "vaultline.enclave.server"
 _WAIT_S = 60.0
 _LENGTH = struct.Struct("!I")
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SealedModel:
-    """A model in step groups, sealed.
-
-    Attributes:
-        plan_digest: under which it is sealed.
-    """
-
-    model: Model
-    stages: tuple[CompiledStage, ...] = field(repr=False)
-    vault: Path
-    keys: SealedKeys
-    plan_digest: bytes
-
-    @property
-    def access(self) -> ServedAccess:
-        """What opens it."""
-        sealing = self.keys.sealing_for(self.plan_digest)
-        parts = [sealing.access(self.keys.model_key, g) for g in range(len(self.stages))]
-        return ServedAccess(sections=tuple(parts))
-
-    @property
-    def input_layout(self) -> FrameLayout:
-        """Of a request."""
-        return self.layout(0)
-
-    @property
-    def output_layout(self) -> FrameLayout:
-        """Of an answer."""
-        return self.layout(len(self.stages))
-
-    def layout(self, group: int) -> FrameLayout:
-        """Of a request's message before a group."""
-        program = self.stages[max(group - 1, 0)].program
-        ends = program.outputs if group else program.inputs
-        return FrameLayout(program.specs(ends), len(self.stages))
-
-    @property
-    def workspace_bytes(self) -> int:
-        """Of the neediest group; paged ones have theirs in the page cache."""
-        programs = [stage.program for stage in self.stages]
-        sizes = [each.workspace_bytes for each in programs if each.settings.mode != "paged"]
-        return max(sizes, default=0)
-
-    @property
-    def message_bytes(self) -> int:
-        """The larger of a sealed request and a sealed answer."""
-        layouts = (self.input_layout, self.output_layout)
-        return max(layout.message_bytes for layout in layouts) + OVERHEAD_BYTES
-
-    @property
-    def engine_bytes(self) -> int:
-        """Sessions of all groups, on one core."""
-        return sum(stage.program.engine_bytes for stage in self.stages)
-
-    def kept_bytes(self, group: int) -> int:
-        """Weights of a group, kept."""
-        return kept_bytes(self.stages[group].program)
-
-
-def seal_groups(
-    model: Model,
-    groups: Sequence[tuple[int, int]],
-    folder: Path,
-    *,
-    name: str,
-    frames: Sequence[int] | int = 1,
-    budget_bytes: int = 1 << 30,
-    mode: Mode = "streamed",
-    page_mode: PageMode = "crypto",
-) -> SealedModel:
-    """Compile step groups and seal them to ``folder/NAME.vault``.
-
-    Args:
-        frames: the most frames of one run, of each group or of all.
-    """
-    counts = [frames] * len(groups) if isinstance(frames, int) else frames
-    stages = []
-    for number, ((first, last), count) in enumerate(zip(groups, counts, strict=True)):
-        settings = StageSettings(
-            stage=number,
-            stages=len(groups),
-            threads=1,
-            budget_bytes=budget_bytes,
-            mode=mode,
-            frames_per_pass=count,
-            queue_frames=count,
-            page_mode=page_mode,
-        )
-        stages.append(
-            compile_segment(
-                model, first, last, settings=settings, step_bytes=TILE_BYTES, keep=False
-            )
-        )
-    keys, digest = new_keys(), os.urandom(32)
-    vault = folder / f"{name}.vault"
-    sealing = seal_vault(
-        vault, stages, model_key=keys.model_key, plan_digest=digest, model_digest="00" * 32
-    )
-    return SealedModel(
-        model=model,
-        stages=tuple(stages),
-        vault=vault,
-        keys=keys.with_sealing(sealing),
-        plan_digest=digest,
-    )
-
-
-def make_grant(
-    models: Sequence[SealedModel], *, memory_bytes: int, cores: int = 1, cache_bytes: int = 0
-) -> ServerGrant:
-    """A grant for one server that may get all of these models."""
-    return ServerGrant(
-        epoch=0,
-        deployment=os.urandom(16),
-        plan_digest=os.urandom(32),
-        stage=0,
-        secret=os.urandom(SECRET_BYTES),
-        memory_bytes=memory_bytes,
-        cores=cores,
-        workspace_bytes=max(each.workspace_bytes for each in models),
-        message_bytes=max(each.message_bytes for each in models),
-        cache_bytes=cache_bytes,
-        models=tuple(each.access for each in models),
-    )
-
-
-def granted_bytes(grant: ServerGrant) -> int:
-    """What the worker holds before anything is installed."""
-    return fixed_bytes(
-        cores=grant.cores,
-        workspace_bytes=grant.workspace_bytes,
-        message_bytes=grant.message_bytes,
-        cache_bytes=grant.cache_bytes,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trust:
-    """Where a simulated platform and what accepts it are."""
-
-    platform: Path
-    appraiser: Appraiser
-
-    @classmethod
-    def make(cls, folder: Path) -> Trust:
-        """A development root in a folder that does not exist yet."""
-        folder.mkdir()
-        files = make_trust(folder)
-        appraiser = Appraiser(
-            policy=load_policy(files["policy"]),
-            collateral=load_collateral({"simulated": files["collateral"]}),
-            allow_simulated=True,
-        )
-        return cls(platform=files["platform"], appraiser=appraiser)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,50 +68,19 @@ class Answer:
     times: tuple[StageTimes, ...]
 
 
-class ServerWorker:
-    """A granted worker, and the host's end of its line.
+class HostSide:
+    """The host's end of a worker's line, and the owner's sealing and opening.
 
     Attributes:
-        held: by kind, as the worker said when it was loaded.
-        metrics: of the last reply.
+        metrics: of the last reply that a core has done something.
     """
 
     def __init__(
-        self,
-        models: Sequence[SealedModel],
-        grant: ServerGrant,
-        trust: Trust,
-        folder: Path,
-        *,
-        cpus: Sequence[int] = (),
+        self, sock: socket.socket, models: Sequence[SealedModel], grant: ServerGrant
     ) -> None:
-        """Start, appraise and grant it; ``folder``: for its sockets, with a short path."""
-        self.models, self.grant = models, grant
+        self.sock, self.models, self.grant = sock, models, grant
+        self.sock.settimeout(_WAIT_S)
         self.metrics = StageMetrics()
-        config = ServerWorkerConfig(
-            name="server",
-            platform="process",
-            provider="simulated",
-            platform_file=str(trust.platform),
-            vaults=tuple(str(each.vault) for each in models),
-            control=f"unix:{folder}/control",
-            commands=f"unix:{folder}/commands",
-            runtime_dir=str(folder),
-        )
-        self.popen = start_module(MODULE, cpus)
-        try:
-            self._write(canonical_json(config) + b"\n")
-            self.ready = self._ready()
-            release = release_server(
-                Address.parse(self.ready.control), grant, trust.appraiser.appraise_now
-            )
-            self.held: Mapping[BufferKind, int] = release.wait_loaded().held_bytes
-            self.sock = connect(Address.parse(self.ready.data[0]), timeout_s=_WAIT_S)
-            self.sock.settimeout(_WAIT_S)
-        except BaseException:
-            self.popen.kill()
-            self.close()
-            raise
         self.sealer = RequestSealer(grant.secret, epoch=grant.epoch, direction=Direction.FORWARD)
         self.opener = RequestOpener(grant.secret, epoch=grant.epoch, direction=Direction.BACKWARD)
 
@@ -406,6 +218,49 @@ class ServerWorker:
             view = view[count:]
         return data
 
+
+class ServerWorker(HostSide):
+    """A worker's process, granted.
+
+    Attributes:
+        held: by kind, as the worker said when it was loaded.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[SealedModel],
+        grant: ServerGrant,
+        trust: Trust,
+        folder: Path,
+        *,
+        cpus: Sequence[int] = (),
+    ) -> None:
+        """Start, appraise and grant it; ``folder``: for its sockets, with a short path."""
+        config = ServerWorkerConfig(
+            name="server",
+            platform="process",
+            provider="simulated",
+            platform_file=str(trust.platform),
+            vaults=tuple(str(each.vault) for each in models),
+            control=f"unix:{folder}/control",
+            commands=f"unix:{folder}/commands",
+            runtime_dir=str(folder),
+        )
+        self.popen = start_module(MODULE, cpus)
+        try:
+            self._write(canonical_json(config) + b"\n")
+            self.ready = self._ready()
+            release = release_server(
+                Address.parse(self.ready.control), grant, trust.appraiser.appraise_now
+            )
+            self.held: Mapping[BufferKind, int] = release.wait_loaded().held_bytes
+            sock = connect(Address.parse(self.ready.data[0]), timeout_s=_WAIT_S)
+        except BaseException:
+            self.popen.kill()
+            self._end()
+            raise
+        super().__init__(sock, models, grant)
+
     def last_line(self) -> FailedLine | None:
         """Wait until the process has ended; what it said then, if anything failed."""
         failed = None
@@ -416,18 +271,25 @@ class ServerWorker:
 
     def close(self) -> int:
         """End it by closing its standard input; the exit code."""
-        if hasattr(self, "sock"):
-            hang_up(self.sock)
+        hang_up(self.sock)
+        return self._end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _end(self) -> int:
         for pipe in (self.popen.stdin, self.popen.stdout):
             if pipe is not None:
                 pipe.close()
         return self.popen.wait(_WAIT_S)
-
-    def __enter__(self) -> ServerWorker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _write(self, data: bytes) -> None:
         if self.popen.stdin is not None:
@@ -449,3 +311,84 @@ class ServerWorker:
             from_json(data, union, what="a worker's line") if data else None
         )
         return line
+
+
+class _CountedLine(CommandLine):
+    """Tells when the worker has obeyed a command and asks for the next one."""
+
+    def __init__(self, sock: socket.socket, server: Server) -> None:
+        super().__init__(sock, server.request_cell)
+        self.asked = threading.Semaphore(0)
+
+    def receive(self) -> HostCommand | None:
+        self.asked.release()
+        return super().receive()
+
+
+class ServerThread(HostSide):
+    """A worker's inside in this process, neither attested nor locked down.
+
+    Attributes:
+        server: with its ledger; ``error``: what ended it, once ``end`` has returned.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[SealedModel],
+        grant: ServerGrant,
+        provider: Provider,
+        *,
+        mapped: bool = True,
+    ) -> None:
+        self._files = [os.open(each.vault, os.O_RDONLY) for each in models]
+        nobody: SimpleQueue[Any] = SimpleQueue()
+        with_nobody: list[Listener] = []
+        control: Any = None
+        process = Process(b"", local_isa(), provider, self._files, control, with_nobody, nobody)
+        self.server = Server(grant, process, mapped=mapped)
+        self.error: VaultlineError | None = None
+        sock, theirs = socket.socketpair()
+        super().__init__(sock, models, grant)
+        self._theirs, self._line, self._told = theirs, _CountedLine(theirs, self.server), 1
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        try:
+            self.server.serve(self._line)
+        except VaultlineError as error:
+            self.error = error
+
+    def tell(self, command: HostCommand, *sealed: bytes | bytearray) -> None:
+        """Send a command and what follows it."""
+        self._told += 1
+        super().tell(command, *sealed)
+
+    def wait_obeyed(self) -> None:
+        """Until every command has been done, or is a core's to do; not if one broke the rules."""
+        while self._told:
+            if not self._line.asked.acquire(timeout=_WAIT_S):
+                raise TimeoutError("the worker does not ask for the next command")
+            self._told -= 1
+
+    def end(self) -> VaultlineError | None:
+        """Hang up and wait for it; what ended it, if not that."""
+        if self.sock.fileno() >= 0:
+            with self.sock:
+                self.sock.shutdown(socket.SHUT_WR)
+                self._thread.join(_WAIT_S)
+            self._theirs.close()
+            for file in self._files:
+                os.close(file)
+        return self.error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end()

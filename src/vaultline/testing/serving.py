@@ -40,6 +40,60 @@ def model(name: str, *groups: GroupFacts, fixed_mib: float = 1.0) -> ModelFacts:
     )
 
 
+def _measured(weights_mib: float, load_ms: float, output_mib: float, **ms: float) -> GroupFacts:
+    """A group by its milliseconds per frame, streamed, in runs of n frames: ``f1``, ``f4``.."""
+    return GroupFacts(
+        weight_bytes=int(weights_mib * MIB),
+        workspace_bytes=0,
+        tile_bytes=0,
+        output_bytes=int(output_mib * MIB),
+        run_s=tuple(
+            (int(name[1:]), (int(name[1:]) * each - load_ms) / 1e3) for name, each in ms.items()
+        ),
+        load_s=load_ms / 1e3,
+    )
+
+
+def six_models() -> dict[str, ModelFacts]:
+    """The six models of the serving benchmark in step groups, the most popular first, as measured
+    on one AVX-512 core (runs of the convolutions gain little from company: few frames each)."""
+    groups = {
+        "alexnet": (
+            _measured(9, 0.9, 0.036, f1=8.2, f4=7.5),
+            _measured(224, 21, 0.004, f1=25.8, f4=7.7, f16=2.4),
+        ),
+        "vgg19": (
+            _measured(76, 7, 0.1, f1=183),
+            _measured(472, 45, 0.004, f1=57, f4=16, f16=5.2),
+        ),
+        "resnet50": (_measured(97, 10, 0.004, f1=52, f2=50),),
+        "googlenet": (_measured(27, 3, 0.004, f1=20.5, f4=18.5),),
+        "densenet121": (_measured(30, 4, 0.004, f1=34, f4=32),),
+        "squeezenet": (_measured(4.7, 0.6, 0.004, f1=4.5, f4=4.1),),
+    }
+    return {
+        name: ModelFacts(
+            name=name,
+            groups=each,
+            fixed_bytes=int(1.7 * MIB),
+            input_bytes=3 * 224 * 224 * 4,
+            install_s=0.3,
+        )
+        for name, each in groups.items()
+    }
+
+
+def edge_server(name: str, models: Sequence[str], *, cores: int = 1) -> ServerFacts:
+    """A server of the benchmark: 93 MiB, of which the neediest group's workspace takes 30."""
+    return ServerFacts(
+        name=name,
+        cores=cores,
+        memory_bytes=93 * MIB,
+        models=tuple(models),
+        fixed_bytes=cores * 30 * MIB,
+    )
+
+
 def server(name: str, models: Sequence[str], *, cores: int = 1, mib: float = 32) -> ServerFacts:
     """A server with all of these models installed."""
     return ServerFacts(name=name, cores=cores, memory_bytes=int(mib * MIB), models=tuple(models))

@@ -11,21 +11,18 @@ from hypothesis import strategies as st
 from vaultline.attest.evidence import PUBLIC_KEY_BYTES
 from vaultline.attest.grant import (
     SEALED_GRANT_BYTES_MAX,
-    Grant,
     GrantForAnotherDeployment,
     GrantForAnotherEnclave,
     GrantForAnotherEpoch,
     GrantForAnotherPlan,
     GrantForAnotherStage,
     GrantRefused,
-    HopRelease,
-    TensorNotReleased,
-    check_released,
     open_grant,
     public_key_bytes,
     transcript_hash,
 )
 from vaultline.attest.granting import seal_grant
+from vaultline.attest.stage_grant import Grant, HopRelease, TensorNotReleased, check_released
 from vaultline.core.errors import InputError, RemoteProtocolError
 from vaultline.enclave.evidence import fresh_key
 from vaultline.testing.attestation import challenge, evidence, grant

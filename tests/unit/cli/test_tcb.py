@@ -12,6 +12,8 @@ from vaultline.cli import main as cli
 from vaultline.cli import tcb
 from vaultline.cli.tcb import TrustedBase, TrustedModule, trusted_base
 
+SOURCE = Path(vaultline.__file__).parents[1]
+
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
@@ -103,13 +105,45 @@ def test_simulated_code_that_others_load_at_once_is_trusted(tree: Path) -> None:
         assert "own.enclave.pretend" in {module.name for module in base.modules}
 
 
-def test_the_simulated_page_cache_is_not_trusted_and_is_counted() -> None:
-    base = trusted_base(Path(vaultline.__file__).parents[1])
-    assert [module.name for module in base.simulated] == [
+#: Of each worker, what only simulated enclaves load.
+SIMULATED = {
+    "vaultline.enclave.__main__": (
+        "vaultline.attest.sgx_quote",
         "vaultline.core.paged",
         "vaultline.enclave.simulated_epc",
-    ]
+        "vaultline.enclave.simulated_quotes",
+    ),
+    "vaultline.enclave.server": (
+        "vaultline.attest.sgx_quote",
+        "vaultline.core.paged",
+        "vaultline.enclave.simulated_epc",
+        "vaultline.enclave.simulated_groups",
+        "vaultline.enclave.simulated_quotes",
+    ),
+}
+
+
+@pytest.mark.parametrize("worker", tcb.WORKERS)
+def test_what_is_simulated_is_not_trusted_and_is_counted(worker: str) -> None:
+    base = trusted_base(SOURCE, worker)
+    assert tuple(module.name for module in base.simulated) == SIMULATED[worker]
     assert base.within_limit
+
+
+def test_a_worker_contains_nothing_of_the_other_ones_work() -> None:
+    stage, server = (
+        {module.name for module in trusted_base(SOURCE, worker).modules} for worker in tcb.WORKERS
+    )
+    for name in ("enclave.pipeline", "enclave.stage", "transport.streams", "channel.records"):
+        assert f"vaultline.{name}" in stage - server
+    for name in ("enclave.server", "enclave.groups", "channel.requests", "core.serving"):
+        assert f"vaultline.{name}" in server - stage
+
+
+def test_every_module_of_the_enclave_is_counted_in_some_base() -> None:
+    bases = [trusted_base(SOURCE, worker) for worker in tcb.WORKERS]
+    counted = {module.name for base in bases for module in (*base.modules, *base.simulated)}
+    assert set(tcb._modules_under(SOURCE, "vaultline.enclave")) <= counted
 
 
 def test_packages_required_by_packages_are_listed() -> None:
@@ -124,14 +158,19 @@ def test_doctor_counts_our_own_code(capsys) -> None:
     report = json.loads(capsys.readouterr().out)
     assert code == (0 if report["within_limit"] else 1)
     assert "vaultline.enclave" in {module["name"] for module in report["modules"]}
+    assert "vaultline.enclave.server" in {module["name"] for module in report["server"]["modules"]}
     assert 0 < report["code_lines"] <= report["lines"]
 
 
+@pytest.mark.parametrize("which", tcb.WORKERS)
 def test_doctor_exits_1_when_there_is_too_much_to_trust(
-    monkeypatch: pytest.MonkeyPatch, capsys
+    which: str, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    module = TrustedModule(name="vaultline.enclave", lines=9999, code_lines=tcb.TCB_LINES_MAX + 1)
-    large = TrustedBase(modules=(module,), dependencies=(), dynamic=())
-    monkeypatch.setattr("vaultline.cli.doctor.trusted_base", lambda source: large)
+    def base(source: Path, worker: str) -> TrustedBase:
+        lines = tcb.TCB_LINES_MAX + (worker == which)
+        module = TrustedModule(name=worker, lines=9999, code_lines=lines)
+        return TrustedBase(modules=(module,), dependencies=(), dynamic=())
+
+    monkeypatch.setattr("vaultline.cli.doctor.trusted_base", base)
     assert cli.main(["doctor", "--tcb"]) == 1
-    assert "OVER" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("OVER") == 1

@@ -1,4 +1,4 @@
-"""A server's decisions carried out: what the worker and the gateway are told, and a replay of it."""
+"""A server's decisions carried out: what worker and gateway are told, and a replay of it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from vaultline.core.serving import (
     FailedReply,
     HostCommand,
     InstallCommand,
+    RemoveCommand,
     RunCommand,
 )
 from vaultline.host.driver import Buffer, ServerDriver, replay
@@ -38,7 +39,9 @@ from vaultline.sched.wire import (
     GatewayMessage,
     HostedModel,
     HostMessage,
+    InstallMessage,
     RefusedRequestMessage,
+    RemoveMessage,
     ReportedMessage,
     SubmitMessage,
 )
@@ -66,8 +69,9 @@ class Stand:
         cores: int = 1,
         mib: float = 32,
         held_max: int = 1000,
+        here: Sequence[str] = tuple(each.name for each in MODELS),
     ) -> None:
-        facts = server("s", [each.name for each in MODELS], cores=cores, mib=mib)
+        facts = server("s", here, cores=cores, mib=mib)
         by_name = {each.name: each for each in MODELS}
         self.server = Server(facts, by_name, policy(policy_name).local())
         self.commands: list[tuple[HostCommand, tuple[bytes, ...]]] = []
@@ -155,6 +159,32 @@ def test_every_model_is_installed_once_by_cores_that_have_nothing_to_do() -> Non
     assert stand.driver.installed
     installs = [command for command, _ in stand.commands]
     assert sorted(each.model for each in installs if isinstance(each, InstallCommand)) == [0, 1, 2]
+
+
+def test_a_model_that_comes_later_is_installed_once_for_all_cores_and_goes_when_idle() -> None:
+    stand = Stand(cores=2, mib=64, here=["one"]).installed()
+    stand.submit(1, "one")
+    stand.hear(InstallMessage(model="two"))
+    assert stand.busy.pop(1) == InstallCommand(core=1, model=1)
+    stand.driver.replied(_done(1), (), stand.later())
+    stand.submit(2, "two")
+    stand.finish()
+    while replies := stand.driver.own_replies():  # the other core has nothing to do
+        for reply in replies:
+            stand.driver.replied(reply, (), stand.later())
+    stand.finish()
+    assert sorted(stand.answered()) == [1, 2]
+    installs = [each for each, _ in stand.commands if isinstance(each, InstallCommand)]
+    assert [each.model for each in installs] == [0, 1]
+    stand.hear(RemoveMessage(model="two"))
+    assert stand.commands[-1] == (RemoveCommand(model=1), ())
+    stand.submit(3, "two")
+    (refused,) = [m for m, _ in stand.said if isinstance(m, RefusedRequestMessage)]
+    assert (refused.number, refused.elsewhere) == (3, True)
+
+
+def _done(core: int) -> DoneReply:
+    return DoneReply(core=core, answers=0, seconds=0.0, load_s=0.0, metrics=StageMetrics())
 
 
 def test_a_worker_that_can_t_install_is_of_no_use() -> None:
@@ -250,7 +280,7 @@ def test_metrics_are_the_server_s_and_the_worker_s() -> None:
     stand.submit(1, "one")
     stand.submit(2, "one")
     metrics = stand.driver.report().metrics
-    assert metrics.queued == {"one": 1, "two": 0, "big": 0}
+    assert metrics.queued == {"one": 1}
     assert sum(metrics.held_bytes.values()) <= stand.server.facts.memory_bytes
     stand.finish()
     metrics = stand.driver.report().metrics

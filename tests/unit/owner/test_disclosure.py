@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from vaultline.attest.grant import HopRelease, TensorNotReleased
+from vaultline.attest.stage_grant import HopRelease, TensorNotReleased
 from vaultline.bench.cutting import cut_plan
 from vaultline.core.errors import InputError
 from vaultline.core.leakage import write_leakage

@@ -73,6 +73,26 @@ def test_others_take_over_what_a_lost_server_held_and_its_late_answers_count_for
     assert found.recovery_s == found.recovered_s - 99.0
 
 
+def test_a_request_that_a_server_sends_back_goes_to_another_until_nobody_is_left() -> None:
+    dispatch = dispatcher()
+    first = dispatch.submit(pending(1), 1.0) or ""
+    other = {"s0": "s1", "s1": "s0"}[first]
+    assert dispatch.returned(other, 1, 2.0) is None
+    moved = dispatch.returned(first, 1, 2.0)
+    assert moved is not None
+    assert (moved.server, moved.attempts, dispatch.moved) == (other, 2, 1)
+    assert dispatch.returned(other, 1, 3.0) is None
+    assert dispatch.ended(other, 1, 3.0) is moved
+
+
+def test_a_model_that_is_taken_from_a_server_is_asked_for_elsewhere() -> None:
+    dispatch = dispatcher()
+    assert dispatch.placed("s0", "m", there=False)
+    assert {dispatch.submit(pending(number), 1.0) for number in range(4)} == {"s1"}
+    dispatch.lost(loss("s0"))
+    assert not dispatch.placed("s0", "m", there=True)
+
+
 def test_a_server_that_held_nothing_is_recovered_from_at_once() -> None:
     dispatch = dispatcher()
     dispatch.lost(loss("s0"))

@@ -15,7 +15,8 @@ from vaultline.sched.balancer import (
     PowerOfTwo,
     RoundRobin,
 )
-from vaultline.sched.local import Fifo, Vaultline
+from vaultline.sched.baselines import Fifo
+from vaultline.sched.local import Vaultline
 from vaultline.sched.server import Server
 from vaultline.sim.cluster import Simulation, Timing, Trace
 from vaultline.testing.serving import group, model, poisson, server
