@@ -18,6 +18,7 @@ from vaultline.owner.appraisal import Appraiser, load_collateral, load_policy
 from vaultline.owner.keyfile import Kek
 from vaultline.owner.prepare import prepare
 from vaultline.owner.served import ServedModel, read_served
+from vaultline.serve import measuring
 from vaultline.serve.lone_worker import LoneWorker, WorkerTrust
 from vaultline.serve.measuring import measure
 from vaultline.serve.prepared import load_one
@@ -60,6 +61,18 @@ def test_a_model_of_several_groups_is_measured(tmp_path: Path, trust: WorkerTrus
     assert not read_served(tmp_path / "digits.served.json").measured
 
 
+def test_others_on_the_core_are_told_of(
+    tmp_path: Path, trust: WorkerTrust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = prepare(DIGITS, tmp_path, kek=KEK)
+    told: list[str] = []
+    for most, expected in ((-1.0, 1), (1e9, 1)):
+        monkeypatch.setattr(measuring, "WAITED_MAX", most)
+        measure(served, tmp_path, kek=KEK, trust=trust, rounds=1, warn=told.append)
+        assert len(told) == expected
+    assert "digits: others had core" in told[0]
+
+
 @pytest.mark.parametrize("mode", ["crypto", "sgx1"])
 def test_a_model_that_pages_is_measured(mode: str, tmp_path: Path, trust: WorkerTrust) -> None:
     served = prepare(DIGITS, tmp_path, paged=mode, kek=KEK)
@@ -96,8 +109,8 @@ def test_the_command_prepares_measures_and_does_nothing_twice(
 ) -> None:
     out = tmp_path / "models"
     arguments = (str(DIGITS), "--out", str(out), "--kek", str(tmp_path / "kek.jwk"), "--json")
-    code, text, err = call(capsys, *arguments)
-    assert (code, err) == (0, "")
+    code, text, _ = call(capsys, *arguments)
+    assert code == 0
     first = json.loads(text)
     (model,) = first["models"]
     assert model["name"] == "digits"

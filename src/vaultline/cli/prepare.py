@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from vaultline.bench.rig import make_trust
 from vaultline.cli.bench_common import ZooOption, default_zoo
-from vaultline.cli.common import JsonFlag, print_json, progress, results, table
+from vaultline.cli.common import JsonFlag, messages, print_json, progress, results, table
 from vaultline.cli.seal import KekOption
 from vaultline.core.errors import InputError
 from vaultline.core.limits import MIB
@@ -185,7 +185,15 @@ def _measured(served: ServedModel, out: Path, kek: Kek, core: int | None, tell: 
             allow_simulated=True,
         )
         trust = WorkerTrust(platform_file=files["platform"], appraise=appraiser.appraise_now)
-        found = measure(served, out, kek=kek, trust=trust, core=core, progress=tell)
+        found = measure(
+            served,
+            out,
+            kek=kek,
+            trust=trust,
+            core=core,
+            progress=tell,
+            warn=lambda text: messages().print(text, style="yellow", markup=False),
+        )
     write_served(out, found)
     return found
 

@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -209,6 +210,16 @@ class LoneWorker:
             return reply, ()
         size = self._served.output_layout.message_bytes + OVERHEAD_BYTES
         return reply, (size,) * reply.answers
+
+    @property
+    def waited_s(self) -> float:
+        """For how long its threads could have run and did not, because others ran on their core;
+        0 where the kernel does not say."""
+        waited_ns = 0
+        for path in Path(f"/proc/{self._process.popen.pid}/task").glob("*/schedstat"):
+            with suppress(OSError, ValueError, IndexError):  # a thread that has just ended
+                waited_ns += int(path.read_text().split()[1])
+        return waited_ns / 1e9
 
     # Its end.
 

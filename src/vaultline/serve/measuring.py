@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +38,9 @@ ROUNDS, WARM_ROUNDS = 5, 1
 _INSTALLS = 3
 #: Of a server with the page cache of SGX1, for models that page.
 PAGED_MEMORY_BYTES = 93 * MIB
+
+#: A share of the time that the worker's core may be others', before a warning.
+WAITED_MAX = 0.05
 
 #: Called with what is being done, how much of it is done, and of how much.
 Progress = Callable[[str, int, int], None]
@@ -76,10 +80,12 @@ class Measured:
 
     Attributes:
         install_s: of every installation.
+        waited: share of the time in which others had the worker's core.
     """
 
     groups: tuple[GroupTimes, ...]
     install_s: tuple[float, ...]
+    waited: float = 0.0
 
     def facts(self, known: ModelFacts) -> ModelFacts:
         """The facts with measured times."""
@@ -101,6 +107,7 @@ def measure(
     rounds: int = ROUNDS,
     memory_bytes: int | None = None,
     progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> ServedModel:
     """Measure a prepared model on this machine.
 
@@ -109,6 +116,7 @@ def measure(
         core: of this machine, for worker and host; by default the last that may be used.
         memory_bytes: of the worker; by default enough to keep everything or, for a model that
             pages, ``PAGED_MEMORY_BYTES``.
+        warn: told if others had the core meanwhile, so that the times are too long.
 
     Returns:
         The manifest with measured times; it has not been written.
@@ -126,6 +134,11 @@ def measure(
     chosen = max(os.sched_getaffinity(0)) if core is None else core
     with on_core(chosen), LoneWorker(prepared, trust, core=chosen, memory_bytes=memory) as worker:
         found = plan.run(worker, progress or _silent)
+    if warn is not None and found.waited > WAITED_MAX:
+        warn(
+            f"{served.name}: others had core {chosen} for {found.waited:.0%} of the time while it "
+            "was measured: measure again when nothing else runs there"
+        )
     return replace(prepared.served, facts=found.facts(prepared.served.facts), measured=True)
 
 
@@ -168,10 +181,12 @@ class _Plan:
             tell(f"{name}: measuring", turn, total)
             self._round(worker, tuple(GroupTimes() for _ in self._groups))
         found = tuple(GroupTimes() for _ in self._groups)
+        before_s, waited_s = time.perf_counter(), worker.waited_s
         for turn in range(self._rounds):
             tell(f"{name}: measuring", WARM_ROUNDS + turn, total)
             self._round(worker, found)
-        return Measured(groups=found, install_s=tuple(installs))
+        waited = (worker.waited_s - waited_s) / (time.perf_counter() - before_s)
+        return Measured(groups=found, install_s=tuple(installs), waited=waited)
 
     def _round(self, worker: LoneWorker, found: tuple[GroupTimes, ...]) -> None:
         numbers = worker.new_requests(self._needed[0])

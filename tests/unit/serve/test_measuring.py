@@ -70,6 +70,7 @@ class FakeWorker:
         self.waiting: dict[int, int] = {}
         self.next = 0
         self.runs: Counter[tuple[int, int, bool]] = Counter()
+        self.waited_s = 0.0
 
     def install(self) -> float:
         assert not self.installed
