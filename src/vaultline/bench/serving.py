@@ -16,19 +16,24 @@ from typing import Any
 
 from vaultline.bench.hops import cpu_s
 from vaultline.bench.lasagna_results import Contender, PagedAs
+from vaultline.bench.neighbours import neighbours
 from vaultline.bench.noise import frames_of
 from vaultline.bench.rig import make_trust
 from vaultline.core.errors import MachineError
+from vaultline.graph.model import load_model
 from vaultline.graph.zoo import build
 from vaultline.owner.appraisal import Appraiser, load_collateral, load_policy
 from vaultline.owner.keyfile import Kek, load_kek
-from vaultline.owner.prepare import prepare
+from vaultline.owner.prepare import prepare, write_served
+from vaultline.owner.served import ServedModel
 from vaultline.sched.events import Request
 from vaultline.sched.facts import ModelFacts, ServerFacts
 from vaultline.serve.answers import Answer
 from vaultline.serve.cluster import ServerSpec
 from vaultline.serve.gateway import Gateway
 from vaultline.serve.load import Frame
+from vaultline.serve.lone_worker import WorkerTrust
+from vaultline.serve.measuring import measure
 from vaultline.serve.prepared import Prepared, load_prepared
 from vaultline.serve.status import GatewayStatus
 
@@ -50,6 +55,8 @@ class RigRequest:
             still right is taken.
         paged: also prepare models for paged enclaves, in these ways.
         memory_bytes: protected memory of each server.
+        neighbours: busy copies of a model, each on a core of its own, while it is measured.
+        measure_again: also what was measured before, when the machine may have been busy.
         log_dir: for events and actions, a folder for each start.
     """
 
@@ -59,6 +66,8 @@ class RigRequest:
     memory_bytes: int
     paged: tuple[PagedAs, ...] = ()
     servers: int = 2
+    neighbours: int = 1
+    measure_again: bool = True
     log_dir: Path | None = None
 
 
@@ -104,15 +113,24 @@ class ServingRig:
             folder = request.prepared / (way or _BOUNDED)
             for place, name in enumerate(request.models):
                 done = number * len(request.models) + place
-                self._progress(f"nothing yet: preparing {name}", done, total)
-                prepare(build(name, request.zoo), folder, name=name, paged=way, kek=kek)
-            self._measure(folder, kek)
+                self._progress(f"nothing: preparing {name}", done, total)
+                path = build(name, request.zoo)
+                served = prepare(path, folder, name=name, paged=way, kek=kek)
+                # Those who serve paged models know nothing of their times.
+                if way is None and (request.measure_again or not served.measured):
+                    self._progress(f"runs of {name}", done, total)
+                    self._measure(path, served, folder, kek)
             self._models[way or _BOUNDED] = load_prepared(folder, kek, names=request.models)
-        served = [model.served for model in self._models[_BOUNDED]]
-        self.inputs = {each.name: frames_of(each.inputs, _FRAMES) for each in served}
+        bounded = [model.served for model in self._models[_BOUNDED]]
+        self.inputs = {each.name: frames_of(each.inputs, _FRAMES) for each in bounded}
 
-    def _measure(self, folder: Path, kek: Kek) -> None:
-        """Service times, where they are estimates yet."""
+    def _measure(self, path: Path, served: ServedModel, folder: Path, kek: Kek) -> None:
+        """Times of a model's runs, while the other core is busy: as it will be."""
+        cores = sorted(os.sched_getaffinity(0))
+        trust = WorkerTrust(platform_file=self._platform, appraise=self._appraiser.appraise_now)
+        with neighbours(load_model(path), self._request.neighbours, cores[::-1]):
+            measured = measure(served, folder, kek=kek, trust=trust, core=cores[-1])
+        write_served(folder, measured)
 
     @property
     def specs(self) -> list[ServerSpec]:

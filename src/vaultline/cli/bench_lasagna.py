@@ -22,6 +22,9 @@ PreparedOption = Annotated[
     Path | None,
     typer.Option("--prepared", help="Where prepared models are kept; prepared beside the zoo."),
 ]
+KeepTimesOption = Annotated[
+    bool, typer.Option("--keep-times", help="Don't measure again what prepared models take.")
+]
 #: Small enough to prepare and serve within minutes; one of them is larger than the memory.
 _QUICK = LasagnaRequest(
     models=("squeezenet", "alexnet", "googlenet"),
@@ -48,6 +51,7 @@ def lasagna(
     log_dir: Annotated[
         Path | None, typer.Option(help="Folder for every server's events and actions.")
     ] = None,
+    keep_times: KeepTimesOption = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the result into this PNG.")] = None,
     quick: QuickFlag = False,
     as_json: JsonFlag = False,
@@ -64,6 +68,7 @@ def lasagna(
         memory_bytes=memory_mib * MIB,
         paged=request.paged if any(POLICIES[name].paged for name in request.policies) else (),
         log_dir=log_dir,
+        measure_again=not keep_times,
     )
     with told() as tell, ServingRig(rig_request, tell) as rig:
         found = bench_lasagna(request, rig.start, rig.inputs, tell)

@@ -18,7 +18,7 @@ from vaultline.bench.fidelity import (
 from vaultline.bench.serving import RigRequest, ServingRig
 from vaultline.bench.sim_scale import ScaleRow, scale
 from vaultline.cli.bench_common import QuickFlag, ZooOption, default_zoo, machine, told
-from vaultline.cli.bench_lasagna import PreparedOption
+from vaultline.cli.bench_lasagna import KeepTimesOption, PreparedOption
 from vaultline.cli.common import JsonFlag, print_json, results, table
 from vaultline.cli.files import check_target
 from vaultline.core.limits import MIB
@@ -45,6 +45,7 @@ def sim(
     memory_mib: Annotated[int, typer.Option(min=1, help="Of each of the two servers.")] = 93,
     models_dir: ZooOption = None,
     prepared: PreparedOption = None,
+    keep_times: KeepTimesOption = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the result into this PNG.")] = None,
     quick: QuickFlag = False,
     as_json: JsonFlag = False,
@@ -57,7 +58,14 @@ def sim(
         found = SimResult(
             fidelity=None
             if part == "scale"
-            else _fidelity(request, models_dir or default_zoo(), prepared, memory_mib * MIB, tell),
+            else _fidelity(
+                request,
+                models_dir or default_zoo(),
+                prepared,
+                memory_mib * MIB,
+                keep_times,
+                tell,
+            ),
             scale=() if part == "fidelity" else _scale(tell, quick=quick),
         )
     if plot is not None:
@@ -75,9 +83,11 @@ def _fidelity(
     zoo: Path,
     prepared: Path | None,
     memory_bytes: int,
+    keep_times: bool,
     tell: Callable[[str, int, int], None],
 ) -> FidelityResult:
     rig_request = RigRequest(
+        measure_again=not keep_times,
         models=request.models,
         zoo=zoo,
         prepared=prepared or zoo.parent / "prepared",

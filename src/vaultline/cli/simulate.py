@@ -34,6 +34,7 @@ from vaultline.sim.workload_file import read_workload, workload_schema
 
 #: Compared with unless others are named: ours, the best baselines on the same executor.
 POLICIES = ("vaultline", "lasagna", "model-affinity", "least-loaded", "round-robin")
+_MODELS_SHOWN = 8
 #: Requests whose progress is told at once.
 _TOLD = 100
 
@@ -243,7 +244,10 @@ def brief(found: SimulationResult) -> SimulationResult:
 
 def _show(found: SimulationResult) -> None:
     console = results()
-    counts = ", ".join(f"{count} {name}" for name, count in sorted(found.models.items()))
+    ranked = sorted(found.models.items(), key=lambda each: (-each[1], each[0]))
+    counts = ", ".join(f"{count} {name}" for name, count in ranked[:_MODELS_SHOWN])
+    if len(ranked) > _MODELS_SHOWN:
+        counts += f", and {len(ranked) - _MODELS_SHOWN} models more"
     console.print(
         f"{found.requests} requests in {found.seconds:.1f} s, {found.rate_per_s:.1f}/s: {counts}"
     )

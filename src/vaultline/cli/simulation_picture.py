@@ -209,9 +209,16 @@ def residences(happened: Sequence[Happening], end_s: float) -> list[_Residence]:
     for each in happened:
         if each.what == "load":
             since.setdefault(each.of, each.now_s)
-        elif each.of in since:
-            found.append((each.of, since.pop(each.of), each.now_s))
+            continue
+        gone = [of for of in since if _goes(of, each)]
+        found += [(of, since.pop(of), each.now_s) for of in gone]
     return found + [(of, start_s, end_s) for of, start_s in since.items()]
+
+
+def _goes(group: str, with_: Happening) -> bool:
+    """Whether a group's weights go with what happened."""
+    whole_model = with_.what == "remove" and group.rpartition("/")[0] == with_.of
+    return with_.what == "lost" or group == with_.of or whole_model
 
 
 def _memory_bytes(policy: PolicyResult) -> int:

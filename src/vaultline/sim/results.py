@@ -39,10 +39,11 @@ class Series(Struct, frozen=True):
 
 
 class Happening(Struct, frozen=True):
-    """Weights of a group that came to stay (``load``) or went (``evict``)."""
+    """Weights of a group that came to stay (``load``) or went (``evict``), or of all groups that a
+    model (``remove``) or a server (``lost``) had here."""
 
     now_s: float
-    what: Literal["load", "evict"]
+    what: Literal["load", "evict", "remove", "lost"]
     of: str
 
 
@@ -208,11 +209,11 @@ def _server(
 
 
 def happenings(timeline: Timeline) -> dict[str, list[Happening]]:
-    """Loads and evictions of each server, in the order of their times."""
+    """What came and went at each server, in the order of the times."""
     found: dict[str, list[Happening]] = defaultdict(list)
     for each in timeline.instants:
-        if each.what == "evict":
-            found[each.server].append(Happening(now_s=each.now_s, what="evict", of=each.of))
+        if each.what in ("evict", "remove", "lost"):
+            found[each.server].append(Happening(now_s=each.now_s, what=each.what, of=each.of))
     for span, run in timeline.runs:
         if run.keep and run.streamed:
             of = f"{run.model}/{run.group}"

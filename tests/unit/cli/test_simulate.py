@@ -305,7 +305,13 @@ def test_a_wrong_log_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert message in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
-def test_weights_stay_from_their_load_to_their_eviction_or_the_end() -> None:
-    times = [("load", "a", 1.0), ("evict", "a", 2.0), ("load", "b", 2.0), ("load", "a", 3.0)]
-    happened = [Happening(now_s=now_s, what=what, of=of) for what, of, now_s in times]  # type: ignore[arg-type]
-    assert residences(happened, 5.0) == [("a", 1.0, 2.0), ("b", 2.0, 5.0), ("a", 3.0, 5.0)]
+def test_weights_stay_until_they_or_their_model_or_their_server_go_or_to_the_end() -> None:
+    def stayed(*times: tuple[str, str, float]) -> list[tuple[str, float, float]]:
+        happened = [Happening(now_s=now_s, what=what, of=of) for what, of, now_s in times]  # type: ignore[arg-type]
+        return residences(happened, 5.0)
+
+    first = ("load", "a/0", 1.0), ("evict", "a/0", 2.0), ("load", "b/1", 2.0), ("load", "a/0", 3.0)
+    assert stayed(*first) == [("a/0", 1.0, 2.0), ("b/1", 2.0, 5.0), ("a/0", 3.0, 5.0)]
+    removed = stayed(*first, ("remove", "a", 4.0))
+    assert removed == [("a/0", 1.0, 2.0), ("a/0", 3.0, 4.0), ("b/1", 2.0, 5.0)]
+    assert stayed(*first, ("lost", "box", 4.0))[1:] == [("b/1", 2.0, 4.0), ("a/0", 3.0, 4.0)]

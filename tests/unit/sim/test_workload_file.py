@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from vaultline.cli.simulate import schema_text
 from vaultline.core.errors import InputError
+from vaultline.core.serde import from_json
 from vaultline.sched.events import Request
+from vaultline.sched.facts import ModelFacts
 from vaultline.sim.recordings import parse_recording, record, recording_text
 from vaultline.sim.workload import (
     Bursty,
@@ -24,6 +26,7 @@ from vaultline.sim.workload import (
     recording,
 )
 from vaultline.sim.workload_file import parse_workload, read_workload
+from vaultline.testing.serving import six_models
 
 ROOT = Path(__file__).parents[3]
 GOOD = """\
@@ -254,3 +257,9 @@ def test_the_published_schema_is_that_of_the_classes() -> None:
     assert path.read_text() == schema_text(), (
         "run `vaultline simulate --schema > docs/schemas/workload.schema.json`"
     )
+
+
+def test_the_examples_facts_are_those_that_schedulers_are_tested_with() -> None:
+    data = (ROOT / "examples" / "workloads" / "facts.json").read_bytes()
+    found = from_json(data, tuple[ModelFacts, ...], what="the example")
+    assert {each.name: each for each in found} == six_models()
