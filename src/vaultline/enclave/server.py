@@ -154,11 +154,10 @@ class Server:
                     _check(not self._in_use(command.model, command.group), "weights in use")
                     group.drop()
             case RemoveCommand(model=model):
-                hosted, _ = self._found(model, 0)
                 with self._lock:
                     _check(not self._in_use(model), "a model in use")
-                    self._models.pop(model)
-                    hosted.close()
+                    if (hosted := self._models.pop(model, None)) is not None:
+                        hosted.close()
 
     def _found(self, model: int, group: int) -> tuple[HostedModel, Group]:
         hosted = self._models.get(model)

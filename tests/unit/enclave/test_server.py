@@ -230,8 +230,6 @@ BROKEN: Mapping[str, Any] = {
     "an unknown model's weights are evicted": EvictCommand(model=2, group=0),
     "weights are evicted of a model that is not installed": EvictCommand(model=1, group=0),
     "an unknown group's weights are evicted": EvictCommand(model=0, group=3),
-    "a model that is not installed is removed": RemoveCommand(model=1),
-    "an unknown model is removed": RemoveCommand(model=7),
 }
 
 
@@ -390,6 +388,7 @@ def test_a_vault_that_does_not_open_is_not_installed(fragile: ServerThread) -> N
     assert reply.code == "VaultTamperedError"
     assert fragile.server.ledger.held["engine"] == 0
     flip(fragile.models[0].vault, section_end(fragile.models[0], 2) - 1)
+    fragile.remove(0)  # a host that gives up, and tries once more
     fragile.install(0)
     assert fragile.server.ledger.held["engine"] == fragile.models[0].engine_bytes
 
