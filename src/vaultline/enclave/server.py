@@ -156,8 +156,8 @@ class Server:
             case RemoveCommand(model=model):
                 with self._lock:
                     _check(not self._in_use(model), "a model in use")
-                    if (hosted := self._models.pop(model, None)) is not None:
-                        hosted.close()
+                    if (gone := self._models.pop(model, None)) is not None:
+                        gone.close()
 
     def _found(self, model: int, group: int) -> tuple[HostedModel, Group]:
         hosted = self._models.get(model)
