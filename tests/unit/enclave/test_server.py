@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from msgspec.structs import replace
+from server_cases import perceptron
 
 from vaultline.attest.grant import GrantRefused
 from vaultline.channel.keys import Direction
@@ -40,7 +41,6 @@ from vaultline.testing.servermodels import (
     feeds_of,
     granted_bytes,
     make_grant,
-    perceptron,
     seal_groups,
 )
 from vaultline.testing.serverworker import Answer, ServerThread
