@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -25,13 +25,14 @@ from vaultline.channel.requests import OVERHEAD_BYTES
 from vaultline.core.errors import InputError, LocalProtocolError, PeerError, VaultlineError
 from vaultline.core.frame_meta import FrameMeta, tensor_bytes, write_meta
 from vaultline.core.frames import StageTimes
+from vaultline.host.eventlog import EventLog
 from vaultline.owner.served import ServedModel
 from vaultline.owner.server_release import ServerMemory, server_grant, server_memory
 from vaultline.sched.balancer import Balancer
 from vaultline.sched.events import Request
 from vaultline.sched.facts import ServerFacts
 from vaultline.sched.policies import policy as policy_named
-from vaultline.sched.replay import LogEntry, LogHeader, decode, encode
+from vaultline.sched.replay import LogEntry, LogHeader, decode
 from vaultline.sched.replicas import ReplicaControl, ReplicaSettings
 from vaultline.sched.server import Server
 from vaultline.sched.wire import (
@@ -138,7 +139,7 @@ class Gateway:
         for each in facts:  # refuses what could never be run, before anything is started
             Server(each, by_name, self._policy.local())
         self._layouts = [model.served.input_layout for model in self._models]
-        self._log: IO[bytes] | None = None
+        self._log: EventLog | None = None
         self._lock = threading.Lock()
         balancer = Balancer(facts, by_name, self._policy.chooser())
         self._dispatcher = Dispatcher(balancer, self._to_log if log_dir else None)
@@ -273,13 +274,12 @@ class Gateway:
             return
         try:
             self._log_dir.mkdir(parents=True, exist_ok=True)
-            self._log = (self._log_dir / BALANCER_LOG).open("wb")
         except OSError as error:
-            raise InputError(
-                "cannot write logs", got=f"{self._log_dir}: {error.strerror}"
-            ) from error
+            got = f"{self._log_dir}: {error.strerror}"
+            raise InputError("cannot make a folder for logs", got=got) from error
         models = tuple(model.served.facts for model in self._models)
-        self._to_log(LogHeader(policy=self._policy.name, servers=self.facts, models=models))
+        header = LogHeader(policy=self._policy.name, servers=self.facts, models=models)
+        self._log = EventLog(self._log_dir / BALANCER_LOG, header)
 
     def close(self) -> None:
         """Stop every server; requests without an end get an error. Safe to call twice."""
@@ -301,7 +301,6 @@ class Gateway:
         with self._lock:
             if self._log is not None:
                 self._log.close()
-                self._log = None
 
     # Requests.
 
@@ -603,7 +602,7 @@ class Gateway:
 
     def _to_log(self, entry: LogEntry) -> None:
         if self._log is not None:
-            self._log.write(encode(entry))
+            self._log.write(entry)
 
 
 def _hosted(model: Prepared) -> HostedModel:
