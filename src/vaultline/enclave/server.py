@@ -171,8 +171,9 @@ class Server:
         self, core: int, what: tuple[int, int | None], task: Callable[[], _Outcome]
     ) -> None:
         assigned = self._cores[core]
-        assigned.since_s = time.monotonic()
-        assigned.running = what
+        with self._lock:  # weights that are about to be dropped are gone, or stay for this run
+            assigned.since_s = time.monotonic()
+            assigned.running = what
         assigned.tasks.put(task)
 
     def _inputs(

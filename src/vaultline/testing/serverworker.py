@@ -236,6 +236,7 @@ class ServerWorker(HostSide):
         cpus: Sequence[int] = (),
     ) -> None:
         """Start, appraise and grant it; ``folder``: for its sockets, with a short path."""
+        self._granting, self._trust = grant, trust
         config = ServerWorkerConfig(
             name="server",
             platform="process",
@@ -250,16 +251,19 @@ class ServerWorker(HostSide):
         try:
             self._write(canonical_json(config) + b"\n")
             self.ready = self._ready()
-            release = release_server(
-                Address.parse(self.ready.control), grant, trust.appraiser.appraise_now
-            )
-            self.held: Mapping[BufferKind, int] = release.wait_loaded().held_bytes
+            self.grant_to(Address.parse(self.ready.control))
             sock = connect(Address.parse(self.ready.data[0]), timeout_s=_WAIT_S)
         except BaseException:
             self.popen.kill()
             self._end()
             raise
         super().__init__(sock, models, grant)
+
+    def grant_to(self, control: Address) -> None:
+        """Appraise its evidence and grant it its models."""
+        appraise = self._trust.appraiser.appraise_now
+        release = release_server(control, self._granting, appraise)
+        self.held: Mapping[BufferKind, int] = release.wait_loaded().held_bytes
 
     def last_line(self) -> FailedLine | None:
         """Wait until the process has ended; what it said then, if anything failed."""

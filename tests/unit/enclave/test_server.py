@@ -18,6 +18,7 @@ from vaultline.attest.grant import GrantRefused
 from vaultline.channel.keys import Direction
 from vaultline.channel.requests import OVERHEAD_BYTES, RequestSealer
 from vaultline.core.errors import MachineError
+from vaultline.core.paged import PAGE_BYTES
 from vaultline.core.serde import to_msgpack
 from vaultline.core.serving import (
     COMMAND_BYTES_MAX,
@@ -27,6 +28,7 @@ from vaultline.core.serving import (
     RemoveCommand,
     RunCommand,
 )
+from vaultline.enclave.evidence import GramineProvider
 from vaultline.enclave.groups import Group
 from vaultline.enclave.ledger import BudgetExceededError
 from vaultline.enclave.simulated_quotes import SimulatedProvider
@@ -44,7 +46,7 @@ from vaultline.testing.servermodels import (
 from vaultline.testing.serverworker import Answer, ServerThread
 
 FRAMES = 3
-ROOM = 1 << 20
+MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def worker(
     sealed: tuple[SealedModel, SealedModel], provider: SimulatedProvider
 ) -> Iterator[ServerThread]:
     """Two cores, room enough, the first model installed."""
-    grant = make_grant(sealed, memory_bytes=ROOM + 4 * 633_856, cores=2)
+    grant = make_grant(sealed, memory_bytes=4 * MIB, cores=2)
     with ServerThread(sealed, grant, provider) as worker:
         worker.install(0)
         yield worker
@@ -495,6 +497,95 @@ def test_a_pipelines_stage_is_no_step_group(tmp_path: Path, provider: SimulatedP
         reply = worker.reply()
         assert isinstance(reply, FailedReply)
         assert reply.code == "ProgramRefusedError"
+
+
+def paged(folder: Path, **how: Any) -> SealedModel:
+    """A model of 150 KiB, in one step group."""
+    model = perceptron(folder, "m", 64, 300, 64)
+    return seal_groups(
+        model, [(0, 4)], folder, name="p", mode="paged", budget_bytes=MIB, frames=2, **how
+    )
+
+
+def test_cores_share_the_pages_of_a_paged_model_and_removing_it_frees_them(
+    tmp_path: Path, provider: SimulatedProvider
+) -> None:
+    model = paged(tmp_path)
+    grant = make_grant([model], memory_bytes=4 * MIB, cores=2, cache_bytes=250_000)
+    with ServerThread([model], grant, provider) as worker:
+        for _ in range(2):
+            worker.install(0)
+            cache = worker.server._shared.cache
+            assert cache is not None
+            weights = -(-model.stages[0].program.resident_bytes // PAGE_BYTES)
+            assert cache.capacity_pages - cache._free == weights, "read for one core"
+            for core, number in enumerate([5, 6]):
+                inputs = [feeds_of(model.model, number)]
+                _, (answer,) = worker.run(core, 0, 0, [number], inputs=inputs, keep=True)
+                check(model.model, number, answer)
+            assert at_rest(worker)
+            worker.remove(0)
+            worker.wait_obeyed()
+            assert cache._free == cache.capacity_pages
+            assert not cache._queue
+        assert worker.server.ledger.held["engine"] == 0
+
+
+#: Case -> how the model is sealed, the size of the page cache, and the error's name.
+UNPAGEABLE: Mapping[str, tuple[dict[str, Any], int, str]] = {
+    "no page cache": ({}, 0, "WorkingSetError"),
+    "a page cache that is too small": ({}, 8192, "WorkingSetError"),
+    "pages of another cost": ({"page_mode": "sgx1"}, 250_000, "MachineError"),
+}
+
+
+@pytest.mark.parametrize("case", UNPAGEABLE)
+def test_a_paged_model_that_cannot_be_is_not_installed(
+    case: str, tmp_path: Path, provider: SimulatedProvider
+) -> None:
+    how, cache_bytes, error = UNPAGEABLE[case]
+    (tmp_path / "other").mkdir()
+    models = [paged(tmp_path), paged(tmp_path / "other", **how)]
+    grant = make_grant(models, memory_bytes=4 * MIB, cores=2, cache_bytes=cache_bytes)
+    with ServerThread(models, grant, provider) as worker:
+        if cache_bytes > 8192:
+            worker.install(0)
+        engine = worker.server.ledger.held["engine"]
+        worker.tell(InstallCommand(core=1, model=1))
+        reply = worker.reply()
+        assert isinstance(reply, FailedReply)
+        assert reply.code == error
+        assert worker.server.ledger.held["engine"] == engine
+
+
+def test_real_enclaves_refuse_paged_models(tmp_path: Path) -> None:
+    model = paged(tmp_path)
+    grant = make_grant([model], memory_bytes=4 * MIB, cache_bytes=250_000)
+    with ServerThread([model], grant, GramineProvider()) as worker:
+        worker.tell(InstallCommand(core=0, model=0))
+        reply = worker.reply()
+        assert isinstance(reply, FailedReply)
+        assert reply.code == "PagedRefusedError"
+
+
+def test_an_altered_vault_leaves_no_page_of_its_model(fragile_paged: ServerThread) -> None:
+    flip(fragile_paged.models[0].vault, section_end(fragile_paged.models[0], 0) - 20)
+    fragile_paged.tell(InstallCommand(core=0, model=0))
+    reply = fragile_paged.reply()
+    assert isinstance(reply, FailedReply)
+    assert reply.code == "VaultTamperedError"
+    cache = fragile_paged.server._shared.cache
+    assert cache is not None
+    assert cache._free == cache.capacity_pages
+    assert at_rest(fragile_paged)
+
+
+@pytest.fixture
+def fragile_paged(tmp_path: Path, provider: SimulatedProvider) -> Iterator[ServerThread]:
+    model = paged(tmp_path)
+    grant = make_grant([model], memory_bytes=4 * MIB, cores=2, cache_bytes=250_000)
+    with ServerThread([model], grant, provider) as worker:
+        yield worker
 
 
 def test_metrics_count_runs_and_decrypted_bytes(worker: ServerThread) -> None:
