@@ -35,6 +35,7 @@ VERBS = {
     "privacy": "See what each cut of a model shows of its input.",
     "seal": "Compile and encrypt the stages of a plan.",
     "policy": "Make policies: which evidence is accepted.",
+    "prepare": "Divide, seal and measure models for servers.",
     "run": "Send a video through the enclaves of a plan.",
     "demo": "See all of it on a small example.",
     "bench": "Measure what the project claims.",

@@ -12,8 +12,8 @@ them or kept from before. Nobody else runs on that core meanwhile. So:
   its own takes many frames.
 
 Boundaries and frames are chosen together, exactly over the candidates of ``cuts``, for the fewest
-seconds per frame if every weight is decrypted for every run and runs are half full. By default
-nodes are priced from the model alone, so that preparing a model twice divides it in the same way.
+seconds per frame if runs are half full and every other one finds its weights kept. By default nodes
+are priced from the model alone, so that preparing a model twice divides it in the same way.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class GroupRule:
     run_s_max: float = 0.06
     frames_max: int = 16
     near: float = 1.03
-    cut_s: float = 3e-4
+    cut_s: float = 5e-4
     tensor_s: float = 1e-4
     carried_bytes_per_s: float = 1e9
     rates: StreamRates = field(default_factory=StreamRates)
@@ -203,9 +203,9 @@ class _Division:
         """Per frame, of the group between two candidates, and of the boundary before it."""
         frame_s, once_s, load_s = self._costs(self._cuts[here].position, self._cuts[there].position)
         excess_s = max(0.0, frame_s - self._run_s_max)
-        # Not every run is full.
+        # Not every run is full, and not every run has to decrypt.
         frames = (1 + max(self._allowed(frame_s))) / 2
-        return frame_s + (once_s + load_s) / frames + excess_s + self._boundary_s(here)
+        return frame_s + (once_s + load_s / 2) / frames + excess_s + self._boundary_s(here)
 
     def _costs(self, first: int, last: int) -> tuple[float, float, float]:
         weights = self._weights[last] - self._weights[first]
