@@ -10,7 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +269,7 @@ def tight(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Tight:
 def test_evictions_and_reloads_drop_nothing(tight: Tight) -> None:
     metrics = tight.gateway.server_metrics().values()
     assert sum(each.evictions + each.worker.streamed_bytes for each in metrics) > 0
+    assert sum(each.answered for each in metrics) == 150
     assert tight.gateway.counters().answered == 150
 
 
@@ -387,6 +388,19 @@ def test_two_cores_of_a_server_share_its_models_over_tcp(kit: Kit) -> None:
         kit.check(kit.submit(serving, 40))
         (metrics,) = serving.server_metrics().values()
         assert sum(metrics.held_bytes.values()) <= 24 * MIB
+
+
+def test_the_paged_baseline_runs_behind_the_same_gateway(kit: Kit, tmp_path: Path) -> None:
+    kek = load_kek(tmp_path / "kek.jwk", create=True)
+    for name in ("one", "two"):
+        prepare(DIGITS, tmp_path, name=name, paged="crypto", kek=kek)
+    paged = replace(kit, models=load_prepared(tmp_path, kek))
+    with paged.gateway(servers=1, mib=3.5, name="fifo") as serving:
+        names = ("one", "two")
+        kit.check([serving.submit(names[k % 2], [kit.inputs[k % 7]]) for k in range(20)])
+        assert serving.drain(ANSWER_S)
+        (metrics,) = serving.server_metrics().values()
+    assert metrics.worker.swapped_pages > 0
 
 
 def test_without_any_server_requests_end_with_an_error(kit: Kit) -> None:
