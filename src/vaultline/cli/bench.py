@@ -11,7 +11,9 @@ from vaultline.bench.channel import ChannelRequest, bench_channel
 from vaultline.bench.pipeline import HEADLINE, ModelResult, PipelineRequest, bench_pipeline, figures
 from vaultline.cli.bench_bounded import bounded
 from vaultline.cli.bench_common import QuickFlag, ZooOption, default_zoo, machine, told
+from vaultline.cli.bench_lasagna import lasagna
 from vaultline.cli.bench_planner import planner, serdab
+from vaultline.cli.bench_sim import sim
 from vaultline.cli.common import JsonFlag, print_json, results, table
 from vaultline.graph.zoo import ZOO
 
@@ -33,6 +35,9 @@ def register(app: typer.Typer) -> None:
     group.command("bounded", epilog="Example: vaultline bench bounded --models vgg19 --plot .")(
         bounded
     )
+    epilog = "Example: vaultline bench lasagna --plot lasagna.png"
+    group.command("lasagna", epilog=epilog)(lasagna)
+    group.command("sim", epilog="Example: vaultline bench sim --plot sim.png")(sim)
     app.add_typer(group, name="bench")
 
 

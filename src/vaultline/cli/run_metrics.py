@@ -128,7 +128,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 @contextmanager
-def serving(address: str, collector: StageCollector) -> Iterator[str]:
+def serving(address: str, collector: Collector) -> Iterator[str]:
     """Serve a collector's numbers as Prometheus text, and nothing else; yields where.
 
     Raises:

@@ -113,6 +113,12 @@ class Front:
         for client in clients:
             client.close()
 
+    @property
+    def unwritten(self) -> int:
+        """Requests of clients that are still connected whose ends have not been written yet."""
+        with self._lock:
+            return sum(client.unwritten for client in self._clients)
+
     def _accept_all(self) -> None:
         while not self._closed:
             try:
@@ -160,6 +166,11 @@ class _Client:
         """Begin with the greeting."""
         for thread in self._threads:
             thread.start()
+
+    @property
+    def unwritten(self) -> int:
+        """Requests whose ends have not been written yet."""
+        return self._in_flight
 
     def close(self) -> None:
         """Hang up, and wait until its threads have ended."""

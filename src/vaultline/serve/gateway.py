@@ -53,6 +53,7 @@ from vaultline.serve.dispatch import Dispatcher, Pending
 from vaultline.serve.plan import ServingPlan, write_request
 from vaultline.serve.prepared import Prepared
 from vaultline.serve.server_link import Appraise, ServerLink
+from vaultline.serve.status import GatewayStatus, ServerStatus
 from vaultline.transport.sockets import ConnectionLostError
 
 _TICK_S = 0.1
@@ -131,6 +132,7 @@ class Gateway:
         self._lost: set[str] = set()
         self._next = itertools.count()
         self._counts = dict.fromkeys(("submitted", "answered", "refused", "failed", "late"), 0)
+        self._decisions, self._decision_s = 0, 0.0
         self._draining = self._entered = self._serving = False
         self._told_drain = False
         self._drained = threading.Event()
@@ -288,7 +290,10 @@ class Gateway:
             pending = Pending(request=request, model=number, message=message, future=future)
             if self._control is not None:
                 self._control.arrived(model, now_s)
+            before_s = time.perf_counter()
             server = self._dispatcher.submit(pending, now_s)
+            self._decision_s += time.perf_counter() - before_s
+            self._decisions += 1
             if server is None:
                 raise ServersLostError("no server has the model", got=model)
             self._counts["submitted"] += 1
@@ -494,12 +499,38 @@ class Gateway:
     def counters(self) -> Counters:
         """So far."""
         with self._lock:
-            return Counters(
-                **self._counts,
-                moved=self._dispatcher.moved,
-                lost_servers=len(self._lost),
-                open=len(self._dispatcher.open),
-                open_bytes=self._dispatcher.open_bytes,
+            return self._counters()
+
+    def _counters(self) -> Counters:
+        return Counters(
+            **self._counts,
+            moved=self._dispatcher.moved,
+            lost_servers=len(self._lost),
+            open=len(self._dispatcher.open),
+            open_bytes=self._dispatcher.open_bytes,
+        )
+
+    def status(self) -> GatewayStatus:
+        """All at one instant; of servers what they said last, for which nobody vouches."""
+        with self._lock:
+            return GatewayStatus(
+                servers=tuple(
+                    ServerStatus(
+                        name=name,
+                        cores=link.spec.cores,
+                        memory_bytes=link.spec.memory_bytes,
+                        alive=name not in self._lost,
+                        in_flight=0 if name in self._lost else link.in_flight,
+                        turn=0 if link.report is None else link.report.turn,
+                        backlog_s=0.0 if link.report is None else link.report.backlog_s,
+                        metrics=link.metrics,
+                    )
+                    for name, link in self._links.items()
+                ),
+                counters=self._counters(),
+                losses=tuple(self._dispatcher.losses()),
+                decisions=self._decisions,
+                decision_s=self._decision_s,
             )
 
     def losses(self) -> list[Loss]:

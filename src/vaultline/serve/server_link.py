@@ -22,6 +22,7 @@ from vaultline.core.serde import from_msgpack
 from vaultline.owner.hostlink import HostLostError, HostProcess
 from vaultline.owner.release import Release
 from vaultline.owner.server_release import release_server
+from vaultline.sched.report import Report
 from vaultline.sched.wire import (
     WIRE_MESSAGE_BYTES_MAX,
     AnsweredMessage,
@@ -103,6 +104,7 @@ class ServerLink:
         self.ready: ServerReadyLine | None = None
         self.error: VaultlineError | None = None
         self.metrics = ServerMetrics()
+        self.report: Report | None = None
         self.drained = self._told_drain = False
         self.heard_s = self.progress_s = time.monotonic()
         lines: Any = ServerLine
@@ -210,6 +212,11 @@ class ServerLink:
         return now_s - self.progress_s if self._out else 0.0
 
     @property
+    def in_flight(self) -> int:
+        """Requests that it has been sent and has not ended."""
+        return len(self._out)
+
+    @property
     def pids(self) -> tuple[int, ...]:
         """The host's process, then the worker's."""
         return self._listening.pids
@@ -266,7 +273,7 @@ class ServerLink:
             case ReportedMessage(report=report):
                 if report.server != self.name:
                     raise RemoteProtocolError("a report of another server", got=report.server)
-                self.metrics = message.metrics
+                self.metrics, self.report = message.metrics, report
                 self._listener.reported(self, message)
                 self._changed.set()
             case DrainedMessage():

@@ -1,0 +1,249 @@
+"""How well a simulation predicts: recorded workloads, run for real and then in virtual time.
+
+The simulated cluster has the facts that were measured when models were prepared, the very same
+scheduler and balancer, and the time from gateway to server that single requests took before. So
+nothing is fitted to the runs that are predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from math import log
+from pathlib import Path
+from typing import Protocol
+
+from msgspec.structs import replace
+
+from vaultline.bench.lasagna import MODELS, Progress, Serving, warm_up, weighted_models
+from vaultline.bench.lasagna_results import OURS, Contender
+from vaultline.core.errors import MachineError
+from vaultline.sched.events import Request
+from vaultline.sched.facts import ModelFacts, ServerFacts
+from vaultline.sched.logs import read_logs
+from vaultline.sched.policies import policy
+from vaultline.sched.replay import LogEntry, decode
+from vaultline.serve.load import Frame, OpenLoop, Sent
+from vaultline.sim.cluster import Outcome, Timing
+from vaultline.sim.fidelity import (
+    Fidelity,
+    ServiceTime,
+    fidelity,
+    measured_hop_s,
+    service_times,
+)
+from vaultline.sim.workload import Arrivals, Bursty, Phase, Poisson, Workload, arrivals
+
+#: Figures of a comparison.
+KINDS = ("throughput", "mean", "p95")
+AT_ONCE = "all at once"
+_PATIENCE_S = 600.0
+#: Single requests of each model, one at a time.
+_SINGLE = 3
+
+
+class LoggedServing(Serving, Protocol):
+    """Servers whose events and actions are logged."""
+
+    @property
+    def facts(self) -> Sequence[ServerFacts]:
+        """What the balancer knows of the servers."""
+
+
+class Rig(Protocol):
+    """Starts servers."""
+
+    @property
+    def inputs(self) -> Mapping[str, Sequence[Frame]]:
+        """Some frames of each model."""
+
+    def models_facts(self, contender: Contender) -> Mapping[str, ModelFacts]:
+        """What a contender's scheduler knows of models."""
+
+    def start(
+        self, contender: Contender, log_dir: Path | None = None
+    ) -> AbstractContextManager[LoggedServing]:
+        """Servers that log into a folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FidelityRequest:
+    """What to compare.
+
+    Attributes:
+        requests: of the run in which all come at once, which finds the rate that saturates.
+        window_s: of the others.
+        shares: of that rate, for Poisson arrivals; bursts: of it within and between bursts.
+    """
+
+    models: tuple[str, ...] = MODELS
+    policy: str = OURS
+    requests: int = 150
+    window_s: float = 40.0
+    shares: tuple[float, ...] = (0.5, 0.8)
+    bursts: tuple[float, float] = (1.5, 0.3)
+    burst_s: float = 0.6
+    calm_s: float = 1.2
+    zipf: float = 1.0
+    seed: int = 3
+    report_s: float = 0.1
+
+    def workload(self, source: Arrivals, count: int) -> list[Request]:
+        """Requests by these arrivals, in Zipf's proportions."""
+        models = weighted_models(self.models, self.zipf)
+        made = Workload(models=models, arrivals=source, seed=self.seed, count=count)
+        return list(arrivals(made))
+
+    def sources(self, rate: float) -> dict[str, Arrivals]:
+        """Arrivals by name, where servers saturate at a rate."""
+        found: dict[str, Arrivals] = {
+            f"poisson {share:.0%}": Poisson(rate=share * rate) for share in self.shares
+        }
+        within, between = self.bursts
+        found["bursty"] = Bursty(
+            burst=Phase(rate=within * rate, mean_s=self.burst_s),
+            calm=Phase(rate=between * rate, mean_s=self.calm_s),
+        )
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """One workload, measured and simulated.
+
+    Attributes:
+        counts: whether figures are over it: all requests at once is shown beside them.
+        services: measured over expected seconds of runs, by step group.
+    """
+
+    workload: str
+    requests: int
+    rate_per_s: float
+    found: Fidelity
+    services: Mapping[str, ServiceTime]
+    counts: bool = True
+
+    def ratio(self, kind: str) -> float:
+        """Simulated over measured, of one of ``KINDS``."""
+        return float(getattr(self.found, kind))
+
+
+@dataclass(slots=True, kw_only=True)
+class FidelityResult:
+    """All workloads."""
+
+    hop_s: float = 0.0
+    compared: list[Compared] = field(default_factory=list)
+
+    def figures(self) -> dict[str, float]:
+        """Of each kind the ratio that is furthest from 1, over all workloads that count."""
+        made: dict[str, float] = {}
+        for kind in KINDS:
+            ratios = [each.ratio(kind) for each in self.compared if each.counts]
+            if ratios:
+                made[f"fidelity_{kind}"] = max(ratios, key=lambda ratio: abs(log(ratio)))
+            for each in self.compared:
+                made[f"fidelity_{kind}.{each.workload.replace(' ', '-')}"] = each.ratio(kind)
+        return made
+
+
+def bench_fidelity(
+    request: FidelityRequest, rig: Rig, folder: Path, progress: Progress
+) -> FidelityResult:
+    """Run every workload on servers of its own, and simulate it.
+
+    Args:
+        folder: for event logs.
+    """
+    return _Fidelity(request, rig, folder, progress).measure()
+
+
+class _Fidelity:
+    """One benchmark."""
+
+    def __init__(
+        self, request: FidelityRequest, rig: Rig, folder: Path, progress: Progress
+    ) -> None:
+        self._request, self._rig, self._folder = request, rig, folder
+        self._progress = progress
+        self._contender = Contender(policy=request.policy)
+        self._facts = rig.models_facts(self._contender)
+        self.found = FidelityResult()
+
+    def measure(self) -> FidelityResult:
+        request = self._request
+        total = 2 + len(request.shares)
+        self._progress(AT_ONCE, 0, total)
+        requests = [
+            replace(each, arrived_s=0.0)
+            for each in request.workload(Poisson(rate=1.0), request.requests)
+        ]
+        self._run(AT_ONCE, requests, counts=False)
+        rate = self.found.compared[0].found.real.throughput_per_s
+        for number, (name, source) in enumerate(request.sources(rate).items()):
+            self._progress(name, 1 + number, total)
+            mean_rate = Workload(
+                models=weighted_models(request.models, request.zipf), arrivals=source, count=1
+            ).rate
+            count = max(2, round(mean_rate * request.window_s))
+            self._run(name, request.workload(source, count))
+        self._progress("done", total, total)
+        return self.found
+
+    def _run(self, name: str, requests: Sequence[Request], *, counts: bool = True) -> None:
+        """One workload on servers of its own; the first run also tells how far they are."""
+        folder = self._folder / f"{len(self.found.compared)}"
+        inputs = self._rig.inputs
+        with self._rig.start(self._contender, folder) as serving:
+            sent_before = warm_up(serving, self._request.models, inputs)
+            single = [] if self.found.compared else self._single(serving, sent_before)
+            first = sent_before + len(single)
+            sent = OpenLoop(serving.submit, inputs).run(requests, patience_s=_PATIENCE_S)
+            servers = serving.facts
+        logs = {path.name: _entries(path) for path in sorted(folder.glob("server-*.jsonl"))}
+        if single:
+            self.found.hop_s = measured_hop_s(single, list(logs.values()))
+        real = outcomes(sent, first)
+        timing = Timing(report_s=self._request.report_s, hop_s=self.found.hop_s)
+        compared = fidelity(policy(self._request.policy), servers, self._facts, real, timing)
+        span_s = requests[-1].arrived_s - requests[0].arrived_s
+        self.found.compared.append(
+            Compared(
+                workload=name,
+                requests=len(requests),
+                rate_per_s=(len(requests) - 1) / span_s if span_s else 0.0,
+                found=compared,
+                services=service_times(read_logs(logs.items()), self._facts),
+                counts=counts,
+            )
+        )
+
+    def _single(self, serving: Serving, first: int) -> list[Outcome]:
+        """One request at a time."""
+        found: list[Outcome] = []
+        for name in self._request.models * _SINGLE:
+            request = Request(number=first + len(found), model=name, arrived_s=0.0)
+            loop = OpenLoop(serving.submit, self._rig.inputs)
+            found += outcomes(loop.run([request], patience_s=_PATIENCE_S), request.number)
+        return found
+
+
+def outcomes(sent: Sequence[Sent], first: int) -> list[Outcome]:
+    """Ends of requests under the numbers that the gateway gave them, in the order of sending.
+
+    Raises:
+        MachineError: one has no end.
+    """
+    found = []
+    for position, each in enumerate(sent):
+        if each.ended_s is None or each.failed:
+            raise MachineError("a request was not answered", got=each.reason or "nothing came")
+        request = replace(each.request, number=first + position)
+        found.append(Outcome(request=request, server="", ended_s=each.ended_s, reason=each.reason))
+    return found
+
+
+def _entries(path: Path) -> list[LogEntry]:
+    with path.open("rb") as lines:
+        return list(decode(lines))

@@ -1,0 +1,355 @@
+"""``vaultline serve``: models on the servers of a cluster, behind a gateway, until told to stop.
+
+The first signal to stop drains: no request is taken any more, those that are here are answered. The
+second one stops at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+
+from vaultline.bench.rig import make_trust
+from vaultline.cli.common import JsonFlag, messages, note, print_json, progress, results, table
+from vaultline.cli.files import load_cluster
+from vaultline.cli.run_metrics import serving
+from vaultline.cli.running import Stopped, Trust
+from vaultline.cli.seal import KekOption
+from vaultline.cli.serve_table import Rates, live_table
+from vaultline.core.errors import InputError, PeerError
+from vaultline.core.limits import MIB
+from vaultline.owner.appraisal import Appraiser, load_collateral, load_policy
+from vaultline.owner.deploy import check_platform
+from vaultline.owner.keyfile import Kek, load_kek
+from vaultline.owner.prepare import prepare
+from vaultline.owner.served import MANIFEST_SUFFIX
+from vaultline.sched.policies import ServingPolicy
+from vaultline.sched.policies import policy as policy_named
+from vaultline.serve.answers import ServersLostError
+from vaultline.serve.clientwire import create_credential, read_credential
+from vaultline.serve.cluster import servers_of
+from vaultline.serve.front import Front
+from vaultline.serve.gateway import Gateway
+from vaultline.serve.metrics import GatewayCollector
+from vaultline.serve.prepared import Prepared, load_prepared
+from vaultline.serve.status import GatewayStatus
+from vaultline.transport.sockets import Address
+
+_POLL_S = 0.25
+#: After the last answer: for clients to take it.
+_WRITE_S = 5.0
+#: Models for policies on paged memory lie in a folder of their own within that of the ONNX files.
+_PAGED_FOLDER = "paged"
+_EXAMPLE = "vaultline serve --cluster examples/clusters/one-box.yaml --models models/"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("serve", epilog=f"Example: {_EXAMPLE}")(serve)
+
+
+def serve(
+    cluster: Annotated[Path, typer.Option(help="The cluster file; its enclaves are the servers.")],
+    models: Annotated[
+        Path, typer.Option(help="Folder of prepared models, or of ONNX files to prepare first.")
+    ],
+    policy: Annotated[str, typer.Option(help="How requests are scheduled.")] = "vaultline",
+    policy_file: Annotated[
+        Path | None,
+        typer.Option(help="Which evidence is accepted (YAML); a development root's if unset."),
+    ] = None,
+    collateral: Annotated[
+        Path | None, typer.Option(help="Collateral; collateral.json beside the policy if unset.")
+    ] = None,
+    platform: Annotated[
+        Path | None,
+        typer.Option(help="Simulated platform; platform.json beside the policy if unset."),
+    ] = None,
+    allow_simulated: Annotated[
+        bool, typer.Option("--allow-simulated", help="Accept simulated enclaves: no protection.")
+    ] = False,
+    kek: KekOption = None,
+    listen: Annotated[
+        str | None, typer.Option(help="Where clients connect: unix:PATH or tcp:HOST:PORT.")
+    ] = None,
+    credential: Annotated[
+        Path | None, typer.Option(help="For TCP: the clients' credential; made if missing.")
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="HOST:PORT that serves Prometheus text, to anybody.")
+    ] = None,
+    log_dir: Annotated[
+        Path | None, typer.Option(help="Folder for events and actions, for `vaultline trace`.")
+    ] = None,
+    drain: Annotated[
+        float, typer.Option(min=0.0, help="Seconds to finish what is here once told to stop.")
+    ] = 120.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Serve models on the enclaves of a cluster, each with little memory, until told to stop.
+
+    Ctrl-C or SIGTERM: no more requests are taken, and those that are here are answered; once more,
+    and it stops at once.
+    """
+    address = Address.parse(listen or _default_address())
+    chosen, servers = policy_named(policy), servers_of(load_cluster(cluster))
+    signals = Signals()
+    with ExitStack() as stack:
+        stack.enter_context(signals.handled())
+        secret = _credential(address, credential)
+        trust = _trust(stack, policy_file, collateral, platform, allow_simulated)
+        prepared = prepare_models(models, chosen, load_kek(kek, create=True))
+        gateway = Gateway(
+            prepared,
+            servers,
+            chosen.name,
+            platform_file=trust.platform,
+            appraise=_appraiser(trust).appraise_now,
+            log_dir=log_dir,
+        )
+        note(f"starting {len(servers)} servers")
+        stack.enter_context(gateway)
+        if metrics is not None:
+            served = stack.enter_context(serving(metrics, GatewayCollector(gateway.status)))
+            note(f"metrics: {served}")
+        front = stack.enter_context(Front(gateway, address, secret))
+        names = ", ".join(model.name for model in prepared)
+        note(f"serving {names} at {front.address}; Ctrl-C to drain and stop")
+        status, seconds = _until_stopped(gateway, front, signals, drain)
+    summary = summarize(status, seconds)
+    if as_json:
+        print_json(summary)
+    else:
+        show(status, seconds)
+
+
+class Signals:
+    """SIGINT and SIGTERM: an exception until ``serving`` is set, then a request to drain, then an
+    exception again."""
+
+    def __init__(self) -> None:
+        self.serving = self.asked = False
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """While this is open."""
+        before = {each: signal.signal(each, self._take) for each in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    def _take(self, *_: object) -> None:
+        if self.asked or not self.serving:
+            raise Stopped
+        self.asked = True
+
+
+def _default_address() -> str:
+    """In the user's own folder for such things."""
+    given = os.environ.get("XDG_RUNTIME_DIR", "")
+    base = Path(given) if Path(given).is_absolute() else Path(tempfile.gettempdir())
+    folder = "vaultline" if given else f"vaultline-{os.geteuid()}"
+    return f"unix:{base / folder / 'gateway'}"
+
+
+def _credential(address: Address, path: Path | None) -> bytes | None:
+    if address.kind != "tcp":
+        return None
+    if path is None:
+        raise InputError(
+            "clients over TCP need a credential", remedy="name a file for it with --credential"
+        )
+    return read_credential(path) if path.exists() else create_credential(path)
+
+
+def _trust(
+    stack: ExitStack,
+    policy: Path | None,
+    collateral: Path | None,
+    platform: Path | None,
+    allow_simulated: bool,
+) -> Trust:
+    """Files of a development root that is made for this run, unless a policy is named."""
+    if policy is None:
+        if platform is not None or collateral is not None:
+            raise InputError(
+                "a platform or collateral without its policy",
+                remedy="name the policy with --policy-file; `vaultline policy dev` makes all three",
+            )
+        folder = tempfile.TemporaryDirectory(prefix="vaultline-trust-")
+        files = make_trust(Path(stack.enter_context(folder)))
+        note("SIMULATED: enclaves of a development root, which protects nothing from the host")
+        return Trust(
+            policy=files["policy"],
+            collateral=files["collateral"],
+            platform=files["platform"],
+            allow_simulated=True,
+        )
+    beside = platform or policy.parent / "platform.json"
+    check_platform(beside)
+    return Trust(
+        policy=policy,
+        collateral=collateral or policy.parent / "collateral.json",
+        platform=beside,
+        allow_simulated=allow_simulated,
+    )
+
+
+def _appraiser(trust: Trust) -> Appraiser:
+    return Appraiser(
+        policy=load_policy(trust.policy),
+        collateral=load_collateral({"simulated": trust.collateral or trust.policy}),
+        allow_simulated=trust.allow_simulated,
+    )
+
+
+def prepare_models(folder: Path, policy: ServingPolicy, kek: Kek) -> list[Prepared]:
+    """The models of a folder; ONNX files are prepared first, unless that has been done.
+
+    Raises:
+        InputError: there is none, or one can't be served.
+    """
+    files = sorted(folder.glob("*.onnx"))
+    target = folder / _PAGED_FOLDER if policy.paged and files else folder
+    if files:
+        with progress(unit="steps/s") as bar:
+            task = bar.add_task("preparing", total=None)
+
+            def told(what: str, done: int, total: int) -> None:
+                bar.update(task, description=what, completed=done, total=total)
+
+            for path in files:
+                prepare(
+                    path, target, paged="crypto" if policy.paged else None, kek=kek, progress=told
+                )
+    if not folder.is_dir() or not any(target.glob(f"*{MANIFEST_SUFFIX}")):
+        raise InputError(
+            "there is nothing to serve",
+            got=str(folder) if folder.is_dir() else f"no folder {folder}",
+            expected=f"files *{MANIFEST_SUFFIX} or *.onnx",
+            remedy="prepare models with `vaultline prepare`",
+        )
+    return load_prepared(target, kek)
+
+
+def _until_stopped(
+    gateway: Gateway, front: Front, signals: Signals, drain_s: float
+) -> tuple[GatewayStatus, float]:
+    """Serve; how it was just before everything ended, and how long it took.
+
+    Raises:
+        ServersLostError: all servers are.
+        PeerError: the drain took too long.
+    """
+    signals.serving = True
+    started_s, console = time.monotonic(), messages()
+    rates = Rates()
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+
+        def show_now() -> None:
+            if console.is_terminal:
+                live.update(live_table(gateway.status(), rates, draining=signals.asked))
+
+        while not signals.asked:
+            _check_alive(gateway)
+            show_now()
+            time.sleep(_POLL_S)
+        note("draining")
+        gateway.begin_drain()
+        done = _waited(lambda: gateway.wait_drained(0.0), drain_s, show_now)
+        status = gateway.status()
+        if done:
+            _waited(lambda: not front.unwritten, _WRITE_S, show_now)
+    if not done:
+        raise PeerError(
+            "requests were not finished in time",
+            got=f"{status.counters.open} without an answer after {drain_s:g} s",
+            remedy="give them longer with --drain",
+        )
+    return status, time.monotonic() - started_s
+
+
+def _waited(done: Callable[[], bool], seconds: float, meanwhile: Callable[[], None]) -> bool:
+    give_up_s = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() >= give_up_s:
+            return False
+        meanwhile()
+        time.sleep(_POLL_S / 5)
+    return True
+
+
+def _check_alive(gateway: Gateway) -> None:
+    if any(gateway.servers().values()):
+        return
+    losses = gateway.losses()
+    raise ServersLostError(
+        "every server is lost",
+        got="; ".join(f"{loss.server}: {loss.message}" for loss in losses),
+        remedy="look at what they wrote above, and start again",
+    )
+
+
+def summarize(status: GatewayStatus, seconds: float) -> dict[str, Any]:
+    """For ``--json``."""
+    return {
+        "seconds": seconds,
+        "requests": asdict(status.counters),
+        "decisions": status.decisions,
+        "decision_s": status.decision_s,
+        "losses": [{**asdict(loss), "recovery_s": loss.recovery_s} for loss in status.losses],
+        "servers": [asdict(server) for server in status.servers],
+    }
+
+
+def show(status: GatewayStatus, seconds: float) -> None:
+    """What was served, in tables."""
+    console = results()
+    counters = status.counters
+    console.print(
+        f"{counters.answered} answered, {counters.refused} refused, {counters.failed} failed in "
+        f"{seconds:.0f} s; {counters.moved} moved from lost servers"
+    )
+    rows = []
+    for server in status.servers:
+        use = server.metrics
+        busy_s = sum(use.busy_s.values())
+        rows.append(
+            (
+                server.name,
+                "" if server.alive else "lost",
+                str(use.answered),
+                str(use.runs),
+                f"{busy_s / (seconds * server.cores):.0%}" if seconds else "",
+                str(use.loads),
+                str(use.evictions),
+                f"{use.worker.streamed_bytes / MIB:.0f}",
+                f"{sum(use.worker.peak_bytes.values()) / MIB:.1f}",
+                f"{server.memory_bytes / MIB:.1f}",
+            )
+        )
+    columns = (
+        "server",
+        "",
+        "answered",
+        "runs",
+        "busy",
+        "loads",
+        "evictions",
+        "MiB streamed",
+        "MiB, kinds' peaks",
+        "of",
+    )
+    console.print(table("servers", columns, rows))
