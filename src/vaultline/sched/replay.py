@@ -7,13 +7,17 @@ last bit; hence the same objects, told the same events, must decide the same.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 
-from vaultline.core.errors import InputError
+from vaultline.core.errors import InputError, LocalProtocolError
 from vaultline.core.serde import Struct, canonical_json, from_json
+from vaultline.sched.balancer import Balancer
 from vaultline.sched.events import Action, Event, Request
 from vaultline.sched.facts import ModelFacts, ServerFacts
+from vaultline.sched.policies import policy
 from vaultline.sched.report import Report
+from vaultline.sched.server import Server
 
 LOG_VERSION = 1
 
@@ -147,3 +151,91 @@ def decode(lines: Iterable[bytes]) -> Iterator[LogEntry]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield from_json(line, LogEntry, what=f"line {number} of the event log")  # type: ignore[arg-type]
+
+
+class Replayer:
+    """The servers and the balancer of a log, fresh; told what those were told, they decide."""
+
+    def __init__(self, header: LogHeader) -> None:
+        """As the header says.
+
+        Raises:
+            InputError: an unknown policy.
+            InfeasibleError: a server can't run one of its models.
+        """
+        chosen = policy(header.policy)
+        self._models = {model.name: model for model in header.models}
+        self.balancer = Balancer(header.servers, self._models, chosen.chooser())
+        self.servers = {
+            facts.name: Server(facts, self._models, chosen.local()) for facts in header.servers
+        }
+
+    def take(self, entry: LogEntry) -> list[LogEntry]:
+        """What is decided upon an entry; nothing upon decisions and measurements.
+
+        Raises:
+            InputError: a server that the header doesn't name, or an event that can't be.
+        """
+        try:
+            if isinstance(entry, EventEntry):
+                actions = self._server(entry.server).handle(entry.event)
+                return [ActionEntry(server=entry.server, action=action) for action in actions]
+            if isinstance(entry, BalancerEntry):
+                return list(self._balance(entry.event))
+        except LocalProtocolError as error:
+            raise InputError("the event log says what can't be", got=error.message) from error
+        return []
+
+    def _server(self, name: str) -> Server:
+        if name not in self.servers:
+            raise InputError(f"the event log's header names no server {name!r}")
+        return self.servers[name]
+
+    def _balance(self, event: BalancerEvent) -> Iterator[SentEntry]:
+        balancer = self.balancer
+        match event:
+            case Submitted(now_s=now_s, request=request):
+                yield SentEntry(number=request.number, server=balancer.submit(request, now_s))
+            case Returned(now_s=now_s, number=number):
+                yield SentEntry(number=number, server=balancer.returned(number, now_s))
+            case Ended(number=number):
+                balancer.done(number)
+            case Reported(now_s=now_s, report=report):
+                balancer.reported(report, now_s)
+            case Lost(now_s=now_s, server=server):
+                self._server(server)
+                for request, other in balancer.lost(server, now_s):
+                    yield SentEntry(number=request.number, server=other)
+            case Placed(server=server, model=model, there=there):
+                self._server(server)
+                balancer.placed(server, model, there=there)
+
+
+def first_difference(entries: Iterable[LogEntry]) -> str | None:
+    """Where the same events would lead to other decisions than a log says; None: nowhere.
+
+    Decisions stand behind what they were made upon, before the next event of the same server or
+    of the balancer; entries of others may come between.
+
+    Raises:
+        InputError: no header at the start, or a log of other servers than its header names.
+    """
+    lines = iter(entries)
+    header = next(lines, None)
+    if not isinstance(header, LogHeader):
+        raise InputError("an event log without its header", remedy="give the whole file")
+    replayer, expected = Replayer(header), dict[str | None, deque[LogEntry]]()
+    for number, entry in enumerate(lines, 2):
+        if isinstance(entry, ActionEntry | SentEntry):
+            owner = entry.server if isinstance(entry, ActionEntry) else None
+            queue = expected.setdefault(owner, deque())
+            should = queue.popleft() if queue else None
+            if should != entry:
+                return f"line {number}: {entry} instead of {should or 'nothing'}"
+        elif isinstance(entry, EventEntry | BalancerEntry):
+            owner = entry.server if isinstance(entry, EventEntry) else None
+            if expected.get(owner):
+                return f"line {number}: {expected[owner][0]} is missing before it"
+            expected[owner] = deque(replayer.take(entry))
+    missing = [queue[0] for queue in expected.values() if queue]
+    return f"at the end: {missing[0]} is missing" if missing else None

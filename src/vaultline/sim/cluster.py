@@ -25,6 +25,20 @@ from vaultline.sched.events import (
     Run,
 )
 from vaultline.sched.facts import ModelFacts, ServerFacts
+from vaultline.sched.replay import (
+    ActionEntry,
+    BalancerEntry,
+    BalancerEvent,
+    Ended,
+    EventEntry,
+    LogEntry,
+    Lost,
+    Placed,
+    Reported,
+    Returned,
+    SentEntry,
+    Submitted,
+)
 from vaultline.sched.replicas import Change, ReplicaControl, ReplicaSettings
 from vaultline.sched.server import Policy, Server
 
@@ -60,15 +74,12 @@ class Trace:
 
     Attributes:
         changes: of replicas, and when.
-        events, actions: if they are kept.
     """
 
     outcomes: list[Outcome] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     evictions: list[tuple[float, str, Evict]] = field(default_factory=list)
     changes: list[tuple[float, Change]] = field(default_factory=list)
-    events: list[tuple[str, Event]] = field(default_factory=list)
-    actions: list[tuple[str, Action]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +91,6 @@ class Timing:
         hop_s: from the balancer to a server, and back.
         run_s: of every run, besides what the facts say: a command and its reply.
         control_s: between decisions about replicas.
-        keep_events: write the event log, which replays need and large runs don't.
     """
 
     report_s: float = 0.1
@@ -88,7 +98,6 @@ class Timing:
     hop_s: float = 0.0
     run_s: float = 0.0
     control_s: float = 1.0
-    keep_events: bool = False
 
 
 #: Sees a server after each event that it has handled, and what it made of it.
@@ -109,13 +118,21 @@ class Simulation:
         *,
         replicas: ReplicaSettings | None = None,
         losses: Mapping[str, float] | None = None,
+        balancer: type[Balancer] = Balancer,
+        log: Callable[[LogEntry], None] | None = None,
     ) -> None:
-        """``replicas``: models come and go by these rules, or stay where they are. ``losses``:
-        when servers are lost, by name."""
+        """A cluster in which nothing has happened.
+
+        Args:
+            observe: called after each event of a server.
+            replicas: models come and go by these rules; None: they stay where they are.
+            losses: when servers are lost, by name.
+            log: takes all that happens and is decided, but for the header.
+        """
         self._env = simpy.Environment()
-        self._observe = observe
+        self._observe, self._log = observe, log
         self._timing = timing or Timing()
-        self.balancer = Balancer(servers, models, chooser)
+        self.balancer = balancer(servers, models, chooser)
         self.servers = {each.name: Server(each, models, policy()) for each in servers}
         self._control = ReplicaControl(self.balancer, replicas) if replicas is not None else None
         self._losses = dict(losses or {})
@@ -147,27 +164,45 @@ class Simulation:
             self._requests[request.number] = request
             if self._control is not None:
                 self._control.arrived(request.model, self._env.now)
-            self._send(request, self.balancer.submit(request, self._env.now))
+            self._note(Submitted(now_s=self._env.now, request=request))
+            name = self.balancer.submit(request, self._env.now)
+            self._note_sent(request, name)
+            self._send(request, name)
             if progress is not None:
                 progress(number + 1)
 
-    def _send(self, request: Request, name: str | None) -> None:
+    def _note(self, event: BalancerEvent) -> None:
+        if self._log is not None:
+            self._log(BalancerEntry(event=event))
+
+    def _note_sent(self, request: Request, name: str | None) -> None:
+        if self._log is not None:
+            self._log(SentEntry(number=request.number, server=name))
+
+    def _send(
+        self,
+        request: Request,
+        name: str | None,
+        last: str = "",
+        reason: str = "no server has the model",
+    ) -> None:
+        """Do what the balancer has decided."""
         if name is None:
-            self._end(request.number, "", "no server has the model")
+            self._end(request.number, last, reason)
         else:
             self._tell(name, lambda now_s: Arrived(now_s=now_s, request=request))
 
     def _tell(self, name: str, event: Callable[[float], Event]) -> None:
         """Let the balancer's word reach a server."""
-        self._at(name, event(self._env.now + self._timing.hop_s))
+        self._later(self._timing.hop_s, lambda: self._handle(name, event(self._env.now)))
 
     def _later(self, after_s: float, what: Callable[[], None]) -> None:
         timeout = self._env.timeout(max(0.0, after_s))
         timeout.callbacks.append(lambda _: what())
 
-    def _at(self, name: str, event: Event) -> None:
-        """Let an event happen at a server when its time has come."""
-        self._later(event.now_s - self._env.now, lambda: self._handle(name, event))
+    def _finish(self, name: str, core: int, after_s: float) -> None:
+        """Let a core be done; times are read when it is, so that none is earlier than another."""
+        self._later(after_s, lambda: self._handle(name, Finished(now_s=self._env.now, core=core)))
 
     def _handle(self, name: str, event: Event) -> None:
         server = self.servers.get(name)
@@ -176,21 +211,24 @@ class Simulation:
         actions = server.handle(event)
         if self._observe is not None:
             self._observe(server, event, actions)
-        if self._timing.keep_events:
-            self.trace.events.append((name, event))
-            self.trace.actions += [(name, action) for action in actions]
+        if self._log is not None:
+            self._log(EventEntry(server=name, event=event))
+            for action in actions:
+                self._log(ActionEntry(server=name, action=action))
         for action in actions:
             self._act(name, server, action)
 
     def _act(self, name: str, server: Server, action: Action) -> None:
         now_s = self._env.now
         if isinstance(action, Run):
-            ended_s = now_s + server.running[action.core].expected_s + self._timing.run_s
-            self._at(name, Finished(now_s=ended_s, core=action.core))
-            self.trace.spans.append(Span(server=name, run=action, started_s=now_s, ended_s=ended_s))
+            run_s = server.running[action.core].expected_s + self._timing.run_s
+            self._finish(name, action.core, run_s)
+            self.trace.spans.append(
+                Span(server=name, run=action, started_s=now_s, ended_s=now_s + run_s)
+            )
         elif isinstance(action, Install):
-            ended_s = now_s + server.models[action.model].install_s + self._timing.run_s
-            self._at(name, Finished(now_s=ended_s, core=action.core))
+            install_s = server.models[action.model].install_s + self._timing.run_s
+            self._finish(name, action.core, install_s)
         elif isinstance(action, Evict):
             self.trace.evictions.append((now_s, name, action))
         elif isinstance(action, Answer):
@@ -200,14 +238,17 @@ class Simulation:
 
     def _refused(self, refusal: Refuse, name: str) -> None:
         if refusal.elsewhere:
+            self._note(Returned(now_s=self._env.now, number=refusal.request))
+            request = self._requests[refusal.request]
             other = self.balancer.returned(refusal.request, self._env.now)
-            if other is not None:
-                self._send(self._requests[refusal.request], other)
-                return
-        self._end(refusal.request, name, refusal.reason)
+            self._note_sent(request, other)
+            self._send(request, other, name, refusal.reason)
+        else:
+            self._end(refusal.request, name, refusal.reason)
 
     def _end(self, number: int, name: str, reason: str) -> None:
         request = self._requests.pop(number)
+        self._note(Ended(number=number))
         self.balancer.done(number)
         self._open -= 1
         ended_s = self._env.now + self._timing.hop_s
@@ -217,7 +258,11 @@ class Simulation:
     def _lose(self, name: str) -> None:
         """A server is gone, with all that it held."""
         if self._open and self.servers.pop(name, None) is not None:
-            for request, other in self.balancer.lost(name, self._env.now):
+            self._note(Lost(now_s=self._env.now, server=name))
+            moved = self.balancer.lost(name, self._env.now)
+            for request, other in moved:
+                self._note_sent(request, other)
+            for request, other in moved:
                 self._send(request, other)
 
     def _reports(self, name: str) -> Generator[Any, Any, None]:
@@ -229,6 +274,7 @@ class Simulation:
             report = server.report()
             if self._timing.delay_s:
                 yield self._env.timeout(self._timing.delay_s)
+            self._note(Reported(now_s=self._env.now, report=report))
             self.balancer.reported(report, self._env.now)
 
     def _controls(self, control: ReplicaControl) -> Generator[Any, Any, None]:
@@ -238,6 +284,7 @@ class Simulation:
                 self._change(change)
 
     def _change(self, change: Change) -> None:
+        self._note(Placed(server=change.server, model=change.model, there=change.there))
         if self.balancer.placed(change.server, change.model, there=change.there):
             kind = Installing if change.there else Removing
             self._tell(change.server, lambda now_s: kind(now_s=now_s, model=change.model))

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import pytest
 
-from vaultline.sched.balancer import (
-    Chooser,
-    Earliest,
-    LeastLoaded,
-    ModelAffinity,
-    PowerOfTwo,
-    RoundRobin,
+from vaultline.sched.events import Installing, Removing
+from vaultline.sched.facts import ModelFacts
+from vaultline.sched.policies import POLICIES
+from vaultline.sched.replay import (
+    ActionEntry,
+    EventEntry,
+    LogEntry,
+    LogHeader,
+    decode,
+    encode,
+    first_difference,
 )
-from vaultline.sched.baselines import Fifo
-from vaultline.sched.local import Vaultline
-from vaultline.sched.server import Server
+from vaultline.sched.replicas import ReplicaSettings
 from vaultline.sim.cluster import Simulation, Timing, Trace
 from vaultline.testing.serving import group, model, poisson, server
 
@@ -30,28 +32,30 @@ MODELS = {
     )
 }
 NAMES = list(MODELS)
-CHOOSERS: dict[str, Callable[[], Chooser]] = {
-    "round robin": RoundRobin,
-    "least loaded": LeastLoaded,
-    "power of two": PowerOfTwo,
-    "model affinity": ModelAffinity,
-    "earliest": Earliest,
-}
+SERVERS = [server(f"s{k}", NAMES, mib=40) for k in range(2)]
 
 
 def simulated(
     rate: float,
     count: int = 400,
     *,
-    chooser: Callable[[], Chooser] = Earliest,
-    fifo: bool = False,
+    policy: str = "vaultline",
     zipf: float = 1.0,
-    delay_s: float = 0.0,
-    keep_events: bool = False,
+    timing: Timing | None = None,
+    losses: Mapping[str, float] | None = None,
+    log: list[LogEntry] | None = None,
 ) -> Trace:
-    servers = [server(f"s{k}", NAMES, mib=40) for k in range(2)]
-    timing = Timing(delay_s=delay_s, keep_events=keep_events)
-    simulation = Simulation(servers, MODELS, chooser(), Fifo if fifo else Vaultline, timing)
+    chosen = POLICIES[policy]
+    simulation = Simulation(
+        SERVERS,
+        MODELS,
+        chosen.chooser(),
+        chosen.local,
+        timing,
+        lambda one, _event, _actions: one.check(),
+        losses=losses,
+        log=log.append if log is not None else None,
+    )
     return simulation.run(poisson(NAMES, rate=rate, count=count, seed=3, zipf=zipf))
 
 
@@ -59,27 +63,47 @@ def seconds(trace: Trace) -> float:
     return max(outcome.ended_s for outcome in trace.outcomes)
 
 
-@pytest.mark.parametrize("name", CHOOSERS)
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("delay_s", [0.0, 1.0])
-def test_every_request_is_answered_once_also_with_stale_reports(name: str, delay_s: float) -> None:
-    trace = simulated(60.0, chooser=CHOOSERS[name], delay_s=delay_s)
+def test_every_request_is_answered_once_also_with_stale_reports(
+    policy: str, delay_s: float
+) -> None:
+    trace = simulated(60.0, policy=policy, timing=Timing(delay_s=delay_s, hop_s=0.001))
     assert Counter(outcome.request.number for outcome in trace.outcomes) == Counter(range(400))
     assert not any(outcome.reason for outcome in trace.outcomes)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_a_lost_server_held_is_answered_once_by_the_other(policy: str) -> None:
+    trace = simulated(60.0, policy=policy, losses={"s1": 1.0}, timing=Timing(delay_s=0.3))
+    assert Counter(outcome.request.number for outcome in trace.outcomes) == Counter(range(400))
+    assert not any(outcome.reason for outcome in trace.outcomes)
+    assert all(each.server == "s0" for each in trace.outcomes if each.ended_s > 1.0)
+    moved = [each for each in trace.outcomes if each.request.arrived_s < 1.0 < each.ended_s]
+    assert moved
 
 
 def test_the_same_seed_gives_the_same_trace() -> None:
     assert simulated(60.0) == simulated(60.0)
 
 
-def test_an_event_log_replayed_gives_the_same_actions() -> None:
-    trace = simulated(60.0, keep_events=True)
-    again = {f"s{k}": Server(server(f"s{k}", NAMES, mib=40), MODELS, Vaultline()) for k in range(2)}
-    actions = [(name, act) for name, event in trace.events for act in again[name].handle(event)]
-    assert actions == trace.actions
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_log_replayed_gives_the_same_decisions(policy: str) -> None:
+    header = LogHeader(policy=policy, servers=tuple(SERVERS), models=tuple(MODELS.values()))
+    log: list[LogEntry] = [header]
+    timing = Timing(hop_s=0.001, delay_s=0.05)
+    simulated(90.0, 150, policy=policy, timing=timing, losses={"s1": 1.0}, log=log)
+    lines = [encode(entry) for entry in log]
+    assert list(decode(lines)) == log, "to the last bit"
+    assert first_difference(decode(lines)) is None
+    action = next(k for k, entry in enumerate(log) if isinstance(entry, ActionEntry))
+    assert "is missing" in (first_difference([*log[:action], *log[action + 1 :]]) or "")
+    event = next(k for k, entry in enumerate(log) if isinstance(entry, EventEntry))
+    assert first_difference([*log[:event], *log[event + 1 :]]) is not None
 
 
 def test_batches_and_resident_weights_beat_whole_requests_in_turn_at_saturation() -> None:
-    ours, theirs = simulated(500.0), simulated(500.0, chooser=RoundRobin, fifo=True)
+    ours, theirs = simulated(500.0), simulated(500.0, policy="round-robin")
     assert seconds(ours) < 0.9 * seconds(theirs)
 
 
@@ -91,3 +115,51 @@ def test_a_hot_model_never_starves_a_cold_one() -> None:
     hot_s = max(each.ended_s for each in trace.outcomes if each.request.model == "quick")
     answered_before = sum(each.ended_s < hot_s for each in cold)
     assert answered_before > 0.3 * len(cold)
+
+
+def moving(rate: float, count: int, zipf: float = 2.0) -> tuple[Trace, set[type]]:
+    """Three servers with room for two of three models each; what the servers were told."""
+    models: dict[str, ModelFacts] = {
+        each.name: each
+        for each in (
+            model("quick", group(2, run_s=0.02), fixed_mib=12),
+            model("mid", group(6, run_s=0.01), fixed_mib=12),
+            model("slow", group(4, run_s=0.01), fixed_mib=12),
+        )
+    }
+    servers = [
+        server("a", ["quick", "mid"], mib=34),
+        server("b", ["slow", "mid"], mib=34),
+        server("c", ["slow", "mid"], mib=34),
+    ]
+    told: set[type] = set()
+    policy = POLICIES["vaultline"]
+    simulation = Simulation(
+        servers,
+        models,
+        policy.chooser(),
+        policy.local,
+        Timing(hop_s=0.001, control_s=0.5),
+        lambda one, event, _actions: (told.add(type(event)), one.check())[1],
+        replicas=ReplicaSettings(memory_s=2.0, hold_s=4.0),
+    )
+    names = list(models)
+    return simulation.run(poisson(names, rate=rate, count=count, seed=3, zipf=zipf)), told
+
+
+def test_models_that_come_and_go_under_load_lose_no_request() -> None:
+    trace, told = moving(60.0, 2500)
+    assert Counter(outcome.request.number for outcome in trace.outcomes) == Counter(range(2500))
+    assert not any(outcome.reason for outcome in trace.outcomes)
+    grown = {change.server for _, change in trace.changes if change.there}
+    assert grown & {"b", "c"}, "the hot model has come to where it was not"
+    assert {Installing, Removing} <= told
+    served = {each.server for each in trace.outcomes if each.request.model == "quick"}
+    assert len(served) > 1
+
+
+def test_a_steady_load_moves_models_a_few_times_and_then_no_more() -> None:
+    trace, _ = moving(60.0, 4000)
+    late = [change for now_s, change in trace.changes if now_s > 40]
+    assert len(trace.changes) <= 6
+    assert not late
