@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from msgspec.structs import replace
+from server_cases import perceptron
 
 from vaultline.attest.server_grant import ServerGrant
 from vaultline.core.errors import PeerError
@@ -23,7 +24,6 @@ from vaultline.testing.servermodels import (
     feeds_of,
     granted_bytes,
     make_grant,
-    perceptron,
     seal_groups,
 )
 from vaultline.testing.serverworker import Answer, ServerWorker

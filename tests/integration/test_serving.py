@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +135,11 @@ class Kit:
 
 @pytest.fixture(scope="module")
 def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    folder = tmp_path_factory.mktemp("models")
+    return make_kit(tmp_path_factory.mktemp("models"))
+
+
+def make_kit(folder: Path) -> Kit:
+    """Prepare everything in a folder."""
     kek = load_kek(folder / "kek.jwk", create=True)
     for name, rule in RULES.items():
         prepare(DIGITS, folder, name=name, rule=rule, kek=kek)
@@ -263,6 +269,7 @@ def tight(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Tight:
 def test_evictions_and_reloads_drop_nothing(tight: Tight) -> None:
     metrics = tight.gateway.server_metrics().values()
     assert sum(each.evictions + each.worker.streamed_bytes for each in metrics) > 0
+    assert sum(each.answered for each in metrics) == 150
     assert tight.gateway.counters().answered == 150
 
 
@@ -376,11 +383,24 @@ def test_a_model_that_grows_hot_is_installed_on_another_server(
     assert (counters.answered, counters.refused) == (counters.submitted, 0)
 
 
-def test_two_cores_of_a_server_share_its_models(kit: Kit) -> None:
-    with kit.gateway(servers=1, cores=2, mib=24) as serving:
+def test_two_cores_of_a_server_share_its_models_over_tcp(kit: Kit) -> None:
+    with kit.gateway(servers=1, cores=2, mib=24, transport="tcp") as serving:
         kit.check(kit.submit(serving, 40))
         (metrics,) = serving.server_metrics().values()
         assert sum(metrics.held_bytes.values()) <= 24 * MIB
+
+
+def test_the_paged_baseline_runs_behind_the_same_gateway(kit: Kit, tmp_path: Path) -> None:
+    kek = load_kek(tmp_path / "kek.jwk", create=True)
+    for name in ("one", "two"):
+        prepare(DIGITS, tmp_path, name=name, paged="crypto", kek=kek)
+    paged = replace(kit, models=load_prepared(tmp_path, kek))
+    with paged.gateway(servers=1, mib=3.5, name="fifo") as serving:
+        names = ("one", "two")
+        kit.check([serving.submit(names[k % 2], [kit.inputs[k % 7]]) for k in range(20)])
+        assert serving.drain(ANSWER_S)
+        (metrics,) = serving.server_metrics().values()
+    assert metrics.worker.swapped_pages > 0
 
 
 def test_without_any_server_requests_end_with_an_error(kit: Kit) -> None:
@@ -393,6 +413,49 @@ def test_without_any_server_requests_end_with_an_error(kit: Kit) -> None:
         with pytest.raises(ServersLostError):
             kit.submit(gateway, 1)
         assert gateway.drain(ANSWER_S)
+
+
+OWNER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_serving import make_kit
+kit = make_kit(Path(sys.argv[2]))
+with kit.gateway() as gateway:
+    futures = kit.submit(gateway, 100)
+    futures[0].result(60)
+    print(*gateway.server_pids("s0"), *gateway.server_pids("s1"), flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_nothing_is_left_of_a_gateway_that_is_killed(kit: Kit, tmp_path: Path) -> None:
+    here = str(Path(__file__).parent)
+    with tempfile.TemporaryDirectory(prefix="vlt") as temporary:
+        owner = subprocess.Popen(
+            [sys.executable, "-c", OWNER, here, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "TMPDIR": temporary},
+        )
+        assert owner.stdout is not None
+        try:
+            pids = [int(word) for word in owner.stdout.readline().split()]
+            known = [process for pid in pids for process in family(pid)]
+            assert len(pids) == 4
+        finally:
+            owner.kill()
+            owner.communicate()
+        wait_until(
+            lambda: not any(process.alive for process in known),
+            timeout_s=10,
+            what="the end of all servers",
+        )
+        wait_until(
+            lambda: not list(Path(temporary).rglob("requests")),
+            timeout_s=10,
+            what="the end of all sockets",
+        )
 
 
 def test_a_signal_drains_and_closing_ends_what_is_left(kit: Kit) -> None:

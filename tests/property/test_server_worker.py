@@ -11,6 +11,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from server_cases import perceptron
 
 from vaultline.attest.server_grant import ServerGrant
 from vaultline.core.serving import DoneReply, EvictCommand, InstallCommand, RemoveCommand
@@ -22,7 +23,6 @@ from vaultline.testing.servermodels import (
     feeds_of,
     granted_bytes,
     make_grant,
-    perceptron,
     seal_groups,
 )
 from vaultline.testing.serverworker import ServerThread

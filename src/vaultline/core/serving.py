@@ -41,14 +41,16 @@ class ServerWorkerConfig(Struct, frozen=True):
 
 
 class InstallCommand(Struct, frozen=True, tag="install"):
-    """Open a model's sections and make its sessions, on a core; ends with ``DoneReply``."""
+    """Open a model's sections and make its sessions for all cores, on one of them; ends with
+    ``DoneReply`` or ``FailedReply``."""
 
     core: int
     model: int
 
 
 class RemoveCommand(Struct, frozen=True, tag="remove"):
-    """Forget a model: sessions, weights that are here, what requests carry. Not answered."""
+    """Forget a model, of which nothing runs: sessions, weights that are here, what requests carry.
+    One that is not installed, or failed to be, is forgotten already. Not answered."""
 
     model: int
 
@@ -60,7 +62,8 @@ class RunCommand(Struct, frozen=True, tag="run"):
     through the group before.
 
     Attributes:
-        keep: its weights stay afterwards, until ``EvictCommand``.
+        keep: its weights stay afterwards, until ``EvictCommand`` or a run of the group fails.
+            Weights that are there stay in any case.
     """
 
     core: int

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
 
 from vaultline.attest.grant import GrantRefused
@@ -58,13 +59,18 @@ class _Outcome:
     answers: Sequence[tuple[int, FrameBuffer]] = ()
 
 
+_Task = Callable[[], _Outcome]
+#: A model by its number, and a step group of it unless the model is being installed.
+_Work = tuple[int, int | None]
+
+
 @dataclass(slots=True)
 class _Core:
-    """What a core is to do, and what it does: a model, and a group of it unless it is installed."""
+    """What a core is to do, and what it does since when."""
 
-    tasks: SimpleQueue[Callable[[], _Outcome]] = field(default_factory=SimpleQueue)
-    running: tuple[int, int | None] | None = None
-    since_s: float = 0.0
+    tasks: SimpleQueue[_Task] = field(default_factory=SimpleQueue)
+    running: _Work | None = None
+    since_ns: int = 0
 
 
 class Server:
@@ -98,16 +104,16 @@ class Server:
             PeerError: it broke the protocol, or the connection.
         """
         for number in range(len(self._cores)):
-            arguments = (line, number)
-            threading.Thread(target=self._work, args=arguments, daemon=True).start()
+            threading.Thread(target=self._work, args=(line, number), daemon=True).start()
         while (command := line.receive()) is not None:
             self._obey(line, command)
 
     def beat(self) -> BeatLine:
         """That the process lives, and how long the longest command takes."""
-        now_s = time.monotonic()
-        busy = [now_s - core.since_s for core in self._cores if core.running is not None]
-        return BeatLine(busy_s=max(busy, default=0.0), frames=self._frames, metrics=self.metrics)
+        now_ns = time.monotonic_ns()
+        busy = [now_ns - core.since_ns for core in self._cores if core.running is not None]
+        busy_s = max(busy, default=0) * 1e-9
+        return BeatLine(busy_s=busy_s, frames=self._frames, metrics=self.metrics)
 
     @property
     def metrics(self) -> StageMetrics:
@@ -132,25 +138,26 @@ class Server:
                 _check(model not in self._models, "a model that is installed")
                 self._check_idle(core)
                 self._models[model] = None
-                self._assign(core, (model, None), lambda: self._install(model))
+                task = partial(self._install, model)
+                self._assign(core, (model, None), time.monotonic_ns(), task)
             case RunCommand(core=core):
                 hosted, group = self._found(command.model, command.group)
                 self._check_idle(core)
                 times, inputs = self._inputs(line, command, hosted, group)
                 if inputs is not None:
-                    what = (command.model, command.group)
-                    self._assign(core, what, lambda: self._run(command, hosted, inputs, times))
+                    work = (command.model, command.group)
+                    task = partial(self._run, command, hosted, inputs, times)
+                    self._assign(core, work, times.arrived_ns, task)
             case EvictCommand():
                 _, group = self._found(command.model, command.group)
                 with self._lock:
                     _check(not self._in_use(command.model, command.group), "weights in use")
                     group.drop()
             case RemoveCommand(model=model):
-                hosted, _ = self._found(model, 0)
                 with self._lock:
                     _check(not self._in_use(model), "a model in use")
-                    self._models.pop(model)
-                    hosted.close()
+                    if (gone := self._models.pop(model, None)) is not None:
+                        gone.close()
 
     def _found(self, model: int, group: int) -> tuple[HostedModel, Group]:
         hosted = self._models.get(model)
@@ -167,13 +174,11 @@ class Server:
         idle = 0 <= core < len(self._cores) and self._cores[core].running is None
         _check(idle, "a core that is busy or that there is not")
 
-    def _assign(
-        self, core: int, what: tuple[int, int | None], task: Callable[[], _Outcome]
-    ) -> None:
+    def _assign(self, core: int, work: _Work, since_ns: int, task: _Task) -> None:
         assigned = self._cores[core]
         with self._lock:  # weights that are about to be dropped are gone, or stay for this run
-            assigned.since_s = time.monotonic()
-            assigned.running = what
+            assigned.since_ns = since_ns
+            assigned.running = work
         assigned.tasks.put(task)
 
     def _inputs(
@@ -185,21 +190,20 @@ class Server:
         with self._lock:
             if command.group > 0:
                 inputs = hosted.go_on(numbers, command.group)
-                now_ns = time.monotonic_ns()
-                return StageTimes(arrived_ns=now_ns), inputs
+                return StageTimes(arrived_ns=time.monotonic_ns()), inputs
             hosted.enter(numbers)
-        inputs, error, open_ns = [], None, 0
+        inputs, error, open_ns, arrived_ns = [], None, 0, 0
         for number in numbers:  # all of them, so that the next command is where it must be
             sealed = line.receive_sealed(group.before.message_bytes + OVERHEAD_BYTES)
-            before_ns = time.monotonic_ns()
+            arrived_ns = time.monotonic_ns()
             try:
                 if error is None:
                     inputs += take_frames(self.ledger, group.before, 1)
                     self._opener.open_into(command.model, number, sealed, inputs[-1].message)
             except (BudgetExceededError, RequestTamperedError) as failure:
                 error = failure
-            open_ns += time.monotonic_ns() - before_ns
-        times = StageTimes(arrived_ns=time.monotonic_ns(), open_ns=open_ns // len(numbers))
+            open_ns += time.monotonic_ns() - arrived_ns
+        times = StageTimes(arrived_ns=arrived_ns, open_ns=open_ns // len(numbers))
         if error is None:
             return times, inputs
         release_frames(self.ledger, inputs)
@@ -214,7 +218,7 @@ class Server:
         while True:
             self._do(line, number, self._cores[number].tasks.get())
 
-    def _do(self, line: CommandLine, number: int, task: Callable[[], _Outcome]) -> None:
+    def _do(self, line: CommandLine, number: int, task: _Task) -> None:
         """Do it and reply. By then the core is idle, and everything is released: a host that has
         heard of it may use both."""
         core = self._cores[number]
@@ -224,7 +228,7 @@ class Server:
             self._rest(core)
             line.reply(_failed(number, error))
             return
-        seconds = time.monotonic() - core.since_s
+        seconds = (time.monotonic_ns() - core.since_ns) * 1e-9
         self._rest(core)
         done = DoneReply(
             core=number,

@@ -221,6 +221,7 @@ class ServerDriver:
         busy = server.running or server.queued or server.hosting.busy
         if server.draining and not self._told_drained and not busy:
             self._told_drained = True
+            self._to_gateway(self.report(), ())  # of all that it did
             self._to_gateway(DrainedMessage(), ())
 
     # What the gateway says.

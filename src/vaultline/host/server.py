@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from vaultline.core.control import ReadyLine, WorkerLine
 from vaultline.core.errors import (
@@ -33,10 +33,11 @@ from vaultline.core.serving import (
     WorkerReply,
 )
 from vaultline.host.driver import ServerDriver
+from vaultline.host.eventlog import EventLog
 from vaultline.host.launcher import Process, start_module, stop
 from vaultline.host.supervisor import Lost, Supervisor
 from vaultline.sched.policies import policy
-from vaultline.sched.replay import LogEntry, LogHeader, encode
+from vaultline.sched.replay import LogHeader
 from vaultline.sched.server import Server
 from vaultline.sched.wire import (
     WIRE_MESSAGE_BYTES_MAX,
@@ -84,7 +85,7 @@ class ServerHost:
             launch.models,
             self._to_worker,
             self._to_gateway,
-            self._to_log if self._log else None,
+            self._log.write if self._log else None,
         )
         self._selector = selectors.DefaultSelector()
         self._interest: dict[int, int] = {}
@@ -314,10 +315,6 @@ class ServerHost:
         if self._gateway is not None:
             self._gateway.send(message, sealed)
 
-    def _to_log(self, entry: LogEntry) -> None:
-        if self._log is not None:
-            self._log.write(encode(entry))
-
     def _say(self, line: ServerLine) -> None:
         with contextlib.suppress(OSError):  # the gateway may have gone
             os.write(self._owner_out, canonical_json(line) + b"\n")
@@ -354,16 +351,12 @@ def _text(error: VaultlineError) -> str:
     return f"{error.message}: {error.got}" if error.got else error.message
 
 
-def _open_log(launch: LaunchServer) -> IO[bytes] | None:
+def _open_log(launch: LaunchServer) -> EventLog | None:
     if launch.log is None:
         return None
-    try:
-        log = Path(launch.log).open("wb")  # noqa: SIM115 - closed at the host's end
-    except OSError as error:
-        raise InputError("cannot write the log", got=f"{launch.log}: {error.strerror}") from error
     models = tuple(model.facts for model in launch.models)
-    log.write(encode(LogHeader(policy=launch.policy, servers=(launch.facts,), models=models)))
-    return log
+    header = LogHeader(policy=launch.policy, servers=(launch.facts,), models=models)
+    return EventLog(Path(launch.log), header)
 
 
 def _stuck_s(launch: LaunchServer) -> float:

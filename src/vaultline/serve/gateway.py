@@ -17,28 +17,20 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
-import numpy as np
-
-from vaultline.channel.requests import OVERHEAD_BYTES
 from vaultline.core.errors import InputError, LocalProtocolError, PeerError, VaultlineError
-from vaultline.core.frame_meta import FrameMeta, tensor_bytes, write_meta
+from vaultline.core.frame_meta import FrameMeta, write_meta
 from vaultline.core.frames import StageTimes
+from vaultline.host.eventlog import EventLog
 from vaultline.owner.served import ServedModel
-from vaultline.owner.server_release import ServerMemory, server_grant, server_memory
 from vaultline.sched.balancer import Balancer
 from vaultline.sched.events import Request
-from vaultline.sched.facts import ServerFacts
-from vaultline.sched.policies import policy as policy_named
-from vaultline.sched.replay import LogEntry, LogHeader, decode, encode
+from vaultline.sched.replay import LogEntry, decode
 from vaultline.sched.replicas import ReplicaControl, ReplicaSettings
-from vaultline.sched.server import Server
 from vaultline.sched.wire import (
     DrainMessage,
-    HostedModel,
     InstallMessage,
-    LaunchServer,
     RefusedRequestMessage,
     RemoveMessage,
     ReportedMessage,
@@ -55,10 +47,10 @@ from vaultline.serve.answers import (
     RefusedByServerError,
     ServerLostError,
     ServersLostError,
-    dtype_of,
 )
 from vaultline.serve.cluster import ServerSpec
 from vaultline.serve.dispatch import Dispatcher, Pending
+from vaultline.serve.plan import ServingPlan, write_request
 from vaultline.serve.prepared import Prepared
 from vaultline.serve.server_link import Appraise, ServerLink
 from vaultline.serve.status import GatewayStatus, ServerStatus
@@ -124,24 +116,16 @@ class Gateway:
             InputError: no model, two of one name, an unknown policy.
             InfeasibleError: a server that can't run a model.
         """
-        self._models, self._specs = list(models), list(servers)
-        self._policy = policy_named(policy)
+        self._plan = ServingPlan(models, servers, policy, placement or {})
+        self.facts = self._plan.facts
         self._platform_file, self._appraise = platform_file, appraise
         self._transport, self._log_dir = transport, log_dir
         self._settings = settings or GatewaySettings()
-        self._numbers = {model.name: k for k, model in enumerate(self._models)}
-        self._placement = placement or {}
-        self._check_names()
-        self._memory = [self._memory_of(spec) for spec in self._specs]
-        facts = [self._facts(spec, m) for spec, m in zip(self._specs, self._memory, strict=True)]
-        self.facts = tuple(facts)
-        by_name = {model.name: model.served.facts for model in self._models}
-        for each in facts:  # refuses what could never be run, before anything is started
-            Server(each, by_name, self._policy.local())
-        self._layouts = [model.served.input_layout for model in self._models]
-        self._log: IO[bytes] | None = None
+        self._layouts = [model.served.input_layout for model in self._plan.models]
+        self._log: EventLog | None = None
         self._lock = threading.Lock()
-        balancer = Balancer(facts, by_name, self._policy.chooser())
+        chooser = self._plan.policy.chooser()
+        balancer = Balancer(self.facts, self._plan.model_facts, chooser)
         self._dispatcher = Dispatcher(balancer, self._to_log if log_dir else None)
         self._control = None if replicas is None else ReplicaControl(balancer, replicas)
         self._links: dict[str, ServerLink] = {}
@@ -155,41 +139,6 @@ class Gateway:
         self._closing = threading.Event()
         self._ending: list[threading.Thread] = []
         self._stack = contextlib.ExitStack()
-
-    def _check_names(self) -> None:
-        placed = {name for names in self._placement.values() for name in names}
-        unknown = [
-            *(placed - self._numbers.keys()),
-            *(self._placement.keys() - {spec.name for spec in self._specs}),
-        ]
-        if unknown:
-            raise InputError("a placement of unknown models or servers", got=", ".join(unknown))
-        paged = {model.served.paged for model in self._models}
-        if not self._models or len(self._numbers) < len(self._models):
-            raise InputError("a gateway needs models, each under a name of its own")
-        if not self._specs or len({spec.name for spec in self._specs}) < len(self._specs):
-            raise InputError("a gateway needs servers, each under a name of its own")
-        if paged != {self._policy.paged}:
-            how = {True: "for paged memory", False: "for bounded memory"}
-            raise InputError(
-                f"policy {self._policy.name} can't serve models that were prepared otherwise",
-                got=" and ".join(how[each] for each in sorted(paged)),
-                expected=how[self._policy.paged],
-                remedy="prepare the models for this policy",
-            )
-
-    def _memory_of(self, spec: ServerSpec) -> ServerMemory:
-        served = [model.served for model in self._models]
-        return server_memory(served, cores=spec.cores, memory_bytes=spec.memory_bytes)
-
-    def _facts(self, spec: ServerSpec, memory: ServerMemory) -> ServerFacts:
-        return ServerFacts(
-            name=spec.name,
-            cores=spec.cores,
-            memory_bytes=spec.memory_bytes,
-            models=tuple(self._placement.get(spec.name, self._numbers)),
-            fixed_bytes=memory.fixed_bytes,
-        )
 
     # Start and end.
 
@@ -218,7 +167,7 @@ class Gateway:
         folder = self._stack.enter_context(
             tempfile.TemporaryDirectory(prefix="vaultline-gateway-", ignore_cleanup_errors=True)
         )
-        for number, spec in enumerate(self._specs):
+        for number, spec in enumerate(self._plan.specs):
             self._links[spec.name] = self._launch(number, spec, Path(folder) / str(number))
         deadline_s = time.monotonic() + self._settings.start_s
         links = list(self._links.values())
@@ -248,40 +197,26 @@ class Gateway:
 
     def _launch(self, number: int, spec: ServerSpec, folder: Path) -> ServerLink:
         folder.mkdir(mode=0o700)
-        log = None if self._log_dir is None else self._log_dir / f"server-{spec.name}.jsonl"
-        launch = LaunchServer(
-            facts=self.facts[number],
-            models=tuple(_hosted(model) for model in self._models),
-            policy=self._policy.name,
-            provider="simulated",
-            platform_file=None if self._platform_file is None else str(self._platform_file),
-            runtime_dir=str(folder),
-            cpus=spec.cpus,
+        launch = self._plan.launch(
+            number,
+            folder,
+            platform_file=self._platform_file,
             transport=self._transport,
             bind=self._settings.bind,
             report_s=self._settings.report_s,
-            log=None if log is None else str(log),
+            log=None if self._log_dir is None else self._log_dir / f"server-{spec.name}.jsonl",
         )
-        grant = server_grant(
-            [(model.served, model.keys) for model in self._models],
-            self._memory[number],
-            cores=spec.cores,
-            memory_bytes=spec.memory_bytes,
-        )
-        return ServerLink(spec, launch, grant, self._models, self)
+        return ServerLink(spec, launch, self._plan.grant(number), self._plan.models, self)
 
     def _open_log(self) -> None:
         if self._log_dir is None:
             return
         try:
             self._log_dir.mkdir(parents=True, exist_ok=True)
-            self._log = (self._log_dir / BALANCER_LOG).open("wb")
         except OSError as error:
-            raise InputError(
-                "cannot write logs", got=f"{self._log_dir}: {error.strerror}"
-            ) from error
-        models = tuple(model.served.facts for model in self._models)
-        self._to_log(LogHeader(policy=self._policy.name, servers=self.facts, models=models))
+            got = f"{self._log_dir}: {error.strerror}"
+            raise InputError("cannot make a folder for logs", got=got) from error
+        self._log = EventLog(self._log_dir / BALANCER_LOG, self._plan.log_header)
 
     def close(self) -> None:
         """Stop every server; requests without an end get an error. Safe to call twice."""
@@ -303,14 +238,13 @@ class Gateway:
         with self._lock:
             if self._log is not None:
                 self._log.close()
-                self._log = None
 
     # Requests.
 
     @property
     def models(self) -> tuple[ServedModel, ...]:
         """What is served."""
-        return tuple(model.served for model in self._models)
+        return tuple(model.served for model in self._plan.models)
 
     def submit(
         self,
@@ -338,7 +272,7 @@ class Gateway:
         number = self._number_of(model, deadline_s)
         layout = self._layouts[number]
         message = memoryview(bytearray(layout.message_bytes))
-        _fill(self._models[number].served, message, tensors)
+        write_request(self._plan.models[number].served, message, tensors)
         future: Future[Answer] = Future()
         future.set_running_or_notify_cancel()  # on its way: it can't be cancelled
         with self._lock:
@@ -367,13 +301,14 @@ class Gateway:
         return future
 
     def _number_of(self, model: str, deadline_s: float | None) -> int:
-        if model not in self._numbers:
+        numbers = self._plan.numbers
+        if model not in numbers:
             raise InputError(
-                "no such model is served", got=model, expected=", ".join(sorted(self._numbers))
+                "no such model is served", got=model, expected=", ".join(sorted(numbers))
             )
         if deadline_s is not None and not 0 <= deadline_s < 1e9:
             raise InputError("a deadline lies ahead", got=f"{deadline_s} s from now")
-        return self._numbers[model]
+        return numbers[model]
 
     def _check_open(self, message_bytes: int) -> None:
         if self._draining or not self._serving:
@@ -634,49 +569,4 @@ class Gateway:
 
     def _to_log(self, entry: LogEntry) -> None:
         if self._log is not None:
-            self._log.write(encode(entry))
-
-
-def _hosted(model: Prepared) -> HostedModel:
-    served = model.served
-    return HostedModel(
-        facts=served.facts,
-        vault=str(model.vault.absolute()),
-        request_bytes=served.input_layout.message_bytes + OVERHEAD_BYTES,
-        answer_bytes=served.output_layout.message_bytes + OVERHEAD_BYTES,
-    )
-
-
-def _fill(
-    served: ServedModel, message: memoryview, tensors: Sequence[Array] | Mapping[str, Array]
-) -> None:
-    """Write a request's tensors.
-
-    Raises:
-        InputError: they don't fit the model.
-    """
-    layout = served.input_layout
-    if isinstance(tensors, Mapping):
-        expected = [spec.name for spec in served.inputs]
-        if set(tensors) != set(expected):
-            raise InputError(
-                f"not the inputs of {served.name}",
-                got=", ".join(map(str, tensors)),
-                expected=", ".join(expected),
-            )
-        tensors = [tensors[name] for name in expected]
-    if len(tensors) != len(served.inputs):
-        raise InputError(
-            f"a wrong number of inputs for {served.name}",
-            got=str(len(tensors)),
-            expected=str(len(served.inputs)),
-        )
-    for position, (spec, tensor) in enumerate(zip(served.inputs, tensors, strict=True)):
-        if tensor.shape != spec.shape or str(tensor.dtype) != dtype_of(spec.dtype):
-            raise InputError(
-                f"a tensor does not fit input {spec.name!r} of {served.name}",
-                got=f"{tensor.dtype} {tensor.shape}",
-                expected=f"{spec.dtype} {spec.shape}",
-            )
-        target = np.frombuffer(tensor_bytes(layout, message, position), tensor.dtype)
-        target[:] = tensor.reshape(-1)
+            self._log.write(entry)

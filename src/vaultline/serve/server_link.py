@@ -105,7 +105,7 @@ class ServerLink:
         self.error: VaultlineError | None = None
         self.metrics = ServerMetrics()
         self.report: Report | None = None
-        self.drained = False
+        self.drained = self._told_drain = False
         self.heard_s = self.progress_s = time.monotonic()
         lines: Any = ServerLine
         self._host: HostProcess[Any] = HostProcess(HOST_MODULE, launch, lines)
@@ -199,6 +199,8 @@ class ServerLink:
             if not self._out:
                 self.progress_s = time.monotonic()
             self._out[item.request.number] = item.model
+        elif isinstance(item, DrainMessage):
+            self._told_drain = True
         self._queue.put(item)
 
     def silent_s(self, now_s: float) -> float:
@@ -275,6 +277,8 @@ class ServerLink:
                 self._listener.reported(self, message)
                 self._changed.set()
             case DrainedMessage():
+                if self._out or not self._told_drain:
+                    raise RemoteProtocolError(f"server {self.name} claims to be drained")
                 self.drained = True
 
     def _opened(

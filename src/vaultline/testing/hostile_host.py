@@ -15,6 +15,7 @@ from vaultline.core.serving import HostCommand, RunCommand
 from vaultline.host import server
 from vaultline.sched.wire import (
     AnsweredMessage,
+    DrainedMessage,
     HostMessage,
     LaunchServer,
     RefusedRequestMessage,
@@ -71,6 +72,8 @@ class HostileHost(server.ServerHost):
                 refused = RefusedRequestMessage(number=message.number, reason="no")
                 super()._to_gateway(refused, ())
                 super()._to_gateway(refused, ())
+            case "claims to be drained":
+                super()._to_gateway(DrainedMessage(), ())
             case "drops answers" | "is silent":
                 return
             case _:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from msgspec.structs import replace
+from server_cases import perceptron
 
 from vaultline.attest.grant import GrantRefused
 from vaultline.channel.keys import Direction
@@ -40,7 +41,6 @@ from vaultline.testing.servermodels import (
     feeds_of,
     granted_bytes,
     make_grant,
-    perceptron,
     seal_groups,
 )
 from vaultline.testing.serverworker import Answer, ServerThread
@@ -230,8 +230,6 @@ BROKEN: Mapping[str, Any] = {
     "an unknown model's weights are evicted": EvictCommand(model=2, group=0),
     "weights are evicted of a model that is not installed": EvictCommand(model=1, group=0),
     "an unknown group's weights are evicted": EvictCommand(model=0, group=3),
-    "a model that is not installed is removed": RemoveCommand(model=1),
-    "an unknown model is removed": RemoveCommand(model=7),
 }
 
 
@@ -390,6 +388,7 @@ def test_a_vault_that_does_not_open_is_not_installed(fragile: ServerThread) -> N
     assert reply.code == "VaultTamperedError"
     assert fragile.server.ledger.held["engine"] == 0
     flip(fragile.models[0].vault, section_end(fragile.models[0], 2) - 1)
+    fragile.remove(0)  # a host that gives up, and tries once more
     fragile.install(0)
     assert fragile.server.ledger.held["engine"] == fragile.models[0].engine_bytes
 
