@@ -16,31 +16,35 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from vaultline.bench.lasagna import MODELS, Progress, Serving, warm_up, weighted_models
+from vaultline.bench.lasagna import (
+    MODELS,
+    Progress,
+    Serving,
+    warm_requests,
+    warm_up,
+    weighted_models,
+)
 from vaultline.bench.lasagna_results import OURS, Contender
 from vaultline.core.errors import MachineError
+from vaultline.core.spread import spread
 from vaultline.sched.events import Request
 from vaultline.sched.facts import ModelFacts, ServerFacts
 from vaultline.sched.logs import read_logs
 from vaultline.sched.policies import policy
 from vaultline.sched.replay import LogEntry, decode
 from vaultline.serve.load import Frame, OpenLoop, Sent
-from vaultline.sim.cluster import Outcome, Timing
-from vaultline.sim.fidelity import (
-    Fidelity,
-    ServiceTime,
-    fidelity,
-    measured_hop_s,
-    service_times,
-)
+from vaultline.sim.cluster import Outcome, Simulation, Timing
+from vaultline.sim.fidelity import ServiceTime, measured_hop_s, service_times
 from vaultline.sim.workload import Arrivals, Bursty, Phase, Poisson, Workload, arrivals
 
-#: Figures of a comparison.
-KINDS = ("throughput", "mean", "p95")
+#: Names of figures, and of what they compare.
+KINDS = {"throughput": "throughput", "mean": "mean_s", "p95": "p95_s"}
 AT_ONCE = "all at once"
 _PATIENCE_S = 600.0
 #: Single requests of each model, one at a time.
 _SINGLE = 3
+#: Simulated seconds between what warms servers up and the workload.
+_PAUSE_S = 60.0
 
 
 class LoggedServing(Serving, Protocol):
@@ -109,6 +113,16 @@ class FidelityRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Performance:
+    """What a workload came to; throughput: answers over the time from first arrival to last end."""
+
+    answered: int
+    throughput: float
+    mean_s: float
+    p95_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
     """One workload, measured and simulated.
 
@@ -120,13 +134,15 @@ class Compared:
     workload: str
     requests: int
     rate_per_s: float
-    found: Fidelity
+    measured: Performance
+    simulated: Performance
     services: Mapping[str, ServiceTime]
     counts: bool = True
 
     def ratio(self, kind: str) -> float:
         """Simulated over measured, of one of ``KINDS``."""
-        return float(getattr(self.found, kind))
+        field = KINDS[kind]
+        return float(getattr(self.simulated, field) / getattr(self.measured, field))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -180,7 +196,7 @@ class _Fidelity:
             for each in request.workload(Poisson(rate=1.0), request.requests)
         ]
         self._run(AT_ONCE, requests, counts=False)
-        rate = self.found.compared[0].found.real.throughput_per_s
+        rate = self.found.compared[0].measured.throughput
         for number, (name, source) in enumerate(request.sources(rate).items()):
             self._progress(name, 1 + number, total)
             mean_rate = Workload(
@@ -203,21 +219,38 @@ class _Fidelity:
             servers = serving.facts
         logs = {path.name: _entries(path) for path in sorted(folder.glob("server-*.jsonl"))}
         if single:
-            self.found.hop_s = measured_hop_s(single, list(logs.values()))
-        real = outcomes(sent, first)
-        timing = Timing(report_s=self._request.report_s, hop_s=self.found.hop_s)
-        compared = fidelity(policy(self._request.policy), servers, self._facts, real, timing)
+            seconds = {each.request.number: each.latency_s for each in single}
+            self.found.hop_s = measured_hop_s(seconds, logs.values())
         span_s = requests[-1].arrived_s - requests[0].arrived_s
         self.found.compared.append(
             Compared(
                 workload=name,
                 requests=len(requests),
                 rate_per_s=(len(requests) - 1) / span_s if span_s else 0.0,
-                found=compared,
+                measured=performance(outcomes(sent, first)),
+                simulated=self._simulated(servers, requests, first),
                 services=service_times(read_logs(logs.items()), self._facts),
                 counts=counts,
             )
         )
+
+    def _simulated(
+        self, servers: Sequence[ServerFacts], requests: Sequence[Request], first: int
+    ) -> Performance:
+        """The same in virtual time, servers warmed up before by the same requests."""
+        chosen = policy(self._request.policy)
+        timing = Timing(report_s=self._request.report_s, hop_s=self.found.hop_s)
+        simulation = Simulation(servers, self._facts, chosen.chooser(), chosen.local, timing)
+        before = [
+            Request(number=number, model=each.model, arrived_s=0.0)
+            for number, each in enumerate(warm_requests(self._request.models))
+        ]
+        after = [
+            replace(each, number=first + position, arrived_s=_PAUSE_S + each.arrived_s)
+            for position, each in enumerate(requests)
+        ]
+        trace = simulation.run([*before, *after])
+        return performance([each for each in trace.outcomes if each.request.number >= first])
 
     def _single(self, serving: Serving, first: int) -> list[Outcome]:
         """One request at a time."""
@@ -242,6 +275,26 @@ def outcomes(sent: Sequence[Sent], first: int) -> list[Outcome]:
         request = replace(each.request, number=first + position)
         found.append(Outcome(request=request, server="", ended_s=each.ended_s, reason=each.reason))
     return found
+
+
+def performance(ended: Sequence[Outcome]) -> Performance:
+    """Of requests that have all ended.
+
+    Raises:
+        MachineError: none was answered.
+    """
+    answered = [each for each in ended if not each.reason]
+    found = spread(each.latency_s for each in answered)
+    if found is None:
+        raise MachineError("no request was answered", got=ended[0].reason if ended else "none")
+    first_s = min(each.request.arrived_s for each in ended)
+    seconds = max(each.ended_s for each in answered) - first_s
+    return Performance(
+        answered=len(answered),
+        throughput=len(answered) / seconds,
+        mean_s=found.mean_s,
+        p95_s=found.p95_s,
+    )
 
 
 def _entries(path: Path) -> list[LogEntry]:

@@ -122,16 +122,21 @@ def weighted_models(names: Sequence[str], zipf: float) -> tuple[WorkloadModel, .
     )
 
 
+def warm_requests(models: Sequence[str]) -> list[Request]:
+    """Each model a few times."""
+    return [
+        Request(number=-1 - place, model=name, arrived_s=0.0)
+        for place, name in enumerate([*models] * _WARM_ROUNDS)
+    ]
+
+
 def warm_up(serving: Serving, models: Sequence[str], inputs: Mapping[str, Sequence[Frame]]) -> int:
     """Send each model a few requests, so that all servers have run it; says how many.
 
     Raises:
         MachineError: a server does not answer.
     """
-    requests = [
-        Request(number=-1 - place, model=name, arrived_s=0.0)
-        for place, name in enumerate([*models] * _WARM_ROUNDS)
-    ]
+    requests = warm_requests(models)
     sent = OpenLoop(serving.submit, inputs).run(requests, patience_s=_SATURATED_PATIENCE_S)
     bad = [each for each in sent if not each.answered]
     if bad:

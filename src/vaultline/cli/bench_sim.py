@@ -136,18 +136,18 @@ def show(found: SimResult) -> None:
 def _show_fidelity(found: FidelityResult) -> None:
     rows = []
     for each in found.compared:
-        real, mine = each.found.real, each.found.simulated
+        real, mine = each.measured, each.simulated
         rows.append(
             (
                 each.workload,
                 str(each.requests),
-                f"{real.throughput_per_s:.2f}",
+                f"{real.throughput:.2f}",
                 f"{each.ratio('throughput'):.3f}",
-                f"{real.latency.mean_s * 1e3:.1f}",
-                f"{mine.latency.mean_s * 1e3:.1f}",
+                f"{real.mean_s * 1e3:.1f}",
+                f"{mine.mean_s * 1e3:.1f}",
                 f"{each.ratio('mean'):.3f}",
-                f"{real.latency.p95_s * 1e3:.1f}",
-                f"{mine.latency.p95_s * 1e3:.1f}",
+                f"{real.p95_s * 1e3:.1f}",
+                f"{mine.p95_s * 1e3:.1f}",
                 f"{each.ratio('p95'):.3f}",
             )
         )

@@ -42,6 +42,9 @@ def load(
     credential: Annotated[
         Path | None, typer.Option(help="For TCP: the file with the gateway's credential.")
     ] = None,
+    connect: Annotated[
+        float, typer.Option(min=0.0, help="Seconds to wait for the gateway to be there.")
+    ] = 10.0,
     faster: Annotated[float, typer.Option(help="2: the requests come twice as fast.")] = 1.0,
     patience: Annotated[
         float, typer.Option(min=0.0, help="Seconds to wait for answers after the last request.")
@@ -67,7 +70,7 @@ def load(
         )
     if record_to is not None:
         record(requests, record_to)
-    with Client(to, credential) as client:
+    with Client(to, credential, timeout_s=connect) as client:
         summary = _sent(client, requests, patience, seed)
     if as_json:
         print_json({"workload": str(workload), "to": to, **asdict(summary)})

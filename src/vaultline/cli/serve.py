@@ -23,15 +23,17 @@ from vaultline.bench.rig import make_trust
 from vaultline.cli.common import JsonFlag, messages, note, print_json, progress, results, table
 from vaultline.cli.files import load_cluster
 from vaultline.cli.run_metrics import serving
-from vaultline.cli.running import Stopped, Trust
+from vaultline.cli.running import Stopped
 from vaultline.cli.seal import KekOption
 from vaultline.cli.serve_table import Rates, live_table
 from vaultline.core.errors import InputError, PeerError
 from vaultline.core.limits import MIB
+from vaultline.core.program import PageMode
 from vaultline.owner.appraisal import Appraiser, load_collateral, load_policy
 from vaultline.owner.deploy import check_platform
+from vaultline.owner.devroot import COLLATERAL_FILE, PLATFORM_FILE
 from vaultline.owner.keyfile import Kek, load_kek
-from vaultline.owner.prepare import prepare
+from vaultline.owner.prepare import prepare, write_served
 from vaultline.owner.served import MANIFEST_SUFFIX
 from vaultline.sched.policies import ServingPolicy
 from vaultline.sched.policies import policy as policy_named
@@ -40,6 +42,8 @@ from vaultline.serve.clientwire import create_credential, read_credential
 from vaultline.serve.cluster import servers_of
 from vaultline.serve.front import Front
 from vaultline.serve.gateway import Gateway
+from vaultline.serve.lone_worker import WorkerTrust
+from vaultline.serve.measuring import measure
 from vaultline.serve.metrics import GatewayCollector
 from vaultline.serve.prepared import Prepared, load_prepared
 from vaultline.serve.status import GatewayStatus
@@ -108,13 +112,13 @@ def serve(
         stack.enter_context(signals.handled())
         secret = _credential(address, credential)
         trust = _trust(stack, policy_file, collateral, platform, allow_simulated)
-        prepared = prepare_models(models, chosen, load_kek(kek, create=True))
+        prepared = prepare_models(models, chosen, load_kek(kek, create=True), trust)
         gateway = Gateway(
             prepared,
             servers,
             chosen.name,
-            platform_file=trust.platform,
-            appraise=_appraiser(trust).appraise_now,
+            platform_file=trust.platform_file,
+            appraise=trust.appraise,
             log_dir=log_dir,
         )
         note(f"starting {len(servers)} servers")
@@ -180,8 +184,8 @@ def _trust(
     collateral: Path | None,
     platform: Path | None,
     allow_simulated: bool,
-) -> Trust:
-    """Files of a development root that is made for this run, unless a policy is named."""
+) -> WorkerTrust:
+    """Of a development root that is made for this run, unless a policy is named."""
     if policy is None:
         if platform is not None or collateral is not None:
             raise InputError(
@@ -190,33 +194,23 @@ def _trust(
             )
         folder = tempfile.TemporaryDirectory(prefix="vaultline-trust-")
         files = make_trust(Path(stack.enter_context(folder)))
+        policy, platform, allow_simulated = files["policy"], files["platform"], True
         note("SIMULATED: enclaves of a development root, which protects nothing from the host")
-        return Trust(
-            policy=files["policy"],
-            collateral=files["collateral"],
-            platform=files["platform"],
-            allow_simulated=True,
-        )
-    beside = platform or policy.parent / "platform.json"
-    check_platform(beside)
-    return Trust(
-        policy=policy,
-        collateral=collateral or policy.parent / "collateral.json",
-        platform=beside,
+    platform = platform or policy.parent / PLATFORM_FILE
+    check_platform(platform)
+    appraiser = Appraiser(
+        policy=load_policy(policy),
+        collateral=load_collateral({"simulated": collateral or policy.parent / COLLATERAL_FILE}),
         allow_simulated=allow_simulated,
     )
+    return WorkerTrust(platform_file=platform, appraise=appraiser.appraise_now)
 
 
-def _appraiser(trust: Trust) -> Appraiser:
-    return Appraiser(
-        policy=load_policy(trust.policy),
-        collateral=load_collateral({"simulated": trust.collateral or trust.policy}),
-        allow_simulated=trust.allow_simulated,
-    )
-
-
-def prepare_models(folder: Path, policy: ServingPolicy, kek: Kek) -> list[Prepared]:
-    """The models of a folder; ONNX files are prepared first, unless that has been done.
+def prepare_models(
+    folder: Path, policy: ServingPolicy, kek: Kek, trust: WorkerTrust
+) -> list[Prepared]:
+    """The models of a folder; ONNX files are prepared and measured first, unless that has been
+    done. Policies for paged memory don't ask for times.
 
     Raises:
         InputError: there is none, or one can't be served.
@@ -231,9 +225,12 @@ def prepare_models(folder: Path, policy: ServingPolicy, kek: Kek) -> list[Prepar
                 bar.update(task, description=what, completed=done, total=total)
 
             for path in files:
-                prepare(
-                    path, target, paged="crypto" if policy.paged else None, kek=kek, progress=told
-                )
+                mode: PageMode | None = "crypto" if policy.paged else None
+                served = prepare(path, target, paged=mode, kek=kek, progress=told)
+                if not (served.measured or policy.paged):
+                    write_served(
+                        target, measure(served, target, kek=kek, trust=trust, progress=told)
+                    )
     if not folder.is_dir() or not any(target.glob(f"*{MANIFEST_SUFFIX}")):
         raise InputError(
             "there is nothing to serve",

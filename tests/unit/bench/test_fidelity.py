@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import pytest
 
-from vaultline.bench.fidelity import Compared, FidelityRequest, FidelityResult, outcomes
+from vaultline.bench.fidelity import (
+    Compared,
+    FidelityRequest,
+    FidelityResult,
+    Performance,
+    outcomes,
+    performance,
+)
 from vaultline.core.errors import MachineError
-from vaultline.core.spread import Spread
 from vaultline.sched.events import Request
 from vaultline.serve.load import Sent
-from vaultline.sim.fidelity import Fidelity, Measured
 from vaultline.sim.workload import Poisson
 
 
 def compared(workload: str, ratio: float, *, counts: bool = True) -> Compared:
-    spread = Spread(count=100, mean_s=0.1, p50_s=0.1, p90_s=0.2, p95_s=0.3, p99_s=0.4, max_s=0.5)
-    one = Measured(throughput_per_s=10.0, answered=100, refused=0, latency=spread)
-    found = Fidelity(
-        policy="vaultline",
-        hop_s=0.001,
-        real=one,
-        simulated=one,
-        throughput=ratio,
-        mean=1 / ratio,
-        p95=1.0,
-        models={},
-    )
+    measured = Performance(answered=100, throughput=10.0, mean_s=0.1, p95_s=0.3)
+    simulated = Performance(answered=100, throughput=10.0 * ratio, mean_s=0.1 / ratio, p95_s=0.3)
     return Compared(
         workload=workload,
         requests=100,
         rate_per_s=10.0,
-        found=found,
+        measured=measured,
+        simulated=simulated,
         services={},
         counts=counts,
     )
@@ -60,6 +56,20 @@ def test_outcomes_have_the_gateways_numbers_and_keep_refusals() -> None:
     assert [each.request.number for each in found] == [18, 19]
     assert [each.reason for each in found] == ["", "too late"]
     assert found[0].latency_s == 0.5
+
+
+def test_throughput_is_from_the_first_arrival_to_the_last_answer() -> None:
+    requests = [Request(number=n, model="m", arrived_s=1.0 + n) for n in range(3)]
+    sent = [
+        Sent(request=requests[0], sent_s=1.0, ended_s=1.5),
+        Sent(request=requests[1], sent_s=2.0, ended_s=2.1, reason="no"),
+        Sent(request=requests[2], sent_s=3.0, ended_s=5.0),
+    ]
+    found = performance(outcomes(sent, 0))
+    assert found.throughput == pytest.approx(2 / 4.0)
+    assert found.mean_s == pytest.approx((0.5 + 2.0) / 2)
+    with pytest.raises(MachineError, match="no request was answered"):
+        performance(outcomes(sent[1:2], 0))
 
 
 def test_a_request_without_an_end_is_an_error() -> None:
