@@ -65,6 +65,14 @@ class Use:
         return sum(self.busy_s.values()) / (self.cores * self.seconds) if self.seconds else 0.0
 
     @property
+    def disturbed(self) -> float:
+        """Share of the busy time in which neither workers nor hosts had their cores: who else ran
+        there made this slower."""
+        busy_s = sum(self.busy_s.values())
+        spent_s = self.workers_cpu_s + self.hosts_cpu_s
+        return max(0.0, 1.0 - spent_s / busy_s) if busy_s else 0.0
+
+    @property
     def overhead(self) -> float:
         """Processor time of gateway and hosts, per second and core of the servers."""
         spent_s = self.gateway_cpu_s + self.hosts_cpu_s
@@ -233,6 +241,7 @@ def figures(found: LasagnaResult) -> dict[str, float]:
         made["kill.held"] = float(found.killed.held)
         made["kill.lost"] = float(found.killed.lost)
         made["kill.doubled"] = float(found.killed.doubled)
+    _add(made, "disturbed", _median([each.use.disturbed for each in found.saturated]))
     overheads = [each.use.overhead for each in found.saturated if each.contender.name == OURS]
     _add(made, "overhead_cores_share", _median(overheads))
     return made

@@ -80,6 +80,7 @@ class ServingRig:
         self._stack = contextlib.ExitStack()
         self._models: dict[str, list[Prepared]] = {}
         self._starts = 0
+        self.warnings: list[str] = []
         self._prepare_s = 0.0
 
     def __enter__(self) -> ServingRig:
@@ -129,7 +130,9 @@ class ServingRig:
         cores = sorted(os.sched_getaffinity(0))
         trust = WorkerTrust(platform_file=self._platform, appraise=self._appraiser.appraise_now)
         with neighbours(load_model(path), self._request.neighbours, cores[::-1]):
-            measured = measure(served, folder, kek=kek, trust=trust, core=cores[-1])
+            measured = measure(
+                served, folder, kek=kek, trust=trust, core=cores[-1], warn=self.warnings.append
+            )
         write_served(folder, measured)
 
     @property
@@ -176,6 +179,7 @@ class ServingRig:
         return {
             "servers": [str(spec) for spec in self.specs],
             "prepare_s": self._prepare_s,
+            "warnings": self.warnings,
             "models": {
                 way: {
                     model.name: {

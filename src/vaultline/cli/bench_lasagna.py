@@ -25,6 +25,8 @@ PreparedOption = Annotated[
 KeepTimesOption = Annotated[
     bool, typer.Option("--keep-times", help="Don't measure again what prepared models take.")
 ]
+#: Above this share the result is worth little.
+_DISTURBED = 0.1
 #: Small enough to prepare and serve within minutes; one of them is larger than the memory.
 _QUICK = LasagnaRequest(
     models=("squeezenet", "alexnet", "googlenet"),
@@ -45,6 +47,7 @@ def lasagna(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of all requests at once.")] = 3,
     requests: Annotated[int, typer.Option(min=10, help="Of such a round.")] = 200,
     window: Annotated[float, typer.Option(min=1.0, help="Seconds of an open loop.")] = 25.0,
+    open_rounds: Annotated[int, typer.Option(min=1, help="Rounds of open loops.")] = 1,
     memory_mib: Annotated[int, typer.Option(min=1, help="Of each of the two servers.")] = 93,
     models_dir: ZooOption = None,
     prepared: PreparedOption = None,
@@ -59,7 +62,10 @@ def lasagna(
     """Throughput and latency of six models on two bounded servers, for every policy."""
     if plot is not None:
         check_target(plot, "the picture")
-    request = _request(policies, rounds, requests, window, quick=quick)
+    asked = LasagnaRequest(
+        requests=requests, rounds=rounds, window_s=window, open_rounds=open_rounds
+    )
+    request = _only(policies, _QUICK if quick else asked)
     zoo = models_dir or default_zoo()
     rig_request = RigRequest(
         models=request.models,
@@ -68,7 +74,7 @@ def lasagna(
         memory_bytes=memory_mib * MIB,
         paged=request.paged if any(POLICIES[name].paged for name in request.policies) else (),
         log_dir=log_dir,
-        measure_again=not keep_times,
+        measure_again=not (keep_times or quick),
     )
     with told() as tell, ServingRig(rig_request, tell) as rig:
         found = bench_lasagna(request, rig.start, rig.inputs, tell)
@@ -83,12 +89,12 @@ def lasagna(
         show(found)
 
 
-def _request(
-    policies: str | None, rounds: int, requests: int, window_s: float, *, quick: bool
-) -> LasagnaRequest:
-    request = (
-        _QUICK if quick else LasagnaRequest(requests=requests, rounds=rounds, window_s=window_s)
-    )
+def _only(policies: str | None, request: LasagnaRequest) -> LasagnaRequest:
+    """With the named policies alone, and ours.
+
+    Raises:
+        InputError: an unknown one.
+    """
     if policies is None:
         return request
     names = [name.strip() for name in policies.split(",")]
@@ -123,6 +129,7 @@ def _saturated(run: Saturated) -> dict[str, Any]:
         "tail_free": run.tail_free,
         "busy": run.use.busy,
         "overhead": run.use.overhead,
+        "disturbed": run.use.disturbed,
     }
     return {**asdict(run), **derived}
 
@@ -176,6 +183,9 @@ def show(found: LasagnaResult) -> None:
     )
     title += "step group; then ms in an open loop (*: can't keep up)"
     console.print(table(title, columns, rows))
+    if made.get("disturbed", 0.0) > _DISTURBED:
+        text = f"DISTURBED: others had {made['disturbed']:.0%} of the time in which servers ran"
+        console.print(f"{text}; close other programs and measure again", style="yellow")
     for name, why in found.skipped.items():
         console.print(f"{name} does not run: {why}")
     _show_gains(made)

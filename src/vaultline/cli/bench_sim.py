@@ -63,7 +63,7 @@ def sim(
                 models_dir or default_zoo(),
                 prepared,
                 memory_mib * MIB,
-                keep_times,
+                keep_times or quick,
                 tell,
             ),
             scale=() if part == "fidelity" else _scale(tell, quick=quick),

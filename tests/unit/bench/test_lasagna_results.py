@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,12 @@ def test_an_unbalanced_tail_counts_in_throughput_and_not_without_it() -> None:
     assert run.throughput == pytest.approx(10.0)
     assert run.tail_free == pytest.approx(10.0 / 0.9)
     assert use(10.0).overhead == pytest.approx(0.02)
+
+
+def test_who_else_had_the_cores_is_told() -> None:
+    run = use(10.0)
+    assert run.disturbed == pytest.approx(0.0)
+    assert replace(run, workers_cpu_s=8.8).disturbed == pytest.approx(0.5)
 
 
 def test_without_baselines_there_is_no_figure_that_needs_them() -> None:
