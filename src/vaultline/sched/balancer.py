@@ -203,7 +203,7 @@ class Balancer:
         saved_s = view.resident_s.get(model, 0.0)
         if not waiting:
             return max(facts.alone_s - saved_s, 0.0)
-        return facts.marginal_s(waiting) + max(facts.load_s - saved_s, 0.0) / (waiting + 1)
+        return facts.marginal_s(waiting) + max(facts.decrypt_s - saved_s, 0.0) / (waiting + 1)
 
 
 class RoundRobin:

@@ -133,7 +133,7 @@ def memory_share(server: Server, key: Key, streamed: bool) -> float:
     """The part of a run of one request in which the memory is what it waits for."""
     group = server.group(key)
     alone_s = group.seconds(1, resident=not streamed)
-    return group.load_s / alone_s if streamed and alone_s > 0 else 0.0
+    return group.decrypt_s / alone_s if streamed and alone_s > 0 else 0.0
 
 
 def kept(server: Server, key: Key, count: int, keep: Keep) -> Choice:

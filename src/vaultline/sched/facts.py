@@ -22,7 +22,9 @@ class GroupFacts(Struct, frozen=True, dict=True):
         tile_bytes: what a run takes besides for weights that it decrypts and does not keep.
         output_bytes: what a request carries from this group to the next; held until that has run.
         run_s: (frames, seconds of a run of so many), ascending from 1, weights resident.
-        load_s: what decrypting the weights adds to a run, or costs once to keep them.
+        load_s: decrypting all weights before a run, to keep them.
+        streamed_s: as ``run_s``, of runs that decrypt weights as they go and keep none; where it is
+            not measured, ``load_s`` more than ``run_s``.
     """
 
     weight_bytes: int
@@ -31,12 +33,14 @@ class GroupFacts(Struct, frozen=True, dict=True):
     output_bytes: int
     run_s: tuple[tuple[int, float], ...]
     load_s: float
+    streamed_s: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         counts = [frames for frames, _ in self.run_s]
         rising = counts[:1] == [1] and all(a < b for a, b in pairwise(counts))
+        rising = rising and counts == [frames for frames, _ in self.streamed_s or self.run_s]
         sizes = (self.weight_bytes, self.workspace_bytes, self.tile_bytes, self.output_bytes)
-        times = (self.load_s, *(seconds for _, seconds in self.run_s))
+        times = (self.load_s, *(seconds for _, seconds in (*self.run_s, *self.streamed_s)))
         if not rising or min(sizes) < 0 or not all(0 <= seconds < 1e9 for seconds in times):
             raise InputError("a step group has an impossible size or time", got=str(self))
 
@@ -47,26 +51,48 @@ class GroupFacts(Struct, frozen=True, dict=True):
 
     @cached_property
     def by_frames(self) -> tuple[float, ...]:
-        """Seconds with weights resident of 0, 1, 2.. frames; interpolated between measurements."""
-        found = [0.0, self.run_s[0][1]]
-        for (few, few_s), (many, many_s) in pairwise(self.run_s):
-            slope = (many_s - few_s) / (many - few)
-            found += [few_s + slope * (frames - few) for frames in range(few + 1, many)]
-            found.append(many_s)
-        return tuple(found)
+        """Seconds with weights resident of 0, 1, 2.. frames."""
+        return _interpolated(self.run_s)
 
-    def seconds(self, frames: int, *, resident: bool) -> float:
-        """Seconds of a run; between measured numbers of frames interpolated."""
+    @cached_property
+    def streamed_by_frames(self) -> tuple[float, ...]:
+        """The same of runs that keep no weights."""
+        if not self.streamed_s:
+            return (0.0, *(seconds + self.load_s for seconds in self.by_frames[1:]))
+        # A run that has nothing to decrypt is not slower, whatever the clock said.
+        pairs = zip(_interpolated(self.streamed_s), self.by_frames, strict=True)
+        return tuple(max(streamed_s, run_s) for streamed_s, run_s in pairs)
+
+    @cached_property
+    def decrypt_s(self) -> float:
+        """What decrypting the weights adds to a run of one frame."""
+        return self.streamed_by_frames[1] - self.by_frames[1]
+
+    def seconds(self, frames: int, *, resident: bool, keep: bool = False) -> float:
+        """Seconds of a run; ``keep``: weights that are not here are decrypted first, to stay."""
         if not 1 <= frames <= self.frames_max:
             raise InputError("no run has so many frames", got=str(frames))
-        run_s = self.by_frames[frames]
-        return run_s if resident else run_s + self.load_s
+        if resident:
+            return self.by_frames[frames]
+        if keep:
+            return self.load_s + self.by_frames[frames]
+        return self.streamed_by_frames[frames]
 
     def worked_s(self, frames: int, *, resident: bool) -> float:
         """Seconds of any number of frames, in runs as large as may be."""
         runs, rest = divmod(frames, self.frames_max)
-        loads = 0 if resident else runs + (rest > 0)
-        return runs * self.by_frames[-1] + self.by_frames[rest] + loads * self.load_s
+        by_frames = self.by_frames if resident else self.streamed_by_frames
+        return runs * by_frames[-1] + by_frames[rest]
+
+
+def _interpolated(times: tuple[tuple[int, float], ...]) -> tuple[float, ...]:
+    """By 0, 1, 2.. frames, between measurements on a straight line."""
+    found = [0.0, times[0][1]]
+    for (few, few_s), (many, many_s) in pairwise(times):
+        slope = (many_s - few_s) / (many - few)
+        found += [few_s + slope * (frames - few) for frames in range(few + 1, many)]
+        found.append(many_s)
+    return tuple(found)
 
 
 class ModelFacts(Struct, frozen=True, dict=True):
@@ -116,9 +142,9 @@ class ModelFacts(Struct, frozen=True, dict=True):
         return max(group.frames_max for group in self.groups)
 
     @cached_property
-    def load_s(self) -> float:
-        """Decrypting all weights once."""
-        return sum(group.load_s for group in self.groups)
+    def decrypt_s(self) -> float:
+        """What decrypting all weights adds to one request."""
+        return sum(group.decrypt_s for group in self.groups)
 
     @cached_property
     def alone_s(self) -> float:

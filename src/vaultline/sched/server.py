@@ -198,10 +198,6 @@ class Server:
         """Whether nothing waits, runs or is being installed."""
         return not (self.queues or self.running or self.hosting.busy)
 
-    def seconds(self, key: Key, count: int) -> float:
-        """How long a run will take."""
-        return self.group(key).seconds(count, resident=key in self.resident)
-
     def remaining_s(self, key: Key, count: int) -> float:
         """How long ``count`` requests take from a group to their answers, alone on a core."""
         name, first = key
@@ -223,7 +219,7 @@ class Server:
             waiting[key[0]] = waiting.get(key[0], 0) + len(queue)
         resident_s: dict[str, float] = {}
         for key in self.resident:
-            resident_s[key[0]] = resident_s.get(key[0], 0.0) + self.group(key).load_s
+            resident_s[key[0]] = resident_s.get(key[0], 0.0) + self.group(key).decrypt_s
         return Report(
             server=self.facts.name,
             turn=self._turn,
@@ -515,7 +511,7 @@ class Server:
         keep = choice.keep or not streamed
         if self.extra_bytes(key, choice.count, keep=keep) > self.memory.free:
             raise LocalProtocolError("the policy chose a run that does not fit", got=str(choice))
-        expected_s = self.seconds(key, choice.count)
+        expected_s = group.seconds(choice.count, resident=not streamed, keep=keep)
         workspace_bytes = self.run_bytes(key, keep=keep)
         self.memory.workspace += workspace_bytes
         self.memory.carried += choice.count * (self._entering(key) + group.output_bytes)

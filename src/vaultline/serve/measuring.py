@@ -62,16 +62,14 @@ class GroupTimes:
     loading: list[float] = field(default_factory=list)
 
     def facts(self, known: GroupFacts) -> GroupFacts:
-        """The facts with measured times: run with weights kept, and what streaming adds.
-
-        How much it adds depends little on the number of frames; its median is taken.
-        """
-        streamed = _medians(self.streamed)
+        """The facts with measured times."""
+        streamed = tuple(_medians(self.streamed).items())
         if not self.kept:
-            return replace(known, run_s=tuple(streamed.items()), load_s=0.0)
+            return replace(known, run_s=streamed, load_s=0.0, streamed_s=())
         kept = _medians(self.kept)
-        added = statistics.median(streamed[count] - kept[count] for count in kept)
-        return replace(known, run_s=tuple(kept.items()), load_s=max(0.0, added))
+        load_s = max(0.0, statistics.median(self.loading) - kept[1])
+        run_s = tuple(kept.items())
+        return replace(known, run_s=run_s, load_s=load_s, streamed_s=streamed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,7 +64,7 @@ def service_times(timeline: Timeline, models: Mapping[str, ModelFacts]) -> dict[
     commands: dict[str, list[float]] = defaultdict(list)
     for span, run in timeline.runs:
         group, of = models[run.model].groups[run.group], f"{run.model}/{run.group}"
-        expected_s = group.seconds(len(run.requests), resident=not run.streamed)
+        expected_s = group.seconds(len(run.requests), resident=not run.streamed, keep=run.keep)
         if span.failure or not expected_s:
             continue
         real_s = span.ended_s - span.started_s

@@ -126,7 +126,7 @@ def test_what_a_report_does_not_cover_counts_on_top() -> None:
 def test_a_request_goes_where_its_company_or_its_weights_are_if_that_is_sooner() -> None:
     servers = [server("s0", NAMES), server("s1", NAMES)]
     balancer = Balancer(servers, MODELS, Earliest())
-    saved_s = MODELS["two"].load_s
+    saved_s = MODELS["two"].decrypt_s
     balancer.reported(report("s1", 1, 0, 0.0, resident_s={"two": saved_s}), 0.0)
     assert balancer.submit(request(0, "two"), 0.0) == "s1"
     balancer.reported(report("s1", 2, 1, 5.0, resident_s={"two": saved_s}), 0.0)
@@ -135,7 +135,7 @@ def test_a_request_goes_where_its_company_or_its_weights_are_if_that_is_sooner()
 
 def test_an_urgent_request_minds_a_backlog_less() -> None:
     servers = [server("s0", NAMES), server("s1", NAMES)]
-    saved_s = MODELS["two"].load_s
+    saved_s = MODELS["two"].decrypt_s
     chosen = []
     for priority in (0, 5):
         balancer = Balancer(servers, MODELS, Earliest())

@@ -147,16 +147,19 @@ def test_facts_are_medians_and_sizes_stay_as_they_are() -> None:
     found = Measured(groups=(first, second), install_s=(3.0, 1.0, 2.0)).facts(model.facts)
     assert found.install_s == 2.0
     assert found.groups[0].run_s == ((1, 2.1), (2, 4.0))
-    assert found.groups[0].load_s == pytest.approx(0.5)  # between 0.4 and 0.6
+    assert found.groups[0].load_s == pytest.approx(0.9)  # 3.0 with loading, 2.1 without
+    assert found.groups[0].streamed_s == ((1, 2.5), (2, 4.6))
     assert (found.groups[1].run_s, found.groups[1].load_s) == (((1, 0.2),), 0.0)
     assert found.groups[0].weight_bytes == 100
     assert (found.fixed_bytes, found.input_bytes) == (10, 60)
 
 
-def test_streaming_never_saves_time() -> None:
+def test_streaming_and_loading_never_save_time() -> None:
     """Where noise is larger than the load, the load is nothing."""
-    times = GroupTimes(streamed={1: [1.0]}, kept={1: [1.5]}, loading=[2.0])
-    assert times.facts(group(1)).load_s == 0.0
+    times = GroupTimes(streamed={1: [1.0]}, kept={1: [1.5]}, loading=[1.2])
+    facts = times.facts(group(1))
+    assert facts.load_s == 0.0
+    assert facts.seconds(1, resident=False) == facts.seconds(1, resident=True) == 1.5
 
 
 def test_memory_has_room_for_all_weights_and_a_rounds_requests() -> None:
