@@ -29,7 +29,7 @@ from vaultline.bench.lasagna_results import (
     Saturated,
     Use,
 )
-from vaultline.core.errors import MachineError, VaultlineError
+from vaultline.core.errors import InfeasibleError, MachineError, VaultlineError
 from vaultline.core.spread import spread
 from vaultline.sched.events import Request
 from vaultline.sched.policies import POLICIES
@@ -45,8 +45,8 @@ BASELINE = "baseline"
 #: Of the throughput at saturation while a server is killed: the one that is left can carry it.
 _KILL_SHARE = 0.45
 _KILL_AT = 0.5
-#: All at once is as good as endless patience: it is the measurement.
-_SATURATED_PATIENCE_S = 600.0
+#: How long it takes is the measurement; beyond this something is wrong.
+_SATURATED_PATIENCE_S = 300.0
 #: Rounds of all models before anything is measured, one for each server and another one.
 _WARM_ROUNDS = 3
 Progress = Callable[[str, int, int], None]
@@ -221,17 +221,25 @@ class _Lasagna:
     def _attempt(
         self, contender: Contender, what: str, measure: Callable[..., None], *arguments: object
     ) -> None:
-        """One run; a baseline that can't be run is said to be so, ours has to run."""
+        """One run, once more if it fails; a baseline that can't be run is said to be so, ours has
+        to run."""
         self._progress(f"{contender.name}, {what}", self._done, self._total)
         self._done += 1
-        try:
-            with self._start(contender) as serving:
-                warm_up(serving, self._request.models, self._inputs)
-                measure(contender, serving, *arguments)
-        except VaultlineError as error:
-            if contender.policy == OURS:
-                raise
-            self._found.skipped[contender.name] = error.diagnostics()
+        for again in (False, True):
+            try:
+                with self._start(contender) as serving:
+                    warm_up(serving, self._request.models, self._inputs)
+                    measure(contender, serving, *arguments)
+                return
+            except VaultlineError as error:
+                if not again and not isinstance(error, InfeasibleError):
+                    text = f"{contender.name}, {what}: {error.diagnostics()}"
+                    self._found.repeated.append(text)
+                elif contender.policy == OURS:
+                    raise
+                else:
+                    self._found.skipped[contender.name] = error.diagnostics()
+                    return
 
     def _saturate(self, contender: Contender, serving: Serving, turn: int) -> None:
         requests = [
@@ -355,9 +363,17 @@ class _Meter:
         self._before, self._cpu_s = serving.status(), serving.cpu_s()
 
     def use(self, seconds: float) -> Use:
-        """Since it was made."""
+        """Since it was made.
+
+        Raises:
+            MachineError: a server was lost: whatever was measured was measured on fewer.
+        """
+        after = self._serving.status()
+        if after.losses:
+            loss = after.losses[0]
+            raise MachineError(f"server {loss.server} was lost in a run", got=loss.message)
         cpu_s = [now - then for now, then in zip(self._serving.cpu_s(), self._cpu_s, strict=True)]
-        return use_between(self._before, self._serving.status(), seconds, cpu_s)
+        return use_between(self._before, after, seconds, cpu_s)
 
 
 def use_between(

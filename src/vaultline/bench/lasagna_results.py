@@ -175,6 +175,7 @@ class LasagnaResult:
     Attributes:
         batched: names of the baselines that run several requests of a model together.
         skipped: contenders that could not be run, and why.
+        repeated: runs that failed once, and why.
     """
 
     batched: tuple[str, ...] = ()
@@ -182,6 +183,7 @@ class LasagnaResult:
     offered: list[Offered] = field(default_factory=list)
     killed: Killed | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    repeated: list[str] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
 
     def names(self) -> list[str]:

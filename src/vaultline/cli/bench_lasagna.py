@@ -116,6 +116,7 @@ def document(found: LasagnaResult, request: LasagnaRequest) -> dict[str, Any]:
         "about": found.about,
         "batched": found.batched,
         "skipped": found.skipped,
+        "repeated": found.repeated,
         "saturated": [_saturated(each) for each in found.saturated],
         "offered": [_offered(each) for each in found.offered],
         "killed": None if found.killed is None else asdict(found.killed),
@@ -186,6 +187,8 @@ def show(found: LasagnaResult) -> None:
     if made.get("disturbed", 0.0) > _DISTURBED:
         text = f"DISTURBED: others had {made['disturbed']:.0%} of the time in which servers ran"
         console.print(f"{text}; close other programs and measure again", style="yellow")
+    for text in found.repeated:
+        console.print(f"failed once: {text}", style="yellow", markup=False)
     for name, why in found.skipped.items():
         console.print(f"{name} does not run: {why}")
     _show_gains(made)

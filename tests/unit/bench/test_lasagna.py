@@ -43,6 +43,7 @@ class FakeServing:
     refuses: bool = False
     got: list[Request] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
+    loses: bool = False
     killed_s: float = 0.0
 
     def submit(self, request: Request, frame: Frame) -> Future[Any]:
@@ -77,7 +78,8 @@ class FakeServing:
             moved=3,
             recovered_s=self.killed_s + 2.5,
         )
-        return GatewayStatus(servers=servers, losses=(loss,) if self.killed else ())
+        losing = self.loses and len(self.got) > 6
+        return GatewayStatus(servers=servers, losses=(loss,) if self.killed or losing else ())
 
     def cpu_s(self) -> tuple[float, float, float]:
         return 0.1 * len(self.got), 0.2 * len(self.got), 0.0
@@ -157,6 +159,26 @@ def test_ours_has_to_run() -> None:
 def test_servers_that_do_not_answer_are_an_error() -> None:
     with pytest.raises(MachineError, match="does not answer"):
         measured(FakeStarts(how={"vaultline": {"refuses": True}}))
+
+
+def test_a_run_in_which_a_server_is_lost_is_not_taken_and_repeated_once() -> None:
+    class LosesOnce(FakeStarts):
+        def __call__(self, contender: Contender) -> Any:
+            self.how = {"round-robin": {"loses": len(self.started) == 2}}
+            return super().__call__(contender)
+
+    starts = LosesOnce()
+    found = measured(starts)
+    assert [each.contender.name for each in starts.started[2:4]] == ["round-robin"] * 2
+    assert ["round-robin, all at once" in text for text in found.repeated] == [True]
+    assert found.skipped == {}
+    assert sum(each.contender.name == "round-robin" for each in found.saturated) == 2
+
+
+def test_who_keeps_losing_servers_is_skipped() -> None:
+    found = measured(FakeStarts(how={"round-robin": {"loses": True}}))
+    assert "was lost in a run" in found.skipped["round-robin"]
+    assert "round-robin" not in found.names()
 
 
 def test_who_still_waits_counts_as_long_as_it_has_waited() -> None:
