@@ -45,7 +45,7 @@ class Vaultline:
 
     *Fairness.* While a model that is installed has requests here, it answers one at least in any
     ``fair_shares * N * c + 2 * S`` seconds, where ``N`` counts the models of the server, ``c`` is
-    the time of one full streamed run of each of its groups (``ModelFacts.full_s``), and ``S``
+    the time of one full run of each of its groups, nothing resident (``ModelFacts.full_s``), and ``S``
     the sum of this over all models; with more than one core, plus ``S`` for each of its groups.
     Core time of installations is not counted. So no request waits longer than
     ``(1 + w) * bound``, where ``w`` counts the requests of its own model that are answered
@@ -202,15 +202,18 @@ class Vaultline:
     # What stays.
 
     def _kept(self, server: Server, key: Key, count: int) -> Choice:
-        """Keep the weights if there is room, or if others that are kept are used less often."""
+        """Keep the weights if that pays and there is room, or others are used less often."""
         self._uses.setdefault(key, _Rate()).add(server.now_s)
         here = key in server.resident
+        pays = not here and self._pays(server, key, count)
         if here and server.fits(key, count):
             return Choice(key=key, count=count)
-        if not here and server.fits(key, count, keep=True):
+        if pays and server.fits(key, count, keep=True):
             return Choice(key=key, count=count, keep=True)
+        if not pays and not here and server.fits(key, count):
+            return Choice(key=key, count=count)
         rates = sorted((self._rate(server, each), each) for each in server.evictable())
-        if not here:
+        if pays:
             rate = self._rate(server, key)
             worse = [each for often, each in rates if often * _HYSTERESIS < rate]
             evict = server.evictions(key, count, worse, keep=True)
@@ -218,6 +221,14 @@ class Vaultline:
                 return Choice(key=key, count=count, keep=True, evict=tuple(evict))
         evict = server.evictions(key, count, [each for _, each in rates], keep=False)
         return Choice(key=key, count=count, evict=tuple(evict))
+
+    def _pays(self, server: Server, key: Key, count: int) -> bool:
+        """Whether to decrypt weights before the run instead of while it goes on: it costs time
+        now and saves some in each later run, of which there will be as many as lately."""
+        group, later = server.group(key), self._uses[key].at(server.now_s) - 1
+        streamed_s = group.seconds(count, resident=False)
+        more_s = group.seconds(count, resident=False, keep=True) - streamed_s
+        return more_s <= later * (streamed_s - group.seconds(count, resident=True))
 
     def _rate(self, server: Server, key: Key) -> float:
         """How often a group runs; who is waited for counts as run once more."""
