@@ -152,7 +152,9 @@ class ModelFacts(Struct, frozen=True, dict=True):
         """Seconds of one run of each group with as many frames as it takes, nothing resident,
         whether its weights are kept or not."""
         return sum(
-            max(group.seconds(group.frames_max, resident=False, keep=keep) for keep in (False, True))
+            max(
+                group.seconds(group.frames_max, resident=False, keep=keep) for keep in (False, True)
+            )
             for group in self.groups
         )
 
