@@ -14,6 +14,8 @@ from vaultline.sched.report import Report
 
 #: Servers outside of a model's own that are looked at for each request.
 _SAMPLED = 2
+#: How much it counts that a request delays others.
+_OTHERS_SHARE = 0.25
 #: Beyond this a higher priority changes nothing.
 _PRIORITY_MAX = 10
 #: How much more than the average a server may have to do and still be preferred for its weights.
@@ -203,6 +205,8 @@ class Balancer:
         saved_s = view.resident_s.get(model, 0.0)
         if not waiting:
             return max(facts.alone_s - saved_s, 0.0)
+        if waiting >= facts.frames_max:  # runs are full whatever it does
+            return max(facts.batched_s - saved_s / facts.frames_max, 0.0)
         return facts.marginal_s(waiting) + max(facts.decrypt_s - saved_s, 0.0) / (waiting + 1)
 
 
@@ -291,9 +295,13 @@ def _wanted_share(balancer: Balancer, view: View, model: str) -> float:
 
 
 class Earliest:
-    """The server that will be done with the request first, among those worth looking at: where
-    others of its model wait or its weights are, and a few by a hash, the less loaded of which
-    keeps a hot model from staying where it is."""
+    """The server that will be done with the request first, among those worth looking at.
+
+    These are the servers that its model's last requests went to, where others of it wait or its
+    weights are, and a few by a hash of its number, the less loaded of which keeps a hot model from
+    staying where it is. What a request costs delays others as well, the more of them wait: so it
+    goes where it has company or its weights are, if the difference is small.
+    """
 
     def __init__(self, looked_at: int = 4) -> None:
         self._looked_at = looked_at
@@ -309,13 +317,18 @@ class Earliest:
         looked_at += sampled(views, request, _SAMPLED)
         # A request of a higher priority by one waits for half of what is there, or so.
         ahead = 2.0 ** -max(0, min(request.priority, _PRIORITY_MAX))
-        best = min(
-            looked_at,
-            key=lambda view: view.left_s(now_s) * ahead + balancer.cost_s(view, request.model),
-        )
+        # The same number everywhere: only what company and weights save makes a difference, not
+        # how many requests are worth a second here and there.
+        others = sum(sum(view.waiting.values()) for view in looked_at) / len(looked_at)
+        best, least_s = looked_at[0], float("inf")
+        for view in looked_at:
+            cost_s = balancer.cost_s(view, request.model) * (1 + _OTHERS_SHARE * others)
+            done_s = view.left_s(now_s) * ahead + cost_s
+            if done_s < least_s:
+                best, least_s = view, done_s
         if not recent or recent[0] is not best:
-            others = [view for view in recent if view is not best and view.alive]
-            self._recent[request.model] = [best, *others][: self._looked_at]
+            rest = [view for view in recent if view is not best and view.alive]
+            self._recent[request.model] = [best, *rest][: self._looked_at]
         return best
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vaultline.sched.events import Request
-from vaultline.sched.server import Choice, Key, Server, order
+from vaultline.sched.state import Choice, Key, ServerState, order
 
 #: Whether weights stay: never, or until the least recently used group or model has to go.
 Keep = Literal["nothing", "groups", "models"]
@@ -40,15 +40,15 @@ class Fifo:
         self._batch = batch
         self._batches: list[_Batch] = []
 
-    def admit(self, server: Server, request: Request) -> str | None:
+    def admit(self, server: ServerState, request: Request) -> str | None:
         """Everything is taken."""
         return None
 
-    def hopeless(self, server: Server) -> Sequence[Request]:
+    def hopeless(self, server: ServerState) -> Sequence[Request]:
         """Nothing is given up."""
         return ()
 
-    def choose(self, server: Server) -> Choice | None:
+    def choose(self, server: ServerState) -> Choice | None:
         """What has begun goes on; else the oldest request begins, in company."""
         for batch in self._batches:
             choice = self._going_on(server, batch)
@@ -64,7 +64,7 @@ class Fifo:
                 return self._going_on(server, self._batches[-1])
         return self._anything(server)
 
-    def _going_on(self, server: Server, batch: _Batch) -> Choice | None:
+    def _going_on(self, server: ServerState, batch: _Batch) -> Choice | None:
         """The next run of a batch; None if it is through, or has to wait for another core."""
         running = {run.key for run in server.running.values()}
         for group, left in enumerate(batch.left):
@@ -83,7 +83,7 @@ class Fifo:
             batch.left[group:] = [max(0, each - left) for each in batch.left[group:]]
         return None
 
-    def _anything(self, server: Server) -> Choice | None:
+    def _anything(self, server: ServerState) -> Choice | None:
         """Whatever has begun and belongs to no batch any more."""
         if server.running:
             return None
@@ -105,15 +105,15 @@ class Lasagna:
     def __init__(self, *, batch: bool = False) -> None:
         self._batch = batch
 
-    def admit(self, server: Server, request: Request) -> str | None:
+    def admit(self, server: ServerState, request: Request) -> str | None:
         """Everything is taken."""
         return None
 
-    def hopeless(self, server: Server) -> Sequence[Request]:
+    def hopeless(self, server: ServerState) -> Sequence[Request]:
         """Nothing is given up."""
         return ()
 
-    def choose(self, server: Server) -> Choice | None:
+    def choose(self, server: ServerState) -> Choice | None:
         """One of the oldest tasks."""
         tasks = sorted((order(queue[0]), key) for key, queue in server.waiting())
         beside = sum(memory_share(server, run.key, run.streamed) for run in server.running.values())
@@ -129,14 +129,14 @@ class Lasagna:
         return kept(server, best[1], count, "groups")
 
 
-def memory_share(server: Server, key: Key, streamed: bool) -> float:
+def memory_share(server: ServerState, key: Key, streamed: bool) -> float:
     """The part of a run of one request in which the memory is what it waits for."""
     group = server.group(key)
     alone_s = group.seconds(1, resident=not streamed)
     return group.decrypt_s / alone_s if streamed and alone_s > 0 else 0.0
 
 
-def kept(server: Server, key: Key, count: int, keep: Keep) -> Choice:
+def kept(server: ServerState, key: Key, count: int, keep: Keep) -> Choice:
     """A run whose weights stay, if they may; the least recently used ones make room."""
     ranked = sorted(server.evictable(), key=lambda each: (each[0] == key[0], server.resident[each]))
     others = [each for each in ranked if each[0] != key[0]]
@@ -152,6 +152,6 @@ def kept(server: Server, key: Key, count: int, keep: Keep) -> Choice:
     return Choice(key=key, count=count, evict=tuple(evict))
 
 
-def _fits_whole(server: Server, name: str) -> bool:
+def _fits_whole(server: ServerState, name: str) -> bool:
     model, memory = server.models[name], server.memory
     return memory.fixed + server.hosting.most + model.weight_bytes <= memory.memory

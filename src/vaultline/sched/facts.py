@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from functools import cached_property
 from itertools import pairwise
-from math import lcm
 
 from vaultline.core.errors import InputError
 from vaultline.core.serde import Struct
-
-#: Odd numbers of frames have common multiples without end: beyond this it repeats, nearly right.
-_MARGINALS_MAX = 64
 
 
 class GroupFacts(Struct, frozen=True, dict=True):
@@ -153,8 +149,14 @@ class ModelFacts(Struct, frozen=True, dict=True):
 
     @cached_property
     def full_s(self) -> float:
-        """Seconds of one run of each group with as many frames as it takes, nothing resident."""
-        return sum(group.seconds(group.frames_max, resident=False) for group in self.groups)
+        """Seconds of one run of each group with as many frames as it takes, nothing resident,
+        whether its weights are kept or not."""
+        return sum(
+            max(
+                group.seconds(group.frames_max, resident=False, keep=keep) for keep in (False, True)
+            )
+            for group in self.groups
+        )
 
     @cached_property
     def batched_s(self) -> float:
@@ -166,19 +168,17 @@ class ModelFacts(Struct, frozen=True, dict=True):
 
     def marginal_s(self, waiting: int) -> float:
         """Seconds that one more request adds where so many wait already, weights apart."""
-        return self._marginal[waiting % len(self._marginal)]
+        return self._marginal[waiting % self.frames_max]
 
     @cached_property
     def _marginal(self) -> tuple[float, ...]:
-        """By how many wait, up to where it repeats: the smallest common multiple of all runs."""
-        period = lcm(*(group.frames_max for group in self.groups))
         return tuple(
             sum(
                 group.by_frames[count % group.frames_max + 1]
                 - group.by_frames[count % group.frames_max]
                 for group in self.groups
             )
-            for count in range(min(period, _MARGINALS_MAX))
+            for count in range(self.frames_max)
         )
 
 

@@ -9,7 +9,7 @@ from math import exp
 
 from vaultline.sched.baselines import memory_share
 from vaultline.sched.events import Request
-from vaultline.sched.server import Choice, Key, Server, order
+from vaultline.sched.state import Choice, Key, ServerState, order
 
 #: A model is answered once in so many equal shares of the server, at least.
 FAIR_SHARES = 4.0
@@ -45,9 +45,9 @@ class Vaultline:
 
     *Fairness.* While a model that is installed has requests here, it answers one at least in any
     ``fair_shares * N * c + 2 * S`` seconds, where ``N`` counts the models of the server, ``c`` is
-    the time of one full streamed run of each of its groups (``ModelFacts.full_s``), and ``S``
-    the sum of this over all models; with more than one core, plus ``S`` for each of its groups.
-    Core time of installations is not counted. So no request waits longer than
+    the time of one full run of each of its groups, nothing resident (``ModelFacts.full_s``), and
+    ``S`` the sum of this over all models; with more than one core, plus ``S`` for each of its
+    groups. Core time of installations is not counted. So no request waits longer than
     ``(1 + w) * bound``, where ``w`` counts the requests of its own model that are answered
     before it, whatever the other models' popularity.
 
@@ -68,7 +68,7 @@ class Vaultline:
 
     # What is refused.
 
-    def admit(self, server: Server, request: Request) -> str | None:
+    def admit(self, server: ServerState, request: Request) -> str | None:
         """Refuse what can't be answered in time, at once and with a reason."""
         if server.queued >= self._queue_max:
             return f"{server.queued} requests are waiting already"
@@ -84,7 +84,7 @@ class Vaultline:
             return "the requests before it leave no time before the deadline"
         return None
 
-    def hopeless(self, server: Server) -> Sequence[Request]:
+    def hopeless(self, server: ServerState) -> Sequence[Request]:
         """At the front of queues: who would miss the deadline even if it went now."""
         found: list[Request] = []
         for key, queue in server.waiting():
@@ -100,7 +100,7 @@ class Vaultline:
 
     # What goes next.
 
-    def choose(self, server: Server) -> Choice | None:
+    def choose(self, server: ServerState) -> Choice | None:
         """What is due; else the batch whose waiting costs most per second of core time."""
         blocked = False
         for key in self._due(server):
@@ -119,7 +119,7 @@ class Vaultline:
                     best = worth, key, count
         return self._kept(server, best[1], best[2]) if best else None
 
-    def _due(self, server: Server) -> list[Key]:
+    def _due(self, server: ServerState) -> list[Key]:
         """The most advanced queue of each model that is due, the earliest first."""
         shares = len(server.models)
         found: list[tuple[float, Key]] = []
@@ -135,7 +135,7 @@ class Vaultline:
                 found.append((since_s + self._fair_shares * share_s, (name, number)))
         return [key for _, key in sorted(found)]
 
-    def _offers(self, server: Server) -> Iterator[tuple[float, Key]]:
+    def _offers(self, server: ServerState) -> Iterator[tuple[float, Key]]:
         """A run of each model that could go now, and what it is worth."""
         queued: dict[str, list[int]] = {}
         for name, number in server.queues:
@@ -153,7 +153,7 @@ class Vaultline:
                     worth /= 1 + beside * share
                 yield worth, key
 
-    def _first(self, server: Server, name: str, numbers: Sequence[int]) -> int:
+    def _first(self, server: ServerState, name: str, numbers: Sequence[int]) -> int:
         """Of a model's groups for which someone waits, the one to run: the last, or an earlier
         one that brings it company."""
         groups, queues, resident = server.models[name].groups, server.queues, server.resident
@@ -176,7 +176,9 @@ class Vaultline:
             first, count = number, count + more
         return first
 
-    def _worth(self, server: Server, key: Key, numbers: Sequence[int], grace_s: float) -> float:
+    def _worth(
+        self, server: ServerState, key: Key, numbers: Sequence[int], grace_s: float
+    ) -> float:
         """What it costs to let this queue and those behind it wait, per second of core time."""
         name, first = key
         model, queues, resident = server.models[name], server.queues, server.resident
@@ -201,16 +203,19 @@ class Vaultline:
 
     # What stays.
 
-    def _kept(self, server: Server, key: Key, count: int) -> Choice:
-        """Keep the weights if there is room, or if others that are kept are used less often."""
+    def _kept(self, server: ServerState, key: Key, count: int) -> Choice:
+        """Keep the weights if that pays and there is room, or others are used less often."""
         self._uses.setdefault(key, _Rate()).add(server.now_s)
         here = key in server.resident
+        pays = not here and self._pays(server, key, count)
         if here and server.fits(key, count):
             return Choice(key=key, count=count)
-        if not here and server.fits(key, count, keep=True):
+        if pays and server.fits(key, count, keep=True):
             return Choice(key=key, count=count, keep=True)
+        if not pays and not here and server.fits(key, count):
+            return Choice(key=key, count=count)
         rates = sorted((self._rate(server, each), each) for each in server.evictable())
-        if not here:
+        if pays:
             rate = self._rate(server, key)
             worse = [each for often, each in rates if often * _HYSTERESIS < rate]
             evict = server.evictions(key, count, worse, keep=True)
@@ -219,7 +224,15 @@ class Vaultline:
         evict = server.evictions(key, count, [each for _, each in rates], keep=False)
         return Choice(key=key, count=count, evict=tuple(evict))
 
-    def _rate(self, server: Server, key: Key) -> float:
+    def _pays(self, server: ServerState, key: Key, count: int) -> bool:
+        """Whether to decrypt weights before the run instead of while it goes on: it costs time
+        now and saves some in each later run, of which there will be as many as lately."""
+        group, later = server.group(key), self._uses[key].at(server.now_s) - 1
+        streamed_s = group.seconds(count, resident=False)
+        more_s = group.seconds(count, resident=False, keep=True) - streamed_s
+        return more_s <= later * (streamed_s - group.seconds(count, resident=True))
+
+    def _rate(self, server: ServerState, key: Key) -> float:
         """How often a group runs; who is waited for counts as run once more."""
         uses = self._uses.get(key)
         waited = 1.0 if key in server.queues else 0.0

@@ -18,7 +18,7 @@ from vaultline.sched.balancer import (
 )
 from vaultline.sched.baselines import Fifo, Lasagna
 from vaultline.sched.local import Vaultline
-from vaultline.sched.server import Policy
+from vaultline.sched.state import Policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
 import pytest
 
 from vaultline.core.errors import InputError
@@ -204,3 +205,18 @@ def test_policies_are_known_by_name() -> None:
     assert policy("vaultline").local() is not policy("vaultline").local(), "one for each server"
     with pytest.raises(InputError, match="no policy is called 'sjf'"):
         policy("sjf")
+
+
+def test_weights_stay_once_that_is_known_to_pay() -> None:
+    # Decrypting all weights first takes longer than while the run goes on.
+    slow_load = msgspec.structs.replace(
+        group(4, run_s=0.01), load_s=0.012, streamed_s=((1, 0.012), (4, 0.042))
+    )
+    one = Server(server("s", ["a"]), {"a": model("a", slow_load)}, Vaultline())
+    kept = []
+    for number in range(8):
+        now_s = 0.1 * number
+        kept += [each.keep for each in arrive(one, number, "a", now_s) if isinstance(each, Run)]
+        one.handle(Finished(now_s=now_s + 0.05, core=0))
+    assert kept[0] is False, "nobody knows whether it will run again"
+    assert kept[-1] is True, "12 ms once, to save 2 ms many times"
