@@ -18,7 +18,7 @@ OURS = "vaultline"
 SHARE = 0.7
 #: A policy that needs longer than this share of the load's length after its last arrival, or has
 #: not answered at all, does not keep up.
-_DRAIN_SHARE = 0.1
+_DRAIN_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

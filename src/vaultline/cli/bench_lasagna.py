@@ -44,7 +44,7 @@ def lasagna(
     policies: Annotated[
         str | None, typer.Option(help="Only these beside vaultline, with commas between them.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all requests at once.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of all requests at once.")] = 5,
     requests: Annotated[int, typer.Option(min=10, help="Of such a round.")] = 200,
     window: Annotated[float, typer.Option(min=1.0, help="Seconds of an open loop.")] = 25.0,
     open_rounds: Annotated[int, typer.Option(min=1, help="Rounds of open loops.")] = 1,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,17 @@ def test_all_see_the_same_requests() -> None:
     }
     assert len(seen) == 1
     assert len(seen.pop()) == REQUEST.requests
+
+
+def test_every_workload_has_the_mix_of_the_one_that_saturates_and_exactly_its_rate() -> None:
+    request = LasagnaRequest(requests=50)
+    once = [each.model for each in request.workload(1.0, 50)]
+    found = request.workload(20.0, 125)
+    assert [each.model for each in found] == (once * 3)[:125]
+    assert 125 / found[-1].arrived_s == pytest.approx(20.0)
+    assert all(a.arrived_s < b.arrived_s for a, b in pairwise(found))
+    faster = request.workload(40.0, 125)
+    assert [each.arrived_s * 2 for each in faster] == pytest.approx([e.arrived_s for e in found])
 
 
 def test_every_model_runs_before_anything_is_measured() -> None:

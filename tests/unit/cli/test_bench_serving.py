@@ -80,6 +80,7 @@ def simulated() -> SimResult:
             requests=100_000,
             decision_us=20 * count**0.2,
             seconds=30.0,
+            core_s=29.0,
             virtual_s=100.0,
             rate_per_s=1000.0,
             mean_s=0.1,
