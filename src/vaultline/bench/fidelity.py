@@ -1,13 +1,14 @@
 """How well a simulation predicts: recorded workloads, run for real and then in virtual time.
 
 The simulated cluster has the facts that were measured when models were prepared, the very same
-scheduler and balancer, and the time from gateway to server that single requests took before. So
-nothing is fitted to the runs that are predicted.
+scheduler and balancer, and what single requests took before: from the gateway to their server, and
+on a core beyond the facts. So nothing is fitted to the runs that are predicted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from math import log
@@ -32,6 +33,7 @@ from vaultline.sched.facts import ModelFacts, ServerFacts
 from vaultline.sched.logs import read_logs
 from vaultline.sched.policies import policy
 from vaultline.sched.replay import LogEntry, decode
+from vaultline.sched.timeline import Timeline
 from vaultline.serve.load import Frame, OpenLoop, Sent
 from vaultline.sim.cluster import Outcome, Simulation, Timing
 from vaultline.sim.fidelity import ServiceTime, measured_hop_s, service_times
@@ -147,9 +149,15 @@ class Compared:
 
 @dataclass(slots=True, kw_only=True)
 class FidelityResult:
-    """All workloads."""
+    """All workloads.
+
+    Attributes:
+        hop_s: that a single request took from the gateway to its server, and back.
+        run_s: that its runs took on a core beyond what facts say.
+    """
 
     hop_s: float = 0.0
+    run_s: float = 0.0
     compared: list[Compared] = field(default_factory=list)
 
     def figures(self) -> dict[str, float]:
@@ -221,6 +229,7 @@ class _Fidelity:
         if single:
             seconds = {each.request.number: each.latency_s for each in single}
             self.found.hop_s = measured_hop_s(seconds, logs.values())
+            self.found.run_s = extra_run_s(read_logs(logs.items()), self._facts, set(seconds))
         span_s = requests[-1].arrived_s - requests[0].arrived_s
         self.found.compared.append(
             Compared(
@@ -239,7 +248,9 @@ class _Fidelity:
     ) -> Performance:
         """The same in virtual time, servers warmed up before by the same requests."""
         chosen = policy(self._request.policy)
-        timing = Timing(report_s=self._request.report_s, hop_s=self.found.hop_s)
+        timing = Timing(
+            report_s=self._request.report_s, hop_s=self.found.hop_s, run_s=self.found.run_s
+        )
         simulation = Simulation(servers, self._facts, chosen.chooser(), chosen.local, timing)
         before = [
             Request(number=number, model=each.model, arrived_s=0.0)
@@ -295,6 +306,21 @@ def performance(ended: Sequence[Outcome]) -> Performance:
         mean_s=found.mean_s,
         p95_s=found.p95_s,
     )
+
+
+def extra_run_s(
+    timeline: Timeline, models: Mapping[str, ModelFacts], numbers: Collection[int]
+) -> float:
+    """What runs of these requests took beyond the facts, from the decision to their end: the
+    median, not below 0."""
+    extra = []
+    for span, run in timeline.runs:
+        if set(run.requests) <= set(numbers):
+            group = models[run.model].groups[run.group]
+            here = not run.streamed
+            expected_s = group.seconds(len(run.requests), resident=here, keep=run.keep)
+            extra.append(span.ended_s - span.started_s - expected_s)
+    return max(0.0, statistics.median(extra)) if extra else 0.0
 
 
 def _entries(path: Path) -> list[LogEntry]:

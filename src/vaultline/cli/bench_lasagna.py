@@ -74,7 +74,7 @@ def lasagna(
         memory_bytes=memory_mib * MIB,
         paged=request.paged if any(POLICIES[name].paged for name in request.policies) else (),
         log_dir=log_dir,
-        measure_again=not (keep_times or quick),
+        measure_again=not keep_times,
     )
     with told() as tell, ServingRig(rig_request, tell) as rig:
         found = bench_lasagna(request, rig.start, rig.inputs, tell)

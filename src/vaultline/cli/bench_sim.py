@@ -65,7 +65,7 @@ def sim(
                 models_dir or default_zoo(),
                 prepared,
                 memory_mib * MIB,
-                keep_times or quick,
+                keep_times,
                 tell,
             ),
             scale=() if part == "fidelity" else _scale(tell, quick=quick),
@@ -158,7 +158,8 @@ def _show_fidelity(found: FidelityResult) -> None:
         "workload", "requests", "answers/s", "ratio", "mean ms", "simulated", "ratio",
         "p95 ms", "simulated", "ratio",
     )  # fmt: skip
-    title = f"measured and simulated, with {found.hop_s * 1e3:.2f} ms to a server"
+    hop, run = f"{found.hop_s * 1e3:.2f}", f"{found.run_s * 1e3:.2f}"
+    title = f"measured and simulated, with {hop} ms to a server and {run} ms around a run"
     results().print(table(title, columns, rows))
 
 
