@@ -17,15 +17,15 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from vaultline.bench.lasagna import (
-    MODELS,
-    Progress,
+from vaultline.bench.lasagna import MODELS, Progress
+from vaultline.bench.lasagna_results import OURS, Contender
+from vaultline.bench.serving_runs import (
+    PATIENCE_S,
     Serving,
     warm_requests,
     warm_up,
     weighted_models,
 )
-from vaultline.bench.lasagna_results import OURS, Contender
 from vaultline.core.errors import MachineError
 from vaultline.core.spread import spread
 from vaultline.sched.events import Request
@@ -42,7 +42,6 @@ from vaultline.sim.workload import Arrivals, Bursty, Phase, Poisson, Workload, a
 #: Names of figures, and of what they compare.
 KINDS = {"throughput": "throughput", "mean": "mean_s", "p95": "p95_s"}
 AT_ONCE = "all at once"
-_PATIENCE_S = 600.0
 #: Single requests of each model, one at a time.
 _SINGLE = 3
 #: Simulated seconds between what warms servers up and the workload.
@@ -223,7 +222,7 @@ class _Fidelity:
             sent_before = warm_up(serving, self._request.models, inputs)
             single = [] if self.found.compared else self._single(serving, sent_before)
             first = sent_before + len(single)
-            sent = OpenLoop(serving.submit, inputs).run(requests, patience_s=_PATIENCE_S)
+            sent = OpenLoop(serving.submit, inputs).run(requests, patience_s=PATIENCE_S)
             servers = serving.facts
         logs = {path.name: _entries(path) for path in sorted(folder.glob("server-*.jsonl"))}
         if single:
@@ -269,7 +268,7 @@ class _Fidelity:
         for name in self._request.models * _SINGLE:
             request = Request(number=first + len(found), model=name, arrived_s=0.0)
             loop = OpenLoop(serving.submit, self._rig.inputs)
-            found += outcomes(loop.run([request], patience_s=_PATIENCE_S), request.number)
+            found += outcomes(loop.run([request], patience_s=PATIENCE_S), request.number)
         return found
 
 

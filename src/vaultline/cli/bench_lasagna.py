@@ -14,6 +14,7 @@ from vaultline.bench.serving import RigRequest, ServingRig
 from vaultline.cli.bench_common import QuickFlag, ZooOption, default_zoo, machine, told
 from vaultline.cli.common import JsonFlag, print_json, results, table
 from vaultline.cli.files import check_target
+from vaultline.cli.running import stoppable
 from vaultline.core.errors import InputError
 from vaultline.core.limits import MIB
 from vaultline.sched.policies import POLICIES
@@ -76,7 +77,7 @@ def lasagna(
         log_dir=log_dir,
         measure_again=not keep_times,
     )
-    with told() as tell, ServingRig(rig_request, tell) as rig:
+    with stoppable(), told() as tell, ServingRig(rig_request, tell) as rig:
         found = bench_lasagna(request, rig.start, rig.inputs, tell)
         found.about = rig.about()
     if plot is not None:

@@ -21,6 +21,7 @@ from vaultline.cli.bench_common import QuickFlag, ZooOption, default_zoo, machin
 from vaultline.cli.bench_lasagna import KeepTimesOption, PreparedOption
 from vaultline.cli.common import JsonFlag, print_json, results, table
 from vaultline.cli.files import check_target
+from vaultline.cli.running import stoppable
 from vaultline.core.limits import MIB
 
 #: Servers of the simulated clusters; the last one's figures are named after it.
@@ -56,7 +57,7 @@ def sim(
     if plot is not None:
         check_target(plot, "the picture")
     request = _QUICK if quick else FidelityRequest(window_s=window)
-    with told() as tell:
+    with stoppable(), told() as tell:
         found = SimResult(
             fidelity=None
             if part == "scale"

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vaultline.bench.lasagna import LasagnaRequest, bench_lasagna, use_between
+from vaultline.bench.lasagna import LasagnaRequest, bench_lasagna
 from vaultline.bench.lasagna_results import Contender, LasagnaResult
+from vaultline.bench.serving_runs import use_between
 from vaultline.core.control import StageMetrics
 from vaultline.core.errors import InfeasibleError, MachineError
 from vaultline.sched.events import Request
