@@ -16,14 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vaultline.attest import refusals
-from vaultline.attest.appraise import (
-    Verdict,
-    appraise,
-    check_dates,
-    check_debug,
-    check_length,
-)
+from vaultline.attest.appraise import Verdict, appraise
 from vaultline.attest.evidence import PUBLIC_KEY_BYTES, Evidence
+from vaultline.attest.intel import check_dates, check_debug, check_length
 from vaultline.attest.mismatch import Known
 from vaultline.attest.policy import INTEL_ROOT, Accepted, Policy, Signer, TrustDomain
 from vaultline.attest.sgx_quote import Platform, build_quote, report_body
@@ -136,7 +131,7 @@ REFUSED: dict[str, tuple[Case, type[RefusedError]]] = {
     ),
     "a platform of another root with collateral of the named one": (
         Case(evidence=evidence(root=devroot("b"))),
-        refusals.QuoteInvalid,
+        refusals.RootRefused,
     ),
     "evidence before the collateral was issued": (
         Case(now_s=NOW_S - 2 * DAY_S),
@@ -157,14 +152,14 @@ REFUSED: dict[str, tuple[Case, type[RefusedError]]] = {
     ),
     "a platform that is silent about a refused property": (
         Case(policy=policy(refused_platforms=("smt",))),
-        refusals.TcbRefused,
+        refusals.PlatformRefused,
     ),
     "other code": (Case(evidence=quoted(OTHER_CODE)), refusals.MeasurementRefused),
     "other code than any of several": (
         Case(policy=policy(measurements=("00" * 32, "11" * 32))),
         refusals.MeasurementRefused,
     ),
-    "a changed header": (Case(evidence=altered(12)), refusals.QuoteInvalid),
+    "a changed header": (Case(evidence=altered(12)), refusals.VendorRefused),
     "a changed version": (Case(evidence=altered(0)), refusals.QuoteInvalid),
     "a changed measurement": (Case(evidence=altered(48 + 64)), refusals.QuoteInvalid),
     "changed report data": (Case(evidence=altered(48 + 383)), refusals.QuoteInvalid),
