@@ -55,7 +55,7 @@ def load_certificates(text: str) -> list[x509.Certificate]:
         warnings.simplefilter("ignore")
         try:
             found = x509.load_pem_x509_certificates(text.encode("ascii", errors="replace"))
-        except ValueError as error:
+        except (ValueError, x509.InvalidVersion) as error:
             raise InputError("not PEM certificates", got=str(error)) from error
     if len(found) > CERTIFICATES_MAX:
         raise InputError("too many certificates", got=str(len(found)))

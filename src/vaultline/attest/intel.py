@@ -206,9 +206,12 @@ _BY_TEXT: tuple[tuple[str, type[EvidenceRefused], str], ...] = (
     ("TCB info in the collateral", CollateralMismatch, ""),
     ("Unsupported QE Identity", CollateralMismatch, ""),
     ("QE report validation", QuotingEnclaveRefused, ""),
+    ("QE MRSIGNER", QuotingEnclaveRefused, ""),
+    ("QE ISV", QuotingEnclaveRefused, ""),
     ("QE TCB", QuotingEnclaveRefused, ""),
     ("TDX module", TcbRefused, "update the platform's TDX module"),
     ("certificate chain", CertificateRefused, ""),
+    ("CRL", CertificateRefused, ""),
 )
 
 
@@ -228,7 +231,7 @@ def _verify(
         if "No matching TCB level" in str(error):
             rated = unlisted_claims(quote, collateral, root, now_s)
             return from_json(rated, _Qvl, what="the verified claims"), True
-        if "certificate chain" in str(error):
+        if "certificate chain" in str(error) or "CRL" in str(error):
             explain_chain(quote, collateral, root, now_s)
         raise _refusal(str(error)) from error
     return from_json(claims.to_json().encode(), _Qvl, what="the verified claims"), False

@@ -9,14 +9,24 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+
 from vaultline.attest.claims import Claims
 from vaultline.attest.intel import verify_intel
 from vaultline.attest.nvidia import verify_nvidia
-from vaultline.attest.refusals import KindRefused, QuoteInvalid
+from vaultline.attest.refusals import CertificateRefused, KindRefused, QuoteInvalid
 from vaultline.attest.snp import REPORT_BYTES, verify_snp
 
 #: Kinds of evidence by what vouches for them; see `evidence.Kind` for what a worker claims.
 VerifiedKind = Literal["simulated", "sgx", "tdx", "snp", "nvidia"]
+_MALFORMED = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 _INTEL_TEES = {0x00: "sgx", 0x81: "tdx"}
 
 
@@ -62,7 +72,10 @@ def verify(
     """
     if kind not in VERIFIERS:
         raise KindRefused("nothing verifies this kind of evidence", got=kind)
-    claims = VERIFIERS[kind](evidence, collateral, roots, now_s)
+    try:
+        claims = VERIFIERS[kind](evidence, collateral, roots, now_s)
+    except _MALFORMED as error:  # parts of certificates are parsed when they are looked at
+        raise CertificateRefused("a certificate is malformed", got=str(error)) from error
     expected = "sgx" if kind == "simulated" else kind
     if claims.kind != expected:
         raise KindRefused(
