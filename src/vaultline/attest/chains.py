@@ -178,6 +178,11 @@ def _verify_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> N
     certificate.verify_directly_issued_by(issuer)
 
 
+def forget_chains() -> None:
+    """Forget which certificates have been verified; for measuring."""
+    _verify_issued.cache_clear()
+
+
 def _current(
     crl: x509.CertificateRevocationList, issuers: Sequence[x509.Certificate], now_s: int
 ) -> tuple[x509.Certificate, x509.CertificateRevocationList] | None:

@@ -101,7 +101,7 @@ class RevocationUnknown(EvidenceRefused):
     """There is no list of revoked certificates by this issuer."""
 
     why = "A platform whose key was stolen would look like any other."
-    fix = "put the vendor's revocation lists into the collateral: vaultline collateral pack --crl"
+    fix = "put the vendor's revocation lists into the bundle: vaultline collateral pack"
 
 
 class CollateralExpired(EvidenceRefused):
