@@ -81,12 +81,13 @@ def pack_certificates(kind: Literal["snp", "nvidia"], files: Sequence[bytes]) ->
 
 
 def _read(data: bytes) -> tuple[str, list[str]]:
+    text = data.lstrip()
     with warnings.catch_warnings():  # see `chains.load_certificates`
         warnings.simplefilter("ignore")
         try:
-            if b"-----BEGIN X509 CRL-----" in data:
+            if text.startswith(b"-----BEGIN X509 CRL-----"):
                 return "", [der_hex(x509.load_pem_x509_crl(data))]
-            if b"-----BEGIN CERTIFICATE-----" in data:
+            if text.startswith(b"-----BEGIN CERTIFICATE-----"):
                 found = x509.load_pem_x509_certificates(data)
                 return "".join(c.public_bytes(Encoding.PEM).decode() for c in found), []
         except ValueError as error:

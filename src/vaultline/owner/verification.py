@@ -18,6 +18,8 @@ from vaultline.owner.appraisal import COLLATERAL_BYTES_MAX
 
 #: Raw evidence, or the same in hex with line ends.
 _EVIDENCE_BYTES_MAX = 4 * QUOTE_BYTES_MAX
+#: Half a dozen small answers of a service nearby.
+_FETCH_S = 60
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 
 
@@ -115,12 +117,16 @@ def fetch_intel(url: str, quote: bytes) -> list[Item]:
     """
     if kind_of(quote) not in ("sgx", "tdx"):
         raise InputError("a PCCS has collateral for SGX and TDX quotes only")
+
+    async def fetch() -> dcap_qvl.QuoteCollateralV3:
+        return await asyncio.wait_for(dcap_qvl.get_collateral(url, quote), _FETCH_S)
+
     try:
-        fetched = asyncio.run(dcap_qvl.get_collateral(url, quote))
-    except ValueError as error:
+        fetched = asyncio.run(fetch())
+    except (ValueError, TimeoutError) as error:
         raise MachineError(
             "the collateral cannot be fetched",
-            got=str(error),
+            got=str(error) or f"no answer within {_FETCH_S} s",
             remedy="check the address of the PCCS, and whether it can be reached from here",
         ) from error
     return list(items_of(fetched.to_json().encode()))
