@@ -178,9 +178,17 @@ def _verify_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> N
     certificate.verify_directly_issued_by(issuer)
 
 
+@lru_cache(maxsize=64)
+def _is_signed(crl: bytes, issuer: x509.Certificate) -> bool:
+    """Whether a list (DER) is signed by its issuer; remembered like `_verify_issued`."""
+    loaded = x509.load_der_x509_crl(crl)
+    return bool(loaded.is_signature_valid(issuer.public_key()))  # type: ignore[arg-type]
+
+
 def forget_chains() -> None:
-    """Forget which certificates have been verified; for measuring."""
+    """Forget which certificates and lists have been verified; for measuring."""
     _verify_issued.cache_clear()
+    _is_signed.cache_clear()
 
 
 def _current(
@@ -189,7 +197,7 @@ def _current(
     issuer = next((c for c in issuers if c.subject == crl.issuer), None)
     if issuer is None:
         return None
-    if not crl.is_signature_valid(issuer.public_key()):  # type: ignore[arg-type]
+    if not _is_signed(crl.public_bytes(Encoding.DER), issuer):
         raise CertificateRefused("a revocation list is not signed by its issuer", got=_name(issuer))
     if crl.next_update_utc is None:
         raise CollateralExpired("a revocation list has no end of validity", got=_name(issuer))
