@@ -36,6 +36,8 @@ VERBS = {
     "seal": "Compile and encrypt the stages of a plan.",
     "policy": "Make policies: which evidence is accepted.",
     "prepare": "Divide, seal and measure models for servers.",
+    "verify": "Verify evidence against a policy, offline.",
+    "collateral": "Pack what verification needs besides the evidence.",
     "run": "Send a video through the enclaves of a plan.",
     "serve": "Serve many models on the enclaves of a cluster.",
     "load": "Send a workload's requests to what `serve` serves.",
