@@ -137,7 +137,7 @@ def _print_base(base: TrustedBase, whose: str) -> None:
         names = ", ".join(module.name for module in base.simulated)
         console.print(
             f"not among them: {base.simulated_code_lines} lines of code that only simulated "
-            f"enclaves load, measured like the rest ({names})"
+            f"enclaves and accelerators load, measured like the rest ({names})"
         )
     for place in base.dynamic:
         console.print(f"not counted: {place} imports by a computed name; name the module instead")

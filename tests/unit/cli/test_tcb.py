@@ -108,14 +108,18 @@ def test_simulated_code_that_others_load_at_once_is_trusted(tree: Path) -> None:
 #: Of each worker, what only simulated enclaves load.
 SIMULATED = {
     "vaultline.enclave.__main__": (
+        "vaultline.attest.pinned",
         "vaultline.attest.sgx_quote",
         "vaultline.core.paged",
+        "vaultline.enclave.pinned_quotes",
         "vaultline.enclave.simulated_epc",
         "vaultline.enclave.simulated_quotes",
     ),
     "vaultline.enclave.server": (
+        "vaultline.attest.pinned",
         "vaultline.attest.sgx_quote",
         "vaultline.core.paged",
+        "vaultline.enclave.pinned_quotes",
         "vaultline.enclave.simulated_epc",
         "vaultline.enclave.simulated_groups",
         "vaultline.enclave.simulated_quotes",
@@ -127,6 +131,8 @@ SIMULATED = {
 def test_what_is_simulated_is_not_trusted_and_is_counted(worker: str) -> None:
     base = trusted_base(SOURCE, worker)
     assert tuple(module.name for module in base.simulated) == SIMULATED[worker]
+    trusted = {module.name for module in base.modules}
+    assert {"vaultline.enclave.gramine_quotes", "vaultline.enclave.tsm_quotes"} <= trusted
     assert base.within_limit
 
 
