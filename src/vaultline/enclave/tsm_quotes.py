@@ -21,7 +21,7 @@ _FORMATS = {"tdx": "tdx_guest", "snp": "sev_guest"}
 _REMEDIES = {
     errno.EBUSY: "an earlier request is still with the machine's quoting service; ask again later",
     errno.EINVAL: "the report takes exactly 64 bytes of report data",
-    errno.EACCES: "run the worker as root, or with CAP_DAC_OVERRIDE, in this VM",
+    errno.EACCES: "run the worker as root, whose the folder is; it needs no capability",
 }
 _REMEDY = "load the guest's driver (tdx_guest or sev-guest), mount configfs, start its host's QGS"
 
