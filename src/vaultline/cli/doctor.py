@@ -133,6 +133,7 @@ def _print_base(base: TrustedBase, whose: str) -> None:
     )
     verdict = "within" if base.lines <= base.lines_max else "over"
     console.print(f"{base.lines} lines with all of these: {verdict} that number, not held to it")
+    console.print("a worker loads one module of hardware's quotes; the largest of them is counted")
     if base.simulated:
         names = ", ".join(module.name for module in base.simulated)
         console.print(

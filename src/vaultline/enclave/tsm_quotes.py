@@ -8,8 +8,8 @@ once and by nobody else, shows in ``generation``, which counts what was written.
 
 from __future__ import annotations
 
-import errno
 import os
+from collections.abc import Callable
 from typing import Any, Literal
 
 from vaultline.attest.evidence import QUOTE_BYTES_MAX
@@ -18,12 +18,7 @@ from vaultline.core.errors import MachineError
 TSM_REPORTS = "/sys/kernel/config/tsm/report"
 #: How the kernel names the format of ``outblob``.
 _FORMATS = {"tdx": "tdx_guest", "snp": "sev_guest"}
-_REMEDIES = {
-    errno.EBUSY: "an earlier request is still with the machine's quoting service; ask again later",
-    errno.EINVAL: "the report takes exactly 64 bytes of report data",
-    errno.EACCES: "run the worker as root, whose the folder is; it needs no capability",
-}
-_REMEDY = "load the guest's driver (tdx_guest or sev-guest), mount configfs, start its host's QGS"
+_REMEDY = "busy: ask again later; else be root, with the guest's driver loaded and configfs mounted"
 
 
 class TsmProvider:
@@ -55,20 +50,15 @@ class TsmProvider:
             finally:
                 self._system.rmdir(request)
         except (OSError, ValueError) as error:
-            remedy = _REMEDIES.get(getattr(error, "errno", None) or 0, _REMEDY)
-            raise MachineError("no report of this VM", got=str(error), remedy=remedy) from error
+            raise MachineError("no report of this VM", got=str(error), remedy=_REMEDY) from error
 
     def _report(self, request: str, data: bytes) -> bytes:
         found = self._read(f"{request}/provider").decode().strip()
         if found != _FORMATS[self.kind]:
-            raise MachineError(
-                "this VM's reports are of another kind than the worker was started for",
-                got=found,
-                expected=_FORMATS[self.kind],
-                remedy="choose the provider that this machine has; no other is tried",
-            )
+            message = "this VM's reports are of another kind than the worker's; no other is tried"
+            raise MachineError(message, got=found, expected=_FORMATS[self.kind])
         before = int(self._read(f"{request}/generation"))
-        self._write(f"{request}/inblob", data)
+        self._file(f"{request}/inblob", os.O_WRONLY, lambda file: self._system.write(file, data))
         report = self._read(f"{request}/outblob")
         if self.kind == "snp":
             report += self._read(f"{request}/auxblob")
@@ -77,25 +67,18 @@ class TsmProvider:
             raise MachineError(
                 "the kernel did not take the report data, or others wrote to this request",
                 got=f"{after - before} writes",
-                expected="1",
                 remedy="ask again; keep other processes out of this VM",
             )
         return report
 
     def _read(self, path: str) -> bytes:
-        descriptor, data = self._system.open(path, os.O_RDONLY), b""
-        try:
-            while len(data) <= QUOTE_BYTES_MAX:
-                if not (part := self._system.read(descriptor, QUOTE_BYTES_MAX)):
-                    break
-                data += part
-            return data
-        finally:
-            self._system.close(descriptor)
+        """All of it: one call gives what there is, and too long a report is refused later."""
+        size = QUOTE_BYTES_MAX + 1
+        return bytes(self._file(path, os.O_RDONLY, lambda file: self._system.read(file, size)))
 
-    def _write(self, path: str, data: bytes) -> None:
-        descriptor = self._system.open(path, os.O_WRONLY)
+    def _file(self, path: str, flags: int, use: Callable[[int], Any]) -> Any:
+        descriptor = self._system.open(path, flags)
         try:
-            self._system.write(descriptor, data)
+            return use(descriptor)
         finally:
             self._system.close(descriptor)

@@ -56,7 +56,6 @@ class FakeTsm:
         certificates: ``auxblob``; None where it is not visible.
         on_close: runs after ``inblob`` was taken: another process's turn.
         advance: false where the kernel refuses what is written, which close() does not say.
-        part_bytes: the most that one read gives.
         calls: names of what was called and on which file.
     """
 
@@ -65,7 +64,6 @@ class FakeTsm:
     certificates: bytes | None = None
     on_close: Callable[[FakeTsm], None] | None = None
     advance: bool = True
-    part_bytes: int = 1 << 20
     reports: str = TSM_REPORTS
     requests: dict[str, _Request] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
@@ -114,7 +112,7 @@ class FakeTsm:
         file = self._file(descriptor)
         if file.data is None:
             file.data = self._fill(file)
-        part = file.data[file.place : file.place + min(count, self.part_bytes)]
+        part = file.data[file.place : file.place + count]
         file.place += len(part)
         return part
 

@@ -180,3 +180,22 @@ def test_doctor_exits_1_when_there_is_too_much_to_trust(
     monkeypatch.setattr("vaultline.cli.doctor.trusted_base", base)
     assert cli.main(["doctor", "--tcb"]) == 1
     assert capsys.readouterr().out.count("OVER") == 1
+
+
+def test_of_providers_of_evidence_the_largest_counts() -> None:
+    sizes = {"vaultline.enclave": 10, tcb.PROVIDERS[0]: 7, tcb.PROVIDERS[1]: 5}
+    modules = tuple(TrustedModule(name=n, lines=c, code_lines=c) for n, c in sizes.items())
+    base = TrustedBase(modules=modules, dependencies=(), dynamic=())
+    assert (base.code_lines, base.lines) == (17, 22)
+
+
+def test_no_module_loads_a_provider_but_when_it_is_chosen() -> None:
+    """What counts one of them alone would be wrong if anything loaded them all."""
+    source = (SOURCE / "vaultline" / "enclave" / "evidence.py").read_text()
+    for name in tcb.PROVIDERS:
+        lines = [line for line in source.splitlines() if f"from {name} import" in line]
+        assert len(lines) == 1
+        assert lines[0].startswith("        ")
+    others = (SOURCE / "vaultline").glob("*/*.py")
+    users = {path.name for path in others if "_quotes import" in path.read_text()}
+    assert users <= {"evidence.py", "attestation.py", "tsm.py", "deploy_gramine.py"}
