@@ -23,7 +23,9 @@ from harness import MIB, Target
 from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
 from vaultline.attest.grant import SUITE, GrantKey, open_grant
+from vaultline.attest.server_grant import ServedAccess, ServerGrant
 from vaultline.attest.sgx_sigstruct import read_sigstruct
+from vaultline.attest.stage_grant import Grant
 from vaultline.channel.keys import derive_hop_keys
 from vaultline.channel.messages import MessageReader, MessageReceived, MessageWriter, StreamEnded
 from vaultline.channel.records import OVERHEAD_BYTES, RecordKind, RecordSealer
@@ -46,8 +48,15 @@ from vaultline.core.plan import read_plan, write_plan
 from vaultline.core.privacy import parse_privacy
 from vaultline.core.profile import read_profile, write_profile
 from vaultline.core.program import StageProgram
-from vaultline.core.section import SectionId
+from vaultline.core.section import SectionAccess, SectionId
 from vaultline.core.serde import canonical_json, from_json, from_msgpack, to_msgpack
+from vaultline.core.serving import (
+    COMMAND_BYTES_MAX,
+    HostCommand,
+    InstallCommand,
+    RunCommand,
+    WorkerReply,
+)
 from vaultline.core.tensors import TensorSpec
 from vaultline.core.yaml import from_yaml
 from vaultline.enclave.vault import VaultSection
@@ -151,11 +160,34 @@ def grant_key() -> tuple[GrantKey, MLKEM768X25519PublicKey]:
     return key, MLKEM768X25519PublicKey(key.mlkem.public_key(), key.x25519.public_key())
 
 
-def sealed_grant(data: bytes) -> None:
+def sealed_grant(kind: Any) -> Callable[[bytes], None]:
     """Whoever asks an enclave can seal it any grant."""
-    key, public = grant_key()
-    sealed = SUITE.encrypt(data, public, info=b"transcript")
-    open_grant(sealed, key, b"transcript", challenge=challenge())
+
+    def parse(data: bytes) -> None:
+        key, public = grant_key()
+        sealed = SUITE.encrypt(data, public, info=b"transcript")
+        open_grant(sealed, key, b"transcript", kind, challenge=challenge())
+
+    return parse
+
+
+def server_grant_seeds() -> Sequence[bytes]:
+    given = grant()
+    names = SectionAccess.__struct_fields__
+    access = SectionAccess(**{name: getattr(given, name) for name in names})
+    made = ServerGrant(
+        epoch=given.epoch,
+        deployment=given.deployment,
+        plan_digest=given.plan_digest,
+        stage=given.stage,
+        secret=b"s" * 32,
+        memory_bytes=MIB,
+        cores=1,
+        workspace_bytes=MIB,
+        message_bytes=4096,
+        models=(ServedAccess(sections=(access,)),),
+    )
+    return (to_msgpack(made),)
 
 
 def appraised(data: bytes) -> None:
@@ -293,6 +325,24 @@ def control_seeds() -> Sequence[bytes]:
     )
 
 
+def served(data: bytes) -> None:
+    """Commands of a server's host, and replies of its worker: each end reads its own."""
+    kinds: tuple[Any, ...] = (HostCommand, WorkerReply)
+    errors = []
+    for kind in kinds:
+        try:
+            from_msgpack(data, kind, what="a message", bytes_max=COMMAND_BYTES_MAX)
+        except RemoteProtocolError as error:
+            errors.append(error)
+    if len(errors) == len(kinds):
+        raise errors[0]
+
+
+def served_seeds() -> Sequence[bytes]:
+    run = RunCommand(core=0, model=0, group=1, requests=(1, 2))
+    return (to_msgpack(run), to_msgpack(InstallCommand(core=0, model=3)))
+
+
 def lines(data: bytes) -> None:
     """Lines between owner, host and worker: each end reads its own kinds, and fails alone."""
     errors = []
@@ -316,7 +366,8 @@ TARGETS = {
         Target("challenge", Challenge.decode, lambda: (challenge().encode(),), PEER),
         Target("evidence", Evidence.decode, lambda: (EVIDENCE.encode(),), PEER),
         Target("control", control, control_seeds, PEER),
-        Target("grant", sealed_grant, lambda: (to_msgpack(grant()),), PEER),
+        Target("grant", sealed_grant(Grant), lambda: (to_msgpack(grant()),), PEER),
+        Target("server-grant", sealed_grant(ServerGrant), server_grant_seeds, PEER),
         Target("quote", appraised, lambda: (EVIDENCE.quote,), (RefusedError, InputError)),
         Target(
             "collateral", collateral, lambda: (devroot().collateral,), (RefusedError, InputError)
@@ -331,6 +382,7 @@ TARGETS = {
         Target("preprocessing", from_file(load_preprocessing), lambda: (PREPROCESSING,), FILE),
         Target("yaml", yaml, lambda: (CLUSTER, POLICY), FILE),
         Target("sigstruct", read_sigstruct, sigstruct_seeds, FILE),
+        Target("served", served, served_seeds, PEER),
         Target("line", lines, lambda: (canonical_json(CONFIG),), FILE),
     )
 }
