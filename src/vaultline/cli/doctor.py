@@ -141,11 +141,12 @@ def _print_base(base: TrustedBase, whose: str) -> None:
     )
     verdict = "within" if base.lines <= base.lines_max else "over"
     console.print(f"{base.lines} lines with all of these: {verdict} that number, not held to it")
+    console.print("a worker loads one module of hardware's quotes; the largest of them is counted")
     if base.simulated:
         names = ", ".join(module.name for module in base.simulated)
         console.print(
             f"not among them: {base.simulated_code_lines} lines of code that only simulated "
-            f"enclaves load, measured like the rest ({names})"
+            f"enclaves and accelerators load, measured like the rest ({names})"
         )
     for place in base.dynamic:
         console.print(f"not counted: {place} imports by a computed name; name the module instead")

@@ -45,6 +45,8 @@ VERBS = {
     "trace": "Make a trace for Perfetto of what servers have logged.",
     "demo": "See all of it on a small example.",
     "bench": "Measure what the project claims.",
+    "measure": "Reference values of the installed worker, for policies.",
+    "deploy": "Render what starts a worker where its hardware is.",
     "doctor": "What this machine offers, and how large the trusted code is.",
 }
 EXIT_USAGE = 2
