@@ -7,13 +7,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export ORT_DISABLE_TELEMETRY := 1
 INSTALL := $(PIP) install --quiet --require-hashes
 
-.PHONY: env demo test test-full lint format bench docs lock clean help
+.PHONY: env demo test test-full fuzz lint format bench docs lock clean help
 
 help:
 	@echo "make env        .venv with pinned, hash-checked packages (about a minute)"
 	@echo "make demo       seal a model, run a video through two simulated enclaves"
 	@echo "make test       the default tests"
 	@echo "make test-full  the exhaustive ones as well"
+	@echo "make fuzz       every parser for SECONDS (10) each, or those in TARGETS"
 	@echo "make lint       ruff, mypy --strict, import contracts"
 	@echo "make format     let ruff reformat"
 	@echo "make bench      measure the pipeline and the channel on this machine"
@@ -48,6 +49,11 @@ test: env
 test-full: env
 	@echo "the exhaustive tests (those marked full)"
 	$(BIN)/python -m pytest -m full
+
+SECONDS ?= 10
+TARGETS ?=
+fuzz: env
+	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) $(TARGETS)
 
 lint: env
 	$(BIN)/ruff check

@@ -9,7 +9,7 @@ from vaultline.core.serde import Struct, from_msgpack, to_msgpack
 
 #: Who vouches for an enclave: ``simulated`` means nobody but the holder of a development platform.
 #: An ``accelerator`` is no enclave: nobody vouches for it, its owner knows its key.
-Kind = Literal["simulated", "sgx", "tdx", "snp", "accelerator"]
+Kind = Literal["simulated", "sgx", "tdx", "snp", "nvidia", "accelerator"]
 MLKEM_KEY_BYTES = 1184
 #: An ML-KEM-768 key, then an X25519 key, as the HPKE hybrid encodes them.
 PUBLIC_KEY_BYTES = MLKEM_KEY_BYTES + 32

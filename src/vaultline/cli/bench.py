@@ -14,6 +14,7 @@ from vaultline.cli.bench_common import QuickFlag, ZooOption, default_zoo, machin
 from vaultline.cli.bench_lasagna import lasagna
 from vaultline.cli.bench_planner import planner, serdab
 from vaultline.cli.bench_sim import sim
+from vaultline.cli.bench_verify import verify
 from vaultline.cli.common import JsonFlag, print_json, results, table
 from vaultline.graph.zoo import ZOO
 
@@ -38,6 +39,8 @@ def register(app: typer.Typer) -> None:
     epilog = "Example: vaultline bench lasagna --plot lasagna.png"
     group.command("lasagna", epilog=epilog)(lasagna)
     group.command("sim", epilog="Example: vaultline bench sim --plot sim.png")(sim)
+    epilog = "Example: vaultline bench verify quote.bin --collateral bundle.json --policy p.yaml"
+    group.command("verify", epilog=epilog)(verify)
     app.add_typer(group, name="bench")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ import typer
 
 import vaultline
 from vaultline.cli.common import JsonFlag, print_json, results, table
+from vaultline.cli.errors_page import errors_page
 from vaultline.cli.machine import CipherSpeed, Finding, cipher_speeds, survey
 from vaultline.cli.tcb import WORKERS, TrustedBase, trusted_base
 from vaultline.core.units import format_bytes
@@ -31,13 +33,19 @@ def doctor(
         bool,
         typer.Option("--tcb", help="Count the code that has to be trusted; exit 1 if too much."),
     ] = False,
+    errors: Annotated[
+        bool, typer.Option("--errors", help="Print docs/errors.md: every refusal and its remedy.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Say which enclaves, protections and speeds this machine offers, and how to get the others.
 
     With --tcb: the lines and dependencies of the code that runs inside an enclave.
     """
-    if tcb:
+    if errors:
+        page = errors_page()
+        print_json({"page": page}) if as_json else sys.stdout.write(page)
+    elif tcb:
         source = Path(vaultline.__file__).parents[1]
         _report_bases([trusted_base(source, worker) for worker in WORKERS], as_json=as_json)
     else:
@@ -133,11 +141,12 @@ def _print_base(base: TrustedBase, whose: str) -> None:
     )
     verdict = "within" if base.lines <= base.lines_max else "over"
     console.print(f"{base.lines} lines with all of these: {verdict} that number, not held to it")
+    console.print("a worker loads one module of hardware's quotes; the largest of them is counted")
     if base.simulated:
         names = ", ".join(module.name for module in base.simulated)
         console.print(
             f"not among them: {base.simulated_code_lines} lines of code that only simulated "
-            f"enclaves load, measured like the rest ({names})"
+            f"enclaves and accelerators load, measured like the rest ({names})"
         )
     for place in base.dynamic:
         console.print(f"not counted: {place} imports by a computed name; name the module instead")

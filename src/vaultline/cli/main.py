@@ -36,6 +36,8 @@ VERBS = {
     "seal": "Compile and encrypt the stages of a plan.",
     "policy": "Make policies: which evidence is accepted.",
     "prepare": "Divide, seal and measure models for servers.",
+    "verify": "Verify evidence against a policy, offline.",
+    "collateral": "Pack what verification needs besides the evidence.",
     "run": "Send a video through the enclaves of a plan.",
     "serve": "Serve many models on the enclaves of a cluster.",
     "load": "Send a workload's requests to what `serve` serves.",
@@ -43,6 +45,8 @@ VERBS = {
     "trace": "Make a trace for Perfetto of what servers have logged.",
     "demo": "See all of it on a small example.",
     "bench": "Measure what the project claims.",
+    "measure": "Reference values of the installed worker, for policies.",
+    "deploy": "Render what starts a worker where its hardware is.",
     "doctor": "What this machine offers, and how large the trusted code is.",
 }
 EXIT_USAGE = 2

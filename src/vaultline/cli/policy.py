@@ -14,6 +14,9 @@ from vaultline.cli.common import JsonFlag, print_json, results
 from vaultline.core.privacy import privacy_schema
 from vaultline.core.serde import canonical_json
 from vaultline.owner.accelerator import ACCELERATOR_FILE, accelerator_entry, create_accelerator
+from vaultline.owner.drafting import draft
+from vaultline.owner.passport import make_verifier_key
+from vaultline.owner.verification import load_collateral_file, load_evidence, parse_time
 
 
 def register(app: typer.Typer) -> None:
@@ -26,6 +29,10 @@ def register(app: typer.Typer) -> None:
     group.command("dev", epilog="Example: vaultline policy dev --out trust")(dev)
     epilog = "Example: vaultline policy accelerator --out trust"
     group.command("accelerator", epilog=epilog)(accelerator)
+    epilog = "Example: vaultline policy from quote.bin --collateral bundle.json > policy.yaml"
+    group.command("from", epilog=epilog)(from_evidence)
+    epilog = "Example: vaultline policy verifier --out trust"
+    group.command("verifier", epilog=epilog)(verifier)
     epilog = "Example: vaultline policy schema > privacy.schema.json"
     group.command("schema", epilog=epilog)(schema)
     app.add_typer(group, name="policy")
@@ -66,6 +73,39 @@ def accelerator(
     console = results()
     console.print(f"wrote {path}; add to `accept:` of the policy:")
     console.print(entry, end="", highlight=False, markup=False)
+
+
+def from_evidence(
+    evidence: Annotated[Path, typer.Argument(help="A quote or report, raw or in hex.")],
+    collateral: Annotated[
+        Path | None, typer.Option(help="Certificates, revocation lists, TCB levels: a bundle.")
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option(help="The time for which to verify; now, unless stated.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Draft a policy with the reference values of genuine evidence.
+
+    What the default refuses of that evidence stands in comments, with what would accept it.
+    """
+    text = draft(load_evidence(evidence), load_collateral_file(collateral), parse_time(at))
+    if as_json:
+        print_json({"policy": text})
+    else:
+        sys.stdout.write(text)
+
+
+def verifier(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the keys; made if missing.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Make the key pair with which a verifier signs results, for others to rely on."""
+    private, public = make_verifier_key(out)
+    if as_json:
+        print_json({"private": str(private), "public": str(public)})
+    else:
+        results().print(f"wrote {private} (keep it) and {public} (hand it out)")
 
 
 def schema(as_json: JsonFlag = False) -> None:

@@ -4,10 +4,11 @@ There are two workers, of a pipeline's stage and of a server, and a base for eac
 computed from the sources, without running them, so that it holds for imports inside functions as
 well. It is an upper bound: a module counts in full once a single name of it is used.
 
-Code that only simulated enclaves load, for their evidence and for paged stages, is counted apart:
-what nothing else than the modules in ``SIMULATED`` brings in. It counts as trusted again as soon as
-one of them is imported when another module is, instead of within a function. It is measured like
-all the rest.
+Code that no enclave loads but simulated ones, for evidence and for paged stages, and code that only
+accelerators load, which nobody trusts, is counted apart: what nothing else than the modules in
+``SIMULATED`` brings in. It counts as trusted again as soon as one of them is imported when another
+module is, instead of within a function. It is measured like all the rest. Of the providers of real
+evidence (``PROVIDERS``) a worker loads the one that it was started for: the largest counts.
 """
 
 from __future__ import annotations
@@ -26,12 +27,16 @@ from pathlib import Path
 TCB_LINES_MAX = 2500
 #: Main modules of workers, each the start of a base of its own.
 WORKERS = ("vaultline.enclave.__main__", "vaultline.enclave.server")
-#: Loaded by simulated enclaves only, within functions that look at what provides the evidence.
+#: Loaded only where no hardware vouches for a worker (simulated enclaves, accelerators), within
+#: functions that look at what provides the evidence.
 SIMULATED = (
+    "vaultline.enclave.pinned_quotes",
     "vaultline.enclave.simulated_epc",
     "vaultline.enclave.simulated_groups",
     "vaultline.enclave.simulated_quotes",
 )
+#: Evidence of each kind of hardware. A worker loads the one that it was started for.
+PROVIDERS = ("vaultline.enclave.gramine_quotes", "vaultline.enclave.tsm_quotes")
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _REQUIREMENT = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -62,7 +67,7 @@ class TrustedBase:
     """The trusted computing base in numbers.
 
     Attributes:
-        simulated: modules that only simulated enclaves load.
+        simulated: modules that only simulated enclaves and accelerators load.
         dynamic: places (``module:line``) that import by a computed name, which this count
             cannot follow; there must be none.
     """
@@ -80,12 +85,14 @@ class TrustedBase:
 
     @property
     def code_lines(self) -> int:
-        """Lines of code of all modules: neither blank nor comment nor docstring."""
-        return sum(module.code_lines for module in self.modules)
+        """Lines of code of the worker that has most: neither blank nor comment nor docstring."""
+        providers = [module.code_lines for module in self.modules if module.name in PROVIDERS]
+        unused = sum(providers) - max(providers, default=0)
+        return sum(module.code_lines for module in self.modules) - unused
 
     @property
     def simulated_code_lines(self) -> int:
-        """Lines of code that only simulated enclaves load, not in ``code_lines``."""
+        """Lines of code of ``simulated``, not in ``code_lines``."""
         return sum(module.code_lines for module in self.simulated)
 
     @property

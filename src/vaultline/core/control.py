@@ -14,6 +14,8 @@ from vaultline.core.serde import Struct
 #: What protected memory is held for. ``idle``: for tiles and activations, and momentarily used by
 #: neither; ``engine``: what the inference engine allocates for itself.
 BufferKind = Literal["resident", "tile", "activation", "io", "engine", "idle"]
+#: What makes a worker's evidence: ``gramine`` for SGX; ``tdx`` and ``snp`` in confidential VMs.
+ProviderName = Literal["simulated", "gramine", "tdx", "snp", "pinned"]
 
 
 class ChallengeMessage(Struct, frozen=True, tag="challenge"):
@@ -69,7 +71,7 @@ class WorkerConfig(Struct, frozen=True):
 
     name: str
     platform: Literal["process", "gramine"]
-    provider: Literal["simulated", "gramine", "pinned"]
+    provider: ProviderName
     platform_file: str | None
     vault: str
     control: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from vaultline.core.control import HardeningStep, StageMetrics
+from vaultline.core.control import HardeningStep, ProviderName, StageMetrics
 from vaultline.core.errors import InputError
 from vaultline.core.serde import Struct
 
@@ -26,7 +26,7 @@ class LaunchWorker(Struct, frozen=True, kw_only=True):
     replica: int = 0
     cores: tuple[int, ...]
     vault: str
-    provider: Literal["simulated", "gramine", "pinned"]
+    provider: ProviderName
     platform_file: str | None
     busy_s_max: float
     bind: str = "127.0.0.1"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from vaultline.core.control import StageMetrics
+from vaultline.core.control import ProviderName, StageMetrics
 from vaultline.core.limits import VAULT_CHUNK_BYTES_MAX
 from vaultline.core.serde import Struct
 
@@ -31,7 +31,7 @@ class ServerWorkerConfig(Struct, frozen=True):
 
     name: str
     platform: Literal["process", "gramine"]
-    provider: Literal["simulated", "gramine", "pinned"]
+    provider: ProviderName
     platform_file: str | None
     vaults: tuple[str, ...]
     control: str

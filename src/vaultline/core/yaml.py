@@ -22,6 +22,9 @@ T = TypeVar("T")
 
 #: A file that a person writes; the largest (a cluster of a thousand devices) stays under this.
 YAML_CHARS_MAX = 1 << 20
+#: Lists and mappings within one another; a cluster file has five. The scanner's time grows with
+#: the third power of them, and recursion with the first.
+_NESTED_MAX = 32
 
 _EXPECTED = re.compile(r"Expected (.*), got (.*?)(?: - at .*)?\Z", re.DOTALL)
 _FIELD = re.compile(r"Object (contains unknown|missing required) field `(.*?)`")
@@ -42,7 +45,17 @@ class _Problem:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
-    """Composes nodes (which carry line numbers) and refuses aliases."""
+    """Composes nodes (which carry line numbers); refuses aliases and deep nesting."""
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        if self.flow_level >= _NESTED_MAX:
+            raise yaml.MarkedYAMLError(None, None, "it is nested too deeply", self.get_mark())
+        super().fetch_flow_collection_start(token)
+
+    def add_indent(self, column: int) -> bool:
+        if len(self.indents) >= _NESTED_MAX:
+            raise yaml.MarkedYAMLError(None, None, "it is nested too deeply", self.get_mark())
+        return bool(super().add_indent(column))
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):

@@ -46,6 +46,9 @@ _SYSTEM_READS = (
     "/sys/fs/cgroup /dev/urandom"
 )
 
+#: Where the kernel of a confidential VM makes evidence; a request is a folder (`tsm_quotes`).
+_TSM_REPORTS = Path("/sys/kernel/config/tsm/report")
+
 
 def harden(
     *,
@@ -137,6 +140,9 @@ def _landlock(reads: Iterable[Path], socket_dirs: Iterable[Path], tcp: bool) -> 
         for path in socket_dirs:
             access = AccessFs.MAKE_SOCK | AccessFs.REMOVE_FILE | AccessFs.READ_DIR
             rules.add_path_rule(path, access=access)
+        if _TSM_REPORTS.exists():
+            access = AccessFs.READ_FILE | AccessFs.WRITE_FILE | AccessFs.MAKE_DIR
+            rules.add_path_rule(_TSM_REPORTS, access=access | AccessFs.REMOVE_DIR)
         if tcp:
             rules.allow_all_network()
         rules.apply()

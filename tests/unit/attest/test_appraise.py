@@ -16,16 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vaultline.attest import refusals
-from vaultline.attest.appraise import (
-    Verdict,
-    appraise,
-    check_dates,
-    check_debug,
-    check_length,
-)
+from vaultline.attest.appraise import Verdict, appraise
 from vaultline.attest.evidence import PUBLIC_KEY_BYTES, Evidence
+from vaultline.attest.intel import check_dates, check_debug, check_length
 from vaultline.attest.mismatch import Known
-from vaultline.attest.policy import INTEL_ROOT, Accepted, Policy, Signer, TrustDomain
+from vaultline.attest.policy import INTEL_ROOT, Accepted, Grace, Policy, Signer, TrustDomain
 from vaultline.attest.sgx_quote import Platform, build_quote, report_body
 from vaultline.core.errors import InputError, RefusedError
 from vaultline.core.serde import from_json
@@ -136,7 +131,7 @@ REFUSED: dict[str, tuple[Case, type[RefusedError]]] = {
     ),
     "a platform of another root with collateral of the named one": (
         Case(evidence=evidence(root=devroot("b"))),
-        refusals.QuoteInvalid,
+        refusals.RootRefused,
     ),
     "evidence before the collateral was issued": (
         Case(now_s=NOW_S - 2 * DAY_S),
@@ -157,14 +152,14 @@ REFUSED: dict[str, tuple[Case, type[RefusedError]]] = {
     ),
     "a platform that is silent about a refused property": (
         Case(policy=policy(refused_platforms=("smt",))),
-        refusals.TcbRefused,
+        refusals.PlatformRefused,
     ),
     "other code": (Case(evidence=quoted(OTHER_CODE)), refusals.MeasurementRefused),
     "other code than any of several": (
         Case(policy=policy(measurements=("00" * 32, "11" * 32))),
         refusals.MeasurementRefused,
     ),
-    "a changed header": (Case(evidence=altered(12)), refusals.QuoteInvalid),
+    "a changed header": (Case(evidence=altered(12)), refusals.VendorRefused),
     "a changed version": (Case(evidence=altered(0)), refusals.QuoteInvalid),
     "a changed measurement": (Case(evidence=altered(48 + 64)), refusals.QuoteInvalid),
     "changed report data": (Case(evidence=altered(48 + 383)), refusals.QuoteInvalid),
@@ -450,16 +445,73 @@ def test_the_lengths_of_every_recorded_quote_add_up() -> None:
     check_length(load("tdx_quote_v5_outdated.bin"))
 
 
-def test_an_outdated_recorded_tdx_quote_is_refused_for_its_tcb() -> None:
-    entry = Accepted(kind="tdx", roots=("intel",), trust_domains=(TRUST_DOMAIN,))
-    quote = load("tdx_quote_v5_outdated.bin")
-    presented = Evidence(kind="tdx", public_key=bytes(PUBLIC_KEY_BYTES), quote=quote)
+OUTDATED_DOMAIN = TrustDomain(
+    mrtd=(
+        "273828c46252fcbdd8ad2dd907130222b03466d52a2911d70c1a5950895d6bd1"
+        "ae451d382d5a9b1b4c0ed0e5ae9a3dbd"
+    ),
+    rtmr1="00" * 48,
+    rtmr2="00" * 48,
+)
+#: The lowest level that the collateral lists is of 2018-01-04, 2,978 days before.
+GRACE: dict[str, Any] = {
+    "tcb_grace": (Grace(status="Unlisted", days=2_978),),
+    "unsafe_any_advisory": True,
+}
+
+
+def appraise_outdated(when: str, *, alter: int | None = None, **changes: Any) -> Verdict:
+    entry = Accepted(kind="tdx", roots=("intel",), trust_domains=(OUTDATED_DOMAIN,), **changes)
+    quote = bytearray(load("tdx_quote_v5_outdated.bin"))
+    if alter is not None:
+        quote[alter // 8] ^= 1 << alter % 8
+    presented = Evidence(kind="tdx", public_key=bytes(PUBLIC_KEY_BYTES), quote=bytes(quote))
     collateral = load("tdx_quote_v5_outdated.collateral.json")
-    now_s = moment("2026-03-01T00:00:00+00:00")
-    with pytest.raises(refusals.TcbRefused):
-        appraise(
-            presented, challenge(), Policy(version=1, accept=(entry,)), collateral, now_s, False
-        )
+    now_s = moment(f"{when}T00:00:00+00:00")
+    accept = Policy(version=1, accept=(entry,))
+    return appraise(presented, challenge(), accept, collateral, now_s, False)
+
+
+def test_an_outdated_recorded_tdx_quote_passes_by_explicit_grace_alone() -> None:
+    with pytest.raises(refusals.ReportDataMismatch):
+        appraise_outdated("2026-03-01", **GRACE)
+
+
+OUTDATED_REFUSED: dict[str, tuple[str, dict[str, Any], type[RefusedError]]] = {
+    "by default": ("2026-03-01", {}, refusals.TcbRefused),
+    "even if outdated ones are accepted": (
+        "2026-03-01",
+        {"tcb_statuses": ("UpToDate", "OutOfDate")},
+        refusals.TcbRefused,
+    ),
+    "a day after its grace": ("2026-03-02", GRACE, refusals.TcbRefused),
+    "in its grace, for its advisories": (
+        "2026-03-01",
+        GRACE | {"unsafe_any_advisory": False},
+        refusals.AdvisoryRefused,
+    ),
+    "before its collateral": ("2026-02-01", GRACE, refusals.CollateralExpired),
+    "after its collateral": ("2026-04-01", GRACE, refusals.CollateralExpired),
+}
+
+
+@pytest.mark.parametrize(
+    "when, changes, error", OUTDATED_REFUSED.values(), ids=OUTDATED_REFUSED.keys()
+)
+def test_an_outdated_recorded_tdx_quote_is_refused(
+    when: str, changes: dict[str, Any], error: type[RefusedError]
+) -> None:
+    with pytest.raises(RefusedError) as caught:
+        appraise_outdated(when, **changes)
+    assert type(caught.value) is error
+
+
+@pytest.mark.parametrize("bit", range(0, 8 * 1318, 211))
+def test_bit_flips_of_the_outdated_recorded_quote_are_refused(bit: int) -> None:
+    # Header, body, signature, key, the quoting enclave's report; the length field is among them.
+    with pytest.raises(RefusedError) as caught:
+        appraise_outdated("2026-03-01", alter=bit, **GRACE)
+    assert not isinstance(caught.value, refusals.ReportDataMismatch)
 
 
 def test_known_challenges_do_not_make_wrong_evidence_right() -> None:

@@ -15,7 +15,8 @@ from vaultline.attest.mismatch import Known
 from vaultline.attest.pinned import PINNED_LABEL, PINNED_QUOTE_BYTES, AcceleratorKey
 from vaultline.attest.policy import Accepted, Policy
 from vaultline.core.serde import canonical_json
-from vaultline.enclave.evidence import PinnedProvider, answer, fresh_key
+from vaultline.enclave.evidence import answer, fresh_key
+from vaultline.enclave.pinned_quotes import PinnedProvider
 from vaultline.testing.attestation import MEASUREMENT, NOW_S, challenge, evidence
 from vaultline.testing.attestation import policy as enclaves
 

@@ -44,7 +44,39 @@ accept:
     assert policy.accept[1].accepted_advisories == ()
 
 
+def test_every_option_of_hardware_is_read() -> None:
+    policy = load(f"""
+version: 1
+accept:
+  - kind: sgx
+    roots: [intel]
+    measurements: ["{CODE}"]
+    tcb_grace: [{{status: OutOfDate, days: 90}}, {{status: Unlisted, days: 30}}]
+    refused_advisories: [INTEL-SA-00001]
+    collateral_days_max: 30
+    tcb_evaluation_min: 17
+    require_report_data: true
+    unsafe_any_advisory: true
+  - kind: snp
+    roots: [amd-milan, amd-genoa, amd-turin]
+    guests: [{{launch_digest: "{TD}", host_data: "{CODE}", id_key_digest: "{TD}", svn_min: 2}}]
+    products: [Milan, Turin]
+    tcb_min: {{boot_loader: 4, tee: 0, snp: 22, microcode: 213, fmc: 1}}
+    vmpl_max: 1
+    refused_platforms: [migration, multi-socket, shared-key, smt]
+    unsafe_allow_debug: true
+    unsafe_skip_revocation: true
+  - kind: nvidia
+    roots: [nvidia]
+    gpus: [{{driver: "1", vbios: "2", measurements: {{m01: "{TD}"}}}}]
+""")
+    assert policy.unsafe == ("unsafe_allow_debug", "unsafe_any_advisory", "unsafe_skip_revocation")
+    assert len(policy.accept[1].root_ids) == 3
+    assert policy.accept[0].unsafe == ("unsafe_any_advisory",)
+
+
 HEAD = "version: 1\naccept:\n"
+SNP = f'{HEAD}  - kind: snp\n    roots: [amd-milan]\n    guests: [{{launch_digest: "{TD}"}}]\n'
 ENTRY = f'{HEAD}  - kind: simulated\n    roots: ["{ROOT}"]\n    measurements: ["{CODE}"]\n'
 PINNED = f'{HEAD}  - kind: accelerator\n    public_keys: ["{CODE}"]\n'
 MISTAKES = {
@@ -90,6 +122,44 @@ MISTAKES = {
     "an enclave with an accelerator's key": (
         ENTRY + f'    public_keys: ["{CODE}"]\n',
         "needs other reference values",
+    ),
+    "a guest with a digest that is too short": (SNP.replace(TD, "ef"), "launch_digest"),
+    "a guest with a negative version": (
+        SNP.replace(f'"{TD}"', f'"{TD}", svn_min: -1'),
+        "32-bit number",
+    ),
+    "a privilege level that does not exist": (SNP + "    vmpl_max: 4\n", "0 to 3"),
+    "a firmware version that does not exist": (SNP + "    tcb_min: {snp: 256}\n", "up to 255"),
+    "an option of Intel's for AMD": (SNP + "    tcb_evaluation_min: 1\n", "means nothing"),
+    "an option of AMD's for a simulated enclave": (ENTRY + "    vmpl_max: 1\n", "means nothing"),
+    "an unsafe option that is none of the kind's": (
+        ENTRY + "    unsafe_allow_debug: true\n",
+        "means nothing",
+    ),
+    "an unsafe option that does not exist": (ENTRY + "    unsafe_all: true\n", "unsafe_all"),
+    "an advisory that is accepted and refused": (
+        ENTRY + "    accepted_advisories: [A]\n    refused_advisories: [A]\n",
+        "both accepted and refused",
+    ),
+    "grace without days": (ENTRY + "    tcb_grace: [{status: OutOfDate, days: 0}]\n", "days"),
+    "grace for a revoked platform": (
+        ENTRY + "    tcb_grace: [{status: Revoked, days: 1}]\n",
+        "policy.yaml:6:",
+    ),
+    "collateral of no age": (ENTRY + "    collateral_days_max: 0\n", "at least 1"),
+    "a GPU without measurements": (
+        f"{HEAD}  - kind: nvidia\n    roots: [nvidia]\n"
+        '    gpus: [{driver: "1", vbios: "2", measurements: {}}]\n',
+        "nothing about its firmware",
+    ),
+    "a GPU's measurement without an index": (
+        f"{HEAD}  - kind: nvidia\n    roots: [nvidia]\n"
+        f'    gpus: [{{driver: "1", vbios: "2", measurements: {{x: "{TD}"}}}}]\n',
+        "no index",
+    ),
+    "a simulated enclave under another vendor's root": (
+        ENTRY.replace(f'"{ROOT}"', "nvidia"),
+        "another vendor's",
     ),
     "no TCB status": (ENTRY + "    tcb_statuses: []\n", "accepts nothing"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dcap_qvl
 import pytest
 
-from vaultline.attest.appraise import check_length
+from vaultline.attest.intel import check_length
 from vaultline.attest.sgx_quote import (
     ATTRIBUTE_DEBUG,
     ATTRIBUTE_INIT,

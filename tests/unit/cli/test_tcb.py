@@ -108,14 +108,18 @@ def test_simulated_code_that_others_load_at_once_is_trusted(tree: Path) -> None:
 #: Of each worker, what only simulated enclaves load.
 SIMULATED = {
     "vaultline.enclave.__main__": (
+        "vaultline.attest.pinned",
         "vaultline.attest.sgx_quote",
         "vaultline.core.paged",
+        "vaultline.enclave.pinned_quotes",
         "vaultline.enclave.simulated_epc",
         "vaultline.enclave.simulated_quotes",
     ),
     "vaultline.enclave.server": (
+        "vaultline.attest.pinned",
         "vaultline.attest.sgx_quote",
         "vaultline.core.paged",
+        "vaultline.enclave.pinned_quotes",
         "vaultline.enclave.simulated_epc",
         "vaultline.enclave.simulated_groups",
         "vaultline.enclave.simulated_quotes",
@@ -127,6 +131,8 @@ SIMULATED = {
 def test_what_is_simulated_is_not_trusted_and_is_counted(worker: str) -> None:
     base = trusted_base(SOURCE, worker)
     assert tuple(module.name for module in base.simulated) == SIMULATED[worker]
+    trusted = {module.name for module in base.modules}
+    assert {"vaultline.enclave.gramine_quotes", "vaultline.enclave.tsm_quotes"} <= trusted
     assert base.within_limit
 
 
@@ -174,3 +180,22 @@ def test_doctor_exits_1_when_there_is_too_much_to_trust(
     monkeypatch.setattr("vaultline.cli.doctor.trusted_base", base)
     assert cli.main(["doctor", "--tcb"]) == 1
     assert capsys.readouterr().out.count("OVER") == 1
+
+
+def test_of_providers_of_evidence_the_largest_counts() -> None:
+    sizes = {"vaultline.enclave": 10, tcb.PROVIDERS[0]: 7, tcb.PROVIDERS[1]: 5}
+    modules = tuple(TrustedModule(name=n, lines=c, code_lines=c) for n, c in sizes.items())
+    base = TrustedBase(modules=modules, dependencies=(), dynamic=())
+    assert (base.code_lines, base.lines) == (17, 22)
+
+
+def test_no_module_loads_a_provider_but_when_it_is_chosen() -> None:
+    """What counts one of them alone would be wrong if anything loaded them all."""
+    source = (SOURCE / "vaultline" / "enclave" / "evidence.py").read_text()
+    for name in tcb.PROVIDERS:
+        lines = [line for line in source.splitlines() if f"from {name} import" in line]
+        assert len(lines) == 1
+        assert lines[0].startswith("        ")
+    others = (SOURCE / "vaultline").glob("*/*.py")
+    users = {path.name for path in others if "_quotes import" in path.read_text()}
+    assert users <= {"evidence.py", "attestation.py", "tsm.py", "deploy_gramine.py"}

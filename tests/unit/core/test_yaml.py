@@ -144,3 +144,17 @@ PLACES = {
 @pytest.mark.parametrize("place, line", PLACES.values(), ids=PLACES.keys())
 def test_a_place_has_a_line(place: tuple[str | int, ...], line: int) -> None:
     assert line_of(TEXT, place) == line
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 1800, "{" * 1800, "- " * 1800, "? " * 1800, "a: " + "[" * 33]
+)
+def test_deep_nesting_is_refused_before_it_costs_anything(text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        from_yaml(text, dict, what="the file", path="f.yaml")
+    assert "nested too deeply" in caught.value.diagnostics()
+
+
+def test_nesting_that_a_file_may_have_is_read() -> None:
+    text = "a: " + "[" * 31 + "1" + "]" * 31
+    assert from_yaml(text, dict, what="the file", path="f.yaml")["a"][0]

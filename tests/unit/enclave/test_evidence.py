@@ -12,13 +12,9 @@ from vaultline.attest.grant import public_key_bytes
 from vaultline.attest.pinned import AcceleratorKey
 from vaultline.core.errors import InputError, MachineError
 from vaultline.core.serde import canonical_json
-from vaultline.enclave.evidence import (
-    GramineProvider,
-    PinnedProvider,
-    answer,
-    fresh_key,
-    open_provider,
-)
+from vaultline.enclave.evidence import answer, fresh_key, open_provider
+from vaultline.enclave.gramine_quotes import GramineProvider
+from vaultline.enclave.pinned_quotes import PinnedProvider
 from vaultline.enclave.simulated_quotes import SimulatedProvider
 from vaultline.testing.attestation import MEASUREMENT, challenge, devroot
 

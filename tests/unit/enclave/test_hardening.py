@@ -276,3 +276,53 @@ def test_under_gramine_every_step_is_skipped_by_name() -> None:
     steps = harden(read_paths=[], platform="gramine")
     assert {step.state for step in steps} == {"skipped"}
     assert len(steps) == 5
+
+
+#: Asks for a report, in a folder that stands for the kernel's, and writes elsewhere.
+REPORTS = r"""
+import os, sys
+from pathlib import Path
+from vaultline.enclave import hardening
+
+reports, other = map(Path, sys.argv[1:])
+hardening._TSM_REPORTS = reports
+steps = {step.name: step.state for step in hardening.harden(read_paths=[])}
+if steps["landlock"] != "done":
+    sys.exit(77)
+request = reports / "request"
+request.mkdir()
+descriptor = os.open(reports / "inblob", os.O_WRONLY)
+os.write(descriptor, bytes(64))
+assert (reports / "outblob").read_bytes() == b"report"
+request.rmdir()
+for denied in (
+    lambda: (reports / "new").write_bytes(b""),
+    lambda: os.open(other, os.O_WRONLY),
+    lambda: (other.parent / "folder").mkdir(),
+):
+    try:
+        denied()
+    except PermissionError:
+        continue
+    sys.exit("not denied")
+"""
+
+
+def test_a_confidential_vm_s_worker_may_ask_for_reports_and_write_nothing_else(
+    tmp_path: Path,
+) -> None:
+    reports, other = tmp_path / "report", tmp_path / "other"
+    reports.mkdir()
+    other.write_bytes(b"")
+    (reports / "inblob").write_bytes(b"")
+    (reports / "outblob").write_bytes(b"report")
+    result = subprocess.run(
+        [sys.executable, "-c", REPORTS, str(reports), str(other)],
+        capture_output=True,
+        timeout=60,
+        env=ENVIRONMENT,
+        check=False,
+    )
+    if result.returncode == 77:
+        pytest.skip("no Landlock here")
+    assert result.returncode == 0, result.stderr.decode()

@@ -29,7 +29,7 @@ from vaultline.core.serving import (
     RemoveCommand,
     RunCommand,
 )
-from vaultline.enclave.evidence import GramineProvider
+from vaultline.enclave.gramine_quotes import GramineProvider
 from vaultline.enclave.groups import Group
 from vaultline.enclave.ledger import BudgetExceededError
 from vaultline.enclave.simulated_quotes import SimulatedProvider

@@ -24,8 +24,8 @@ from vaultline.core.errors import InfeasibleError, MachineError
 from vaultline.core.paged import PAGE_BYTES, SGX1_PAGE_S, pages_touched, step_pages
 from vaultline.core.program import StageProgram, StageSettings
 from vaultline.cost.footprint import footprint
-from vaultline.enclave.evidence import GramineProvider
 from vaultline.enclave.executor import Executor, PagedRefusedError
+from vaultline.enclave.gramine_quotes import GramineProvider
 from vaultline.enclave.ledger import Ledger
 from vaultline.enclave.pipeline import StageBuffers
 from vaultline.enclave.simulated_epc import (

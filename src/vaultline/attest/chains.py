@@ -1,0 +1,241 @@
+"""Chains of certificates and revocation lists (RFC 5280, the parts that evidence needs).
+
+Roots are pinned by key id, names and signatures are followed from leaf to root, every certificate
+and list must be valid at the stated time, and issuers must be allowed to issue.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from vaultline.attest.refusals import (
+    CertificateRefused,
+    CertificateRevoked,
+    CollateralExpired,
+    RootRefused,
+)
+from vaultline.attest.roots import root_key_id
+from vaultline.core.errors import InputError
+
+#: NVIDIA's chains have five certificates, AMD's three.
+CERTIFICATES_MAX = 16
+CRLS_MAX = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """A chain that holds.
+
+    Attributes:
+        root: key id.
+        issued_s, expires_s: all of it is valid from and until (Unix times).
+        revocation_checked: see `verify_chain`.
+    """
+
+    root: str
+    issued_s: int
+    expires_s: int
+    revocation_checked: bool
+
+
+def load_certificates(text: str) -> list[x509.Certificate]:
+    """Read PEM certificates, in the order given.
+
+    Raises:
+        InputError: none, too many, or not certificates.
+    """
+    with warnings.catch_warnings():  # AMD numbers chip certificates 0, which RFC 5280 forbids
+        warnings.simplefilter("ignore")
+        try:
+            found = x509.load_pem_x509_certificates(text.encode("ascii", errors="replace"))
+        except (ValueError, x509.InvalidVersion) as error:
+            raise InputError("not PEM certificates", got=str(error)) from error
+    if len(found) > CERTIFICATES_MAX:
+        raise InputError("too many certificates", got=str(len(found)))
+    return found
+
+
+def order_chain(pool: Sequence[x509.Certificate]) -> list[x509.Certificate]:
+    """The first certificate and its issuers, by their names, up to one that issued itself.
+
+    Names alone decide, so this proves nothing: `verify_chain` does.
+    """
+    chain = list(pool[:1])
+    while chain and chain[-1].issuer != chain[-1].subject and len(chain) <= len(pool):
+        found = [c for c in pool if c.subject == chain[-1].issuer]
+        if not found:
+            break
+        chain.append(found[0])
+    return chain
+
+
+def load_crls(texts: Sequence[str]) -> list[x509.CertificateRevocationList]:
+    """Read revocation lists, each as DER in hex.
+
+    Raises:
+        InputError: too many, or not revocation lists.
+    """
+    if len(texts) > CRLS_MAX:
+        raise InputError("too many revocation lists", got=str(len(texts)))
+    try:
+        return [x509.load_der_x509_crl(bytes.fromhex(text)) for text in texts]
+    except ValueError as error:
+        raise InputError("not a revocation list (DER in hex)", got=str(error)) from error
+
+
+def verify_chain(
+    chain: Sequence[x509.Certificate],
+    crls: Sequence[x509.CertificateRevocationList],
+    roots: frozenset[str],
+    now_s: int,
+) -> Verified:
+    """Check a chain from leaf to root.
+
+    A list by an issuer is used for every certificate that it issued. ``revocation_checked`` says
+    that there is a current list by the root, and by each issuer of a certificate that says where
+    its list is (``cRLDistributionPoints``): vendors publish none for keys that stay in a chip.
+
+    Args:
+        chain: leaf first, root last.
+        crls: by any of the issuers; others are ignored.
+        roots: accepted key ids.
+        now_s: Unix time.
+
+    Raises:
+        RootRefused, CertificateRefused, CertificateRevoked, CollateralExpired: as named.
+    """
+    if len(chain) < 2:
+        raise CertificateRefused("the chain has no issuer", got=f"{len(chain)} certificates")
+    root = chain[-1]
+    if root_key_id(root) not in roots:
+        raise RootRefused(
+            "the certificates lead to a root that the policy does not name",
+            got=f"{_name(root)}, key id {root_key_id(root)}",
+            expected=", ".join(sorted(roots)),
+        )
+    for depth, (certificate, issuer) in enumerate(zip(chain, [*chain[1:], root], strict=True)):
+        _check_issued(certificate, issuer, min(depth, len(chain) - 2))
+    issued_s = max(int(c.not_valid_before_utc.timestamp()) for c in chain)
+    expires_s = min(int(c.not_valid_after_utc.timestamp()) for c in chain)
+    listed = [_current(crl, chain[1:], now_s) for crl in crls]
+    for issuer, crl in (pair for pair in listed if pair):
+        _check_revoked(chain, issuer, crl)
+        issued_s = max(issued_s, int(crl.last_update_utc.timestamp()))
+        if crl.next_update_utc is not None:
+            expires_s = min(expires_s, int(crl.next_update_utc.timestamp()))
+    if not issued_s <= now_s <= expires_s:
+        raise CollateralExpired(
+            "a certificate or revocation list is not valid at this time",
+            got=f"Unix time {now_s}",
+            expected=f"from {issued_s} to {expires_s}",
+        )
+    listing = {issuer.subject for issuer, _ in (pair for pair in listed if pair)}
+    needed = {c.issuer for c in chain if c.issuer == root.subject or _points_to_list(c)}
+    return Verified(
+        root=root_key_id(root),
+        issued_s=issued_s,
+        expires_s=expires_s,
+        revocation_checked=needed <= listing,
+    )
+
+
+def _name(certificate: x509.Certificate) -> str:
+    return certificate.subject.rfc4514_string()[:200]
+
+
+def _check_issued(certificate: x509.Certificate, issuer: x509.Certificate, below: int) -> None:
+    """``below``: how many authorities there are between the issuer and the leaf."""
+    try:
+        constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
+        usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
+        longest = constraints.path_length
+        may_issue = constraints.ca and usage.key_cert_sign and (longest is None or below <= longest)
+    except (x509.ExtensionNotFound, ValueError):
+        may_issue = False
+    if not may_issue:
+        raise CertificateRefused("an issuer may not issue certificates", got=_name(issuer))
+    try:
+        _verify_issued(certificate, issuer)
+    except (InvalidSignature, ValueError, TypeError) as error:
+        raise CertificateRefused(
+            "a certificate is not signed by the next one",
+            got=_name(certificate),
+            expected=f"signed by {_name(issuer)}",
+        ) from error
+
+
+@lru_cache(maxsize=256)
+def _verify_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
+    """Signature and names. Only success is remembered, and of equal bytes: a vendor's authorities
+    are the same for each of its devices, and P-384 takes a millisecond a signature."""
+    certificate.verify_directly_issued_by(issuer)
+
+
+@lru_cache(maxsize=64)
+def _is_signed(crl: bytes, issuer: x509.Certificate) -> bool:
+    """Whether a list (DER) is signed by its issuer; remembered like `_verify_issued`."""
+    loaded = x509.load_der_x509_crl(crl)
+    return bool(loaded.is_signature_valid(issuer.public_key()))  # type: ignore[arg-type]
+
+
+def forget_chains() -> None:
+    """Forget which certificates and lists have been verified; for measuring."""
+    _verify_issued.cache_clear()
+    _is_signed.cache_clear()
+
+
+def _current(
+    crl: x509.CertificateRevocationList, issuers: Sequence[x509.Certificate], now_s: int
+) -> tuple[x509.Certificate, x509.CertificateRevocationList] | None:
+    issuer = next((c for c in issuers if c.subject == crl.issuer), None)
+    if issuer is None:
+        return None
+    if not _is_signed(crl.public_bytes(Encoding.DER), issuer):
+        raise CertificateRefused("a revocation list is not signed by its issuer", got=_name(issuer))
+    if crl.next_update_utc is None:
+        raise CollateralExpired("a revocation list has no end of validity", got=_name(issuer))
+    if not crl.last_update_utc.timestamp() <= now_s <= crl.next_update_utc.timestamp():
+        raise CollateralExpired(
+            "a revocation list is not valid at this time",
+            got=f"Unix time {now_s}",
+            expected=f"from {crl.last_update_utc} to {crl.next_update_utc}",
+        )
+    return issuer, crl
+
+
+def _check_revoked(
+    chain: Sequence[x509.Certificate],
+    issuer: x509.Certificate,
+    crl: x509.CertificateRevocationList,
+) -> None:
+    for certificate in chain:
+        if certificate.issuer != issuer.subject:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            number = certificate.serial_number
+        if crl.get_revoked_certificate_by_serial_number(number) is not None:
+            raise CertificateRevoked(
+                "a certificate has been revoked",
+                got=f"{_name(certificate)}, serial {number:x}",
+            )
+
+
+def _points_to_list(certificate: x509.Certificate) -> bool:
+    try:
+        certificate.extensions.get_extension_for_class(x509.CRLDistributionPoints)
+    except x509.ExtensionNotFound:
+        return False
+    return True
+
+
+def der_hex(crl: x509.CertificateRevocationList) -> str:
+    """A list as collateral carries it."""
+    return crl.public_bytes(Encoding.DER).hex()

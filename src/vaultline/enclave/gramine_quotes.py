@@ -1,0 +1,42 @@
+"""Evidence of SGX enclaves under Gramine; no other worker loads this."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from vaultline.attest.evidence import Kind
+from vaultline.core.errors import MachineError
+
+GRAMINE_ATTESTATION = Path("/dev/attestation")
+
+
+class GramineProvider:
+    """Quotes from SGX hardware through Gramine's pseudo-files, whose state is per process.
+
+    Args:
+        directory: where Gramine shows them; another one only in tests.
+    """
+
+    kind: Kind = "sgx"
+
+    def __init__(self, directory: Path = GRAMINE_ATTESTATION) -> None:
+        self._directory = directory
+        self._lock = threading.Lock()
+
+    def quote(self, data: bytes, measurement: bytes) -> bytes:
+        """A quote over report data; the processor measures, so ``measurement`` is not used.
+
+        Raises:
+            MachineError: the pseudo-files are missing, or the quoting service failed.
+        """
+        try:
+            with self._lock:
+                (self._directory / "user_report_data").write_bytes(data)
+                return (self._directory / "quote").read_bytes()
+        except OSError as error:
+            raise MachineError(
+                "Gramine gave no quote",
+                got=str(error),
+                remedy='set sgx.remote_attestation = "dcap" and start the AESM service',
+            ) from error

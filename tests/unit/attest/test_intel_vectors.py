@@ -1,0 +1,401 @@
+"""Synthetic SGX v3, TDX v4 and TDX v5 evidence: each fault is refused for its own reason."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from vaultline.attest import refusals as r
+from vaultline.attest.appraise import verify_and_judge
+from vaultline.attest.claims import Claims
+from vaultline.attest.judging import Judgement
+from vaultline.attest.policy import Accepted, Grace, Policy, Signer, TrustDomain
+from vaultline.core.errors import RefusedError
+from vaultline.testing.certificates import ISSUED, NOW_S
+from vaultline.testing.intel_vectors import (
+    MRENCLAVE,
+    MRSIGNER,
+    MRTD,
+    RTMR1,
+    RTMR2,
+    Vector,
+)
+
+DAY = datetime.timedelta(days=1)
+HOUR = datetime.timedelta(hours=1)
+DOMAIN = TrustDomain(mrtd=MRTD.hex(), rtmr1=RTMR1.hex(), rtmr2=RTMR2.hex())
+SIGNED = Signer(mrsigner=MRSIGNER.hex(), product_id=3, svn_min=4)
+VERSIONS = (3, 4, 5)
+
+
+def accepts(version: int, **changes: Any) -> Policy:
+    """A policy for the vector of this version under its own root, with changes to the entry."""
+    entry: dict[str, Any] = {"roots": (Vector(version=version).root_id,)}
+    if version == 3:
+        entry |= {"kind": "sgx", "measurements": (MRENCLAVE.hex(),)}
+    else:
+        entry |= {"kind": "tdx", "trust_domains": (DOMAIN,)}
+    return Policy(version=1, accept=(Accepted(**entry | changes),))
+
+
+def run(
+    vector: Vector,
+    policy: Policy | None = None,
+    *,
+    quote: bytes | None = None,
+    collateral: bytes | None = None,
+    now_s: int = NOW_S,
+) -> tuple[Claims, Judgement]:
+    policy = policy or accepts(vector.version)
+    collateral = vector.collateral() if collateral is None else collateral
+    kind = policy.accept[0].kind
+    return verify_and_judge(
+        kind, vector.quote() if quote is None else quote, policy, collateral, now_s
+    )
+
+
+def refusal(
+    vector: Vector, policy: Policy | None = None, **given: Any
+) -> tuple[type[RefusedError], ...]:
+    """The reasons for which it is refused; evidence that does not verify has one."""
+    try:
+        _, judged = run(vector, policy, **given)
+    except r.EvidenceRefused as error:
+        assert error.message
+        assert error.remedy
+        return (type(error),)
+    assert all(each.message and each.remedy for each in judged.refusals)
+    return tuple(type(each) for each in judged.refusals)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_vector_without_a_fault_is_accepted(version: int) -> None:
+    claims, judged = run(Vector(version=version))
+    assert not judged.refusals
+    assert claims.report_data == bytes(range(64)).hex()
+    assert claims.format == f"{'sgx' if version == 3 else 'tdx'}-quote-{version}"
+
+
+#: Fault -> (changes to the vector, reason), for quotes of every version.
+FAULTS: dict[str, tuple[dict[str, Any], type[RefusedError]]] = {
+    "a foreign root": ({"family": "b"}, r.RootRefused),
+    "a revoked PCK": ({"revoked": ("pck",)}, r.CertificateRevoked),
+    "a revoked authority of the PCK": ({"revoked": ("ca",)}, r.CertificateRevoked),
+    "a revoked signer of the collateral": ({"revoked": ("signer",)}, r.CertificateRevoked),
+    "an expired list by the root": ({"crl_end": ISSUED + HOUR}, r.CollateralExpired),
+    "an expired list by the authority": ({"pck_crl_end": ISSUED + HOUR}, r.CollateralExpired),
+    "a list that somebody else signed for the root": ({"crl_signer": "root"}, r.CertificateRefused),
+    "one for the authority": ({"crl_signer": "ca"}, r.CertificateRefused),
+    "expired TCB info": ({"statement_end": ISSUED + HOUR}, r.CollateralExpired),
+    "an expired QE identity": ({"identity_end": ISSUED + HOUR}, r.CollateralExpired),
+    "an expired PCK": ({"pck_end": ISSUED + HOUR}, r.CollateralExpired),
+    "a PCK that is not valid yet": ({"pck_start": ISSUED + 2 * DAY}, r.CollateralExpired),
+    "a PCK that somebody else issued": ({"pck_issuer": "nobody"}, r.CertificateRefused),
+    "an authority that may not issue": ({"ca_authority": False}, r.CertificateRefused),
+    "another vendor's quoting enclave": ({"vendor": bytes(16)}, r.VendorRefused),
+    "a type of attestation key that is not ECDSA": ({"key_type": 3}, r.QuoteInvalid),
+    "another signer of the quoting enclave": ({"qe_signer": b"x" * 32}, r.QuotingEnclaveRefused),
+    "another product of its signer": ({"qe_product": 9}, r.QuotingEnclaveRefused),
+    "a quoting enclave with other attributes": (
+        {"qe_attributes": 0x17},
+        r.QuotingEnclaveRefused,
+    ),
+    "an identity of a revoked quoting enclave": ({"identity_status": "Revoked"}, r.TcbRefused),
+    "an outdated quoting enclave": ({"identity_status": "OutOfDate"}, r.TcbRefused),
+    "the identity of another kind of enclave": ({"identity_id": "QVE"}, r.CollateralMismatch),
+    "collateral of another platform": ({"tcb_fmspc": "B0C06F000000"}, r.CollateralMismatch),
+    "an outdated platform": ({"tcb_status": "OutOfDate"}, r.TcbRefused),
+    "a platform to be configured": ({"tcb_status": "ConfigurationNeeded"}, r.TcbRefused),
+    "a revoked level": ({"tcb_status": "Revoked"}, r.TcbRefused),
+    "a component below every level": ({"svns": (4, *[5] * 15)}, r.TcbRefused),
+    "the last component below": ({"svns": (*[5] * 15, 4)}, r.TcbRefused),
+    "a PCE below every level": ({"pce_svn": 4}, r.TcbRefused),
+    "an advisory": ({"advisories": ("INTEL-SA-00001",)}, r.AdvisoryRefused),
+    "a byte after the quote": ({"tail": b"\0"}, r.QuoteTrailingBytes),
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("changes, reason", FAULTS.values(), ids=FAULTS.keys())
+def test_refused_for_its_reason(
+    version: int, changes: dict[str, Any], reason: type[RefusedError]
+) -> None:
+    assert refusal(Vector(version=version, **changes))[:1] == (reason,)
+
+
+ONLY_SGX: dict[str, tuple[dict[str, Any], dict[str, Any], type[RefusedError]]] = {
+    "debug": ({"attributes": 0x7}, {}, r.DebugRefused),
+    "other code": ({"mrenclave": bytes(32)}, {}, r.MeasurementRefused),
+    "another signer": (
+        {"mrsigner": bytes(32)},
+        {"measurements": (), "signers": (SIGNED,)},
+        r.MeasurementRefused,
+    ),
+    "another product": (
+        {"product_id": 4},
+        {"measurements": (), "signers": (SIGNED,)},
+        r.MeasurementRefused,
+    ),
+    "an older version": ({"svn": 3}, {"measurements": (), "signers": (SIGNED,)}, r.SvnRefused),
+    "collateral for trust domains": ({"tcb_id": "TDX"}, {}, r.CollateralMismatch),
+    "the type of a trust domain": ({"tee_type": 0x81}, {}, r.QuoteInvalid),
+}
+
+
+@pytest.mark.parametrize("changes, entry, reason", ONLY_SGX.values(), ids=ONLY_SGX.keys())
+def test_sgx_refused_for_its_reason(
+    changes: dict[str, Any], entry: dict[str, Any], reason: type[RefusedError]
+) -> None:
+    assert refusal(Vector(**changes), accepts(3, **entry))[:1] == (reason,)
+
+
+ONLY_TDX: dict[str, tuple[dict[str, Any], type[RefusedError]]] = {
+    "debug": ({"td_attributes": 1 << 28 | 1}, r.DebugRefused),
+    "another bit under debug": ({"td_attributes": 1 << 28 | 0x80}, r.QuoteInvalid),
+    "memory that faults silently": ({"td_attributes": 0}, r.QuoteInvalid),
+    "other firmware": ({"mrtd": bytes(48)}, r.MeasurementRefused),
+    "another kernel": (
+        {"registers": (bytes(48), bytes(48), RTMR2, bytes(48))},
+        r.MeasurementRefused,
+    ),
+    "another command line": (
+        {"registers": (bytes(48), RTMR1, bytes(48), bytes(48))},
+        r.MeasurementRefused,
+    ),
+    "a component of the TDX module below": (
+        {"tee_tcb_svn": bytes([5, 1, 4, *[5] * 13])},
+        r.TcbRefused,
+    ),
+    "an old TDX module": ({"tee_tcb_svn": bytes([4, 1, *[5] * 14])}, r.TcbRefused),
+    "a TDX module of an unknown version": (
+        {"tee_tcb_svn": bytes([5, 9, *[5] * 14])},
+        r.TcbRefused,
+    ),
+    "a TDX module of another signer": ({"mrsigner_seam": b"x" * 48}, r.TcbRefused),
+    "collateral for enclaves": ({"tcb_id": "SGX"}, r.CollateralMismatch),
+    "the type of an enclave": ({"tee_type": 0}, r.QuoteInvalid),
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS[1:])
+@pytest.mark.parametrize("changes, reason", ONLY_TDX.values(), ids=ONLY_TDX.keys())
+def test_tdx_refused_for_its_reason(
+    version: int, changes: dict[str, Any], reason: type[RefusedError]
+) -> None:
+    found = refusal(Vector(version=version, **changes))[:1]
+    assert found and issubclass(found[0], reason), found
+
+
+def swapped(name: str) -> Callable[[Vector], bytes]:
+    """Collateral of the vector, with one part of another family's."""
+
+    def swap(vector: Vector) -> bytes:
+        mine, other = (json.loads(v.collateral()) for v in (vector, vector.with_(family="b")))
+        return json.dumps(mine | {name: other[name]}).encode()
+
+    return swap
+
+
+SWAPPED = {
+    "tcb_info_signature": r.QuoteInvalid,
+    "qe_identity_signature": r.QuoteInvalid,
+    "root_ca_crl": r.QuoteInvalid,
+    "pck_crl": r.QuoteInvalid,
+    "qe_identity_issuer_chain": r.QuoteInvalid,
+    "tcb_info_issuer_chain": r.RootRefused,
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name, reason", SWAPPED.items(), ids=SWAPPED.keys())
+def test_swapped_collateral_is_refused(version: int, name: str, reason: type[RefusedError]) -> None:
+    vector = Vector(version=version)
+    found = refusal(vector, collateral=swapped(name)(vector))
+    assert len(found) == 1 and issubclass(found[0], (reason, r.RootRefused)), found
+
+
+POLICIES: dict[str, tuple[dict[str, Any], dict[str, Any], type[RefusedError]]] = {
+    "a refused advisory that is let pass otherwise": (
+        {"advisories": ("INTEL-SA-00001",)},
+        {"unsafe_any_advisory": True, "refused_advisories": ("INTEL-SA-00001",)},
+        r.AdvisoryRefused,
+    ),
+    "dynamic platforms": (
+        {"flags": (True, False, False)},
+        {"refused_platforms": ("dynamic-platform",)},
+        r.PlatformRefused,
+    ),
+    "cached keys": (
+        {"flags": (False, True, False)},
+        {"refused_platforms": ("cached-keys",)},
+        r.PlatformRefused,
+    ),
+    "hyperthreading": (
+        {"flags": (False, False, True)},
+        {"refused_platforms": ("smt",)},
+        r.PlatformRefused,
+    ),
+    "silence about hyperthreading": (
+        {"flags": None},
+        {"refused_platforms": ("smt",)},
+        r.PlatformRefused,
+    ),
+    "old rules": ({}, {"tcb_evaluation_min": 8}, r.FreshnessRefused),
+    "grace that is over": (
+        {"tcb_status": "OutOfDate", "tcb_date": ISSUED - 30 * DAY},
+        {"tcb_grace": (Grace(status="OutOfDate", days=30),)},
+        r.TcbRefused,
+    ),
+    "grace for another status": (
+        {"svns": (4, *[5] * 15)},
+        {"tcb_grace": (Grace(status="OutOfDate", days=30_000),)},
+        r.TcbRefused,
+    ),
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("changes, entry, reason", POLICIES.values(), ids=POLICIES.keys())
+def test_refused_by_policy(
+    version: int, changes: dict[str, Any], entry: dict[str, Any], reason: type[RefusedError]
+) -> None:
+    assert refusal(Vector(version=version, **changes), accepts(version, **entry)) == (reason,)
+
+
+ALLOWED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "a status that is listed": ({"tcb_status": "OutOfDate"}, {"tcb_statuses": ("OutOfDate",)}),
+    "an advisory that is listed": (
+        {"advisories": ("INTEL-SA-00001",)},
+        {"accepted_advisories": ("INTEL-SA-00001",)},
+    ),
+    "an outdated platform in its grace": (
+        {"tcb_status": "OutOfDate", "tcb_date": ISSUED - 28 * DAY},
+        {"tcb_grace": (Grace(status="OutOfDate", days=30),)},
+    ),
+    "one below every level, in its grace": (
+        {"svns": (4, *[5] * 15)},
+        {"tcb_grace": (Grace(status="Unlisted", days=30),)},
+    ),
+    "fresh collateral": ({}, {"collateral_days_max": 1}),
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("changes, entry", ALLOWED.values(), ids=ALLOWED.keys())
+def test_accepted_by_policy(version: int, changes: dict[str, Any], entry: dict[str, Any]) -> None:
+    assert not refusal(Vector(version=version, **changes), accepts(version, **entry))
+
+
+def test_collateral_that_grew_old_is_refused_where_the_policy_says_so() -> None:
+    policy = accepts(3, collateral_days_max=30)
+    assert refusal(Vector(), policy, now_s=NOW_S + 60 * 86_400) == (r.FreshnessRefused,)
+
+
+def test_every_failed_check_is_told_at_once() -> None:
+    vector = Vector(tcb_status="OutOfDate", advisories=("INTEL-SA-00001",), mrenclave=bytes(32))
+    assert refusal(vector) == (r.TcbRefused, r.AdvisoryRefused, r.MeasurementRefused)
+
+
+UNLISTED = {"svns": (4, *[5] * 15)}
+#: What dcap-qvl may not have looked at where no level matches is looked at here.
+UNLISTED_FAULTS = {
+    **{
+        name: FAULTS[name]
+        for name in (
+            "a revoked PCK",
+            "an expired list by the root",
+            "a list that somebody else signed for the root",
+            "expired TCB info",
+            "an expired QE identity",
+            "another signer of the quoting enclave",
+            "another product of its signer",
+            "a quoting enclave with other attributes",
+            "another vendor's quoting enclave",
+            "collateral of another platform",
+            "an outdated quoting enclave",
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("changes, reason", UNLISTED_FAULTS.values(), ids=UNLISTED_FAULTS.keys())
+def test_grace_for_unlisted_platforms_covers_no_other_fault(
+    version: int, changes: dict[str, Any], reason: type[RefusedError]
+) -> None:
+    policy = accepts(version, tcb_grace=(Grace(status="Unlisted", days=30_000),))
+    found = refusal(Vector(version=version, **UNLISTED | changes), policy)
+    assert len(found) == 1 and issubclass(found[0], (reason, r.QuotingEnclaveRefused)), found
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_grace_for_unlisted_platforms_covers_no_debug(version: int) -> None:
+    debug = {"attributes": 0x7, "td_attributes": 1 << 28 | 1}
+    policy = accepts(version, tcb_grace=(Grace(status="Unlisted", days=30_000),))
+    assert refusal(Vector(version=version, **UNLISTED | debug), policy) == (r.DebugRefused,)
+
+
+def signed_regions(quote: bytes, version: int) -> list[range]:
+    """Header and body, their signature and key; the quoting enclave's report with its signature
+    and its authentication data. What follows are certificates, which are signed by themselves."""
+    end = {3: 432, 4: 632, 5: 48 + 6 + 648}[version]
+    (section,) = struct.unpack_from("<I", quote, end)
+    assert end + 4 + section == len(quote)
+    qe = end + 4 + 128 + (6 if version > 3 else 0)
+    return [range(end), range(end + 4, end + 132), range(qe, qe + 448 + 2 + 32)]
+
+
+def flips(version: int, step: int) -> None:
+    vector = Vector(version=version)
+    quote, collateral, policy = vector.quote(), vector.collateral(), accepts(version)
+    positions = [
+        bit
+        for region in signed_regions(quote, version)
+        for bit in range(8 * region.start, 8 * region.stop)
+    ]
+    for bit in positions[::step]:
+        changed = bytearray(quote)
+        changed[bit // 8] ^= 1 << bit % 8
+        assert refusal(vector, policy, quote=bytes(changed), collateral=collateral), bit
+
+
+def flips_of_the_pck(step: int) -> None:
+    vector = Vector()
+    quote, collateral, policy = vector.quote(), vector.collateral(), accepts(3)
+    encoded = vector.authority("pck").certificate().public_bytes(Encoding.DER)
+    before = vector.authority("pck").certificate().public_bytes(Encoding.PEM)
+    for bit in range(0, 8 * len(encoded), step):
+        changed = bytearray(encoded)
+        changed[bit // 8] ^= 1 << bit % 8
+        lines = base64.encodebytes(bytes(changed)).replace(b"\n", b"")
+        text = b"\n".join(lines[at : at + 64] for at in range(0, len(lines), 64))
+        after = before.split(b"\n")[0] + b"\n" + text + b"\n-----END CERTIFICATE-----\n"
+        assert len(after) == len(before)
+        assert refusal(vector, policy, quote=quote.replace(before, after), collateral=collateral)
+
+
+def test_bit_flips_of_the_platforms_certificate_are_refused() -> None:
+    flips_of_the_pck(67)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_bit_flips_of_signed_regions_are_refused(version: int) -> None:
+    flips(version, 61)
+
+
+@pytest.mark.full
+def test_every_bit_flip_of_the_platforms_certificate_is_refused() -> None:
+    flips_of_the_pck(1)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_bit_flip_of_every_signed_region_is_refused(version: int) -> None:
+    flips(version, 1)
