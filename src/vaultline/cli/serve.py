@@ -263,7 +263,6 @@ def _until_stopped(
             _check_alive(gateway)
             show_now()
             time.sleep(_POLL_S)
-        note("draining")
         gateway.begin_drain()
         done = _waited(lambda: gateway.wait_drained(0.0), drain_s, show_now)
         status = gateway.status()
