@@ -218,7 +218,7 @@ def _show_gains(made: dict[str, float]) -> None:
         "executor_gain": "of these, of the bounded executor",
         "policy_gain": "of these, of the scheduler and the balancer",
         "throughput_vs_best_baseline": "over the best baseline on the same executor",
-        "throughput_vs_best_single_baseline": "over the best without batches",
+        "throughput_vs_best_batched_baseline": "over the best of them with dynamic batches",
         "p95_vs_best_baseline": "p95 over the best baseline's, at 70 % of ours",
         f"p95_vs_best_baseline.at_{BASELINE}": "p95 likewise, at 70 % of the best baseline's",
     }

@@ -19,7 +19,7 @@ import msgspec
 from vaultline.channel.records import HEADER, HEADER_BYTES, OVERHEAD_BYTES
 from vaultline.core.control import ReadyLine
 from vaultline.core.errors import PeerError
-from vaultline.core.hostline import LaunchRequest
+from vaultline.core.hostline import HostLine, LaunchRequest
 from vaultline.host.engine import LocalEngine
 from vaultline.host.supervisor import Supervisor
 from vaultline.owner.hostlink import HostLink
@@ -236,6 +236,7 @@ class MiddleLink(HostLink):
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._stdout, selectors.EVENT_READ)
         self._rest = b""
+        self._lines = HostLine  # type: ignore[assignment]
         self._thread = threading.Thread(target=self._run, args=(request, host_in, host_out))
         self._thread.start()
 
