@@ -1,8 +1,10 @@
 """How well a simulation predicts: recorded workloads, run for real and then in virtual time.
 
 The simulated cluster has the facts that were measured when models were prepared, the very same
-scheduler and balancer, and what single requests took before: from the gateway to their server, and
-on a core beyond the facts. So nothing is fitted to the runs that are predicted.
+scheduler and balancer, and what was found before: what single requests took from the gateway to
+their server, and on a core beyond the facts; and how much longer runs take while servers, gateway
+and generator share the machine, from the run in which all requests came at once. That one is not
+among those that are predicted: nothing is fitted to them.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from vaultline.bench.serving_runs import (
 )
 from vaultline.core.errors import MachineError
 from vaultline.core.spread import spread
-from vaultline.sched.events import Request
+from vaultline.sched.events import Request, Run
 from vaultline.sched.facts import ModelFacts, ServerFacts
 from vaultline.sched.logs import read_logs
 from vaultline.sched.policies import policy
@@ -153,10 +155,12 @@ class FidelityResult:
     Attributes:
         hop_s: that a single request took from the gateway to its server, and back.
         run_s: that its runs took on a core beyond what facts say.
+        stretch: how many times longer than that runs take under full load.
     """
 
     hop_s: float = 0.0
     run_s: float = 0.0
+    stretch: float = 1.0
     compared: list[Compared] = field(default_factory=list)
 
     def figures(self) -> dict[str, float]:
@@ -229,6 +233,7 @@ class _Fidelity:
             seconds = {each.request.number: each.latency_s for each in single}
             self.found.hop_s = measured_hop_s(seconds, logs.values())
             self.found.run_s = extra_run_s(read_logs(logs.items()), self._facts, set(seconds))
+        timeline = read_logs(logs.items())
         span_s = requests[-1].arrived_s - requests[0].arrived_s
         self.found.compared.append(
             Compared(
@@ -237,10 +242,12 @@ class _Fidelity:
                 rate_per_s=(len(requests) - 1) / span_s if span_s else 0.0,
                 measured=performance(outcomes(sent, first)),
                 simulated=self._simulated(servers, requests, first),
-                services=service_times(read_logs(logs.items()), self._facts),
+                services=service_times(timeline, self._facts),
                 counts=counts,
             )
         )
+        if single:
+            self.found.stretch = stretch(timeline, self._facts, first, self.found.run_s)
 
     def _simulated(
         self, servers: Sequence[ServerFacts], requests: Sequence[Request], first: int
@@ -248,7 +255,10 @@ class _Fidelity:
         """The same in virtual time, servers warmed up before by the same requests."""
         chosen = policy(self._request.policy)
         timing = Timing(
-            report_s=self._request.report_s, hop_s=self.found.hop_s, run_s=self.found.run_s
+            report_s=self._request.report_s,
+            hop_s=self.found.hop_s,
+            run_s=self.found.run_s,
+            stretch=self.found.stretch,
         )
         simulation = Simulation(servers, self._facts, chosen.chooser(), chosen.local, timing)
         before = [
@@ -315,11 +325,27 @@ def extra_run_s(
     extra = []
     for span, run in timeline.runs:
         if set(run.requests) <= set(numbers):
-            group = models[run.model].groups[run.group]
-            here = not run.streamed
-            expected_s = group.seconds(len(run.requests), resident=here, keep=run.keep)
-            extra.append(span.ended_s - span.started_s - expected_s)
+            extra.append(span.ended_s - span.started_s - expected_s(run, models))
     return max(0.0, statistics.median(extra)) if extra else 0.0
+
+
+def stretch(
+    timeline: Timeline, models: Mapping[str, ModelFacts], first: int, run_s: float
+) -> float:
+    """How many times longer runs of requests from ``first`` on took in all than the facts say, with
+    ``run_s`` for each; not below 1."""
+    real_s = facts_s = 0.0
+    for span, run in timeline.runs:
+        if min(run.requests) >= first and not span.failure:
+            real_s += span.ended_s - span.started_s - run_s
+            facts_s += expected_s(run, models)
+    return max(1.0, real_s / facts_s) if facts_s else 1.0
+
+
+def expected_s(run: Run, models: Mapping[str, ModelFacts]) -> float:
+    """What the facts say of a run."""
+    group = models[run.model].groups[run.group]
+    return group.seconds(len(run.requests), resident=not run.streamed, keep=run.keep)
 
 
 def _entries(path: Path) -> list[LogEntry]:

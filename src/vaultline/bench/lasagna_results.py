@@ -252,10 +252,10 @@ def figures(found: LasagnaResult) -> dict[str, float]:
 def _gains(found: LasagnaResult, made: dict[str, float]) -> None:
     """Ours over the others', and which part is whose.
 
-    ``executor_gain``: the paged baseline's policy, but on the bounded executor; ``policy_gain``: ours
-    over that. ``throughput_vs_best_baseline`` is over the named policies, which run requests one by
-    one or, as Lasagna, task by task; ``throughput_vs_best_batched_baseline`` over those with
-    ordinary dynamic batching added.
+    ``executor_gain``: the paged baseline's policy, but on the bounded executor; ``policy_gain``:
+    ours over that. ``throughput_vs_best_baseline`` is over the named policies, which run requests
+    one by one or, as Lasagna, task by task; ``throughput_vs_best_batched_baseline`` over those
+    with ordinary dynamic batching added.
     """
     ours, best = found.throughput(OURS), found.best_baseline()
     paged = {

@@ -160,7 +160,10 @@ def _show_fidelity(found: FidelityResult) -> None:
         "p95 ms", "simulated", "ratio",
     )  # fmt: skip
     hop, run = f"{found.hop_s * 1e3:.2f}", f"{found.run_s * 1e3:.2f}"
-    title = f"measured and simulated, with {hop} ms to a server and {run} ms around a run"
+    title = (
+        f"measured and simulated, with {hop} ms to a server, {run} ms around a run, "
+        f"and runs {found.stretch:.2f} times as long as alone"
+    )
     results().print(table(title, columns, rows))
 
 

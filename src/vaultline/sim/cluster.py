@@ -90,6 +90,8 @@ class Timing:
         report_s: between reports of a server; they arrive ``delay_s`` later.
         hop_s: from the balancer to a server, and back.
         run_s: of every run, besides what the facts say: a command and its reply.
+        stretch: how many times longer runs take than the facts say, since servers share a machine
+            with each other and with the gateway.
         control_s: between decisions about replicas.
     """
 
@@ -97,6 +99,7 @@ class Timing:
     delay_s: float = 0.0
     hop_s: float = 0.0
     run_s: float = 0.0
+    stretch: float = 1.0
     control_s: float = 1.0
 
 
@@ -221,7 +224,8 @@ class Simulation:
     def _act(self, name: str, server: Server, action: Action) -> None:
         now_s = self._env.now
         if isinstance(action, Run):
-            run_s = server.running[action.core].expected_s + self._timing.run_s
+            expected_s = server.running[action.core].expected_s
+            run_s = expected_s * self._timing.stretch + self._timing.run_s
             self._finish(name, action.core, run_s)
             self.trace.spans.append(
                 Span(server=name, run=action, started_s=now_s, ended_s=now_s + run_s)

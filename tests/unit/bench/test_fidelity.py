@@ -12,6 +12,7 @@ from vaultline.bench.fidelity import (
     extra_run_s,
     outcomes,
     performance,
+    stretch,
 )
 from vaultline.core.errors import MachineError
 from vaultline.sched.events import Request, Run
@@ -86,6 +87,9 @@ def test_what_runs_take_beyond_the_facts_is_the_median_of_the_single_requests() 
     timeline.spans += [span(1, 0.011), span(2, 0.012), span(3, 0.05), span(4, 0.5)]
     assert extra_run_s(timeline, {"m": facts}, {1, 2, 3}) == pytest.approx(0.002)
     assert extra_run_s(timeline, {"m": facts}, {9}) == 0.0
+    # 11 + 12 + 50 + 500 ms in all, of which 1 ms each around a run; the facts say 10 each.
+    assert stretch(timeline, {"m": facts}, 1, 0.001) == pytest.approx(569 / 40)
+    assert stretch(timeline, {"m": facts}, 5, 0.001) == 1.0
     quick = Timeline()
     quick.spans.append(span(1, 0.005))
     assert extra_run_s(quick, {"m": facts}, {1}) == 0.0
