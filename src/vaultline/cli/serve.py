@@ -47,13 +47,12 @@ from vaultline.serve.measuring import measure
 from vaultline.serve.metrics import GatewayCollector
 from vaultline.serve.prepared import Prepared, load_prepared
 from vaultline.serve.status import GatewayStatus
+from vaultline.serve.stock import PAGED_FOLDER
 from vaultline.transport.sockets import Address
 
 _POLL_S = 0.25
 #: After the last answer: for clients to take it.
 _WRITE_S = 5.0
-#: Models for policies on paged memory lie in a folder of their own within that of the ONNX files.
-_PAGED_FOLDER = "paged"
 _EXAMPLE = "vaultline serve --cluster examples/clusters/one-box.yaml --models models/"
 
 
@@ -216,7 +215,7 @@ def prepare_models(
         InputError: there is none, or one can't be served.
     """
     files = sorted(folder.glob("*.onnx"))
-    target = folder / _PAGED_FOLDER if policy.paged and files else folder
+    target = folder / PAGED_FOLDER if policy.paged and files else folder
     if files:
         with progress(unit="steps/s") as bar:
             task = bar.add_task("preparing", total=None)
