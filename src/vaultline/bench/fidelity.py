@@ -3,8 +3,8 @@
 The simulated cluster has the facts that were measured when models were prepared, the very same
 scheduler and balancer, and what was found before: what single requests took from the gateway to
 their server, and on a core beyond the facts; and how much longer runs take while servers, gateway
-and generator share the machine, from the run in which all requests came at once. That one is not
-among those that are predicted: nothing is fitted to them.
+and generator share the machine, from a shorter run of other requests. So nothing is fitted to those
+that are predicted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_request
 from math import log
 from pathlib import Path
 from typing import Protocol
@@ -72,6 +73,10 @@ class Rig(Protocol):
         self, contender: Contender, log_dir: Path | None = None
     ) -> AbstractContextManager[LoggedServing]:
         """Servers that log into a folder."""
+
+
+#: Of the saturated rate and of a workload's time: the run that tells how long runs take under load.
+_CALIBRATION_SHARE, _CALIBRATION_WINDOW = 0.65, 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +160,7 @@ class FidelityResult:
     Attributes:
         hop_s: that a single request took from the gateway to its server, and back.
         run_s: that its runs took on a core beyond what facts say.
-        stretch: how many times longer than that runs take under full load.
+        stretch: how many times longer than that runs take under load.
     """
 
     hop_s: float = 0.0
@@ -208,6 +213,7 @@ class _Fidelity:
         ]
         self._run(AT_ONCE, requests, counts=False)
         rate = self.found.compared[0].measured.throughput
+        self._calibrate(_CALIBRATION_SHARE * rate)
         for number, (name, source) in enumerate(request.sources(rate).items()):
             self._progress(name, 1 + number, total)
             mean_rate = Workload(
@@ -246,8 +252,20 @@ class _Fidelity:
                 counts=counts,
             )
         )
-        if single:
-            self.found.stretch = stretch(timeline, self._facts, first, self.found.run_s)
+
+    def _calibrate(self, rate: float) -> None:
+        """How much longer runs take under load, by requests that are not among those predicted."""
+        folder, request = self._folder / "calibration", self._request
+        count = max(2, round(rate * request.window_s * _CALIBRATION_WINDOW))
+        other = replace_request(request, seed=request.seed + 1)
+        with self._rig.start(self._contender, folder) as serving:
+            first = warm_up(serving, request.models, self._rig.inputs)
+            OpenLoop(serving.submit, self._rig.inputs).run(
+                other.workload(Poisson(rate=rate), count), patience_s=PATIENCE_S
+            )
+        logs = {path.name: _entries(path) for path in sorted(folder.glob("server-*.jsonl"))}
+        timeline = read_logs(logs.items())
+        self.found.stretch = stretch(timeline, self._facts, first, self.found.run_s)
 
     def _simulated(
         self, servers: Sequence[ServerFacts], requests: Sequence[Request], first: int
