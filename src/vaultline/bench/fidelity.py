@@ -31,7 +31,7 @@ from vaultline.bench.serving_runs import (
 )
 from vaultline.core.errors import MachineError
 from vaultline.core.spread import spread
-from vaultline.sched.events import Request, Run
+from vaultline.sched.events import Request
 from vaultline.sched.facts import ModelFacts, ServerFacts
 from vaultline.sched.logs import read_logs
 from vaultline.sched.policies import policy
@@ -39,7 +39,7 @@ from vaultline.sched.replay import LogEntry, decode
 from vaultline.sched.timeline import Timeline
 from vaultline.serve.load import Frame, OpenLoop, Sent
 from vaultline.sim.cluster import Outcome, Simulation, Timing
-from vaultline.sim.fidelity import ServiceTime, measured_hop_s, service_times
+from vaultline.sim.fidelity import ServiceTime, expected_s, measured_hop_s, service_times
 from vaultline.sim.workload import Arrivals, Bursty, Phase, Poisson, Workload, arrivals
 
 #: Names of figures, and of what they compare.
@@ -234,12 +234,12 @@ class _Fidelity:
             first = sent_before + len(single)
             sent = OpenLoop(serving.submit, inputs).run(requests, patience_s=PATIENCE_S)
             servers = serving.facts
-        logs = {path.name: _entries(path) for path in sorted(folder.glob("server-*.jsonl"))}
+        logs = _logs(folder)
+        timeline = read_logs(logs.items())
         if single:
             seconds = {each.request.number: each.latency_s for each in single}
             self.found.hop_s = measured_hop_s(seconds, logs.values())
-            self.found.run_s = extra_run_s(read_logs(logs.items()), self._facts, set(seconds))
-        timeline = read_logs(logs.items())
+            self.found.run_s = extra_run_s(timeline, self._facts, set(seconds))
         span_s = requests[-1].arrived_s - requests[0].arrived_s
         self.found.compared.append(
             Compared(
@@ -263,8 +263,7 @@ class _Fidelity:
             OpenLoop(serving.submit, self._rig.inputs).run(
                 other.workload(Poisson(rate=rate), count), patience_s=PATIENCE_S
             )
-        logs = {path.name: _entries(path) for path in sorted(folder.glob("server-*.jsonl"))}
-        timeline = read_logs(logs.items())
+        timeline = read_logs(_logs(folder).items())
         self.found.stretch = stretch(timeline, self._facts, first, self.found.run_s)
 
     def _simulated(
@@ -360,12 +359,10 @@ def stretch(
     return max(1.0, real_s / facts_s) if facts_s else 1.0
 
 
-def expected_s(run: Run, models: Mapping[str, ModelFacts]) -> float:
-    """What the facts say of a run."""
-    group = models[run.model].groups[run.group]
-    return group.seconds(len(run.requests), resident=not run.streamed, keep=run.keep)
-
-
-def _entries(path: Path) -> list[LogEntry]:
-    with path.open("rb") as lines:
-        return list(decode(lines))
+def _logs(folder: Path) -> dict[str, list[LogEntry]]:
+    """What the hosts of a run wrote, by file."""
+    found = {}
+    for path in sorted(folder.glob("server-*.jsonl")):
+        with path.open("rb") as lines:
+            found[path.name] = list(decode(lines))
+    return found

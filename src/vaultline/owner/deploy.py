@@ -209,7 +209,7 @@ def launch_workers(
         for stage, planned in enumerate(plan.stages)
         for replica, device in enumerate(planned.devices)
     ]
-    cores = _share_cores([device.cores for *_, device in places_of])
+    cores = share_cores([device.cores for *_, device in places_of])
     workers = []
     for (stage, replica, planned, device), share in zip(places_of, cores, strict=True):
         provider, file = _provider(device, platform_file, accelerator_key)
@@ -258,9 +258,13 @@ def _provider(
     )
 
 
-def _share_cores(wanted: Sequence[int]) -> list[tuple[int, ...]]:
-    """Cores of this machine for each worker, taken in turn; shared where there are too few."""
-    available = sorted(os.sched_getaffinity(0))
+def share_cores(wanted: Sequence[int], among: Sequence[int] | None = None) -> list[tuple[int, ...]]:
+    """Cores of this machine for each worker, taken in turn; shared where there are too few.
+
+    Args:
+        among: those to take; by default all that this process may use.
+    """
+    available = sorted(os.sched_getaffinity(0)) if among is None else among
     shares, turn = [], 0
     for count in wanted:
         share = {available[(turn + k) % len(available)] for k in range(count)}

@@ -7,8 +7,14 @@ from math import isfinite
 
 from vaultline.core.errors import InputError, LocalProtocolError
 from vaultline.sched.events import Action
-from vaultline.sched.policies import policy
-from vaultline.sched.replay import ActionEntry, EventEntry, LogEntry, LogHeader, RanEntry
+from vaultline.sched.replay import (
+    ActionEntry,
+    EventEntry,
+    LogEntry,
+    LogHeader,
+    RanEntry,
+    Replayer,
+)
 from vaultline.sched.server import Server
 from vaultline.sched.timeline import Timeline
 
@@ -61,12 +67,11 @@ class _Replay:
             raise InputError(f"{self._name}: an empty event log")
 
     def _start(self, header: LogHeader) -> None:
-        models = {model.name: model for model in header.models}
-        chosen = policy(header.policy)
+        models = {model.name for model in header.models}
         for facts in header.servers:
-            if not set(facts.models) <= set(models):
+            if not models.issuperset(facts.models):
                 raise self._wrong("a server has models that the log does not describe", facts.name)
-            self._servers[facts.name] = Server(facts, models, chosen.local())
+        self._servers |= Replayer(header).servers
 
     def _tell(self, entry: EventEntry) -> None:
         server = self._servers.get(entry.server)

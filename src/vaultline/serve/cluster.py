@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vaultline.core.cluster import Cluster
 from vaultline.core.errors import InputError
 from vaultline.core.plan import DeviceKind
+from vaultline.owner.deploy import share_cores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +42,8 @@ def servers_of(cluster: Cluster, cpus: Sequence[int] | None = None) -> list[Serv
     Raises:
         InputError: a device that can't be started here.
     """
-    available = sorted(os.sched_getaffinity(0)) if cpus is None else list(cpus)
-    specs, turn = [], 0
-    for device in cluster.units:
+    specs, shares = [], share_cores([device.cores for device in cluster.units], cpus)
+    for device, share in zip(cluster.units, shares, strict=True):
         if device.kind != "simulated":
             raise InputError(
                 f"no server can be started on device {device.name}",
@@ -52,14 +51,12 @@ def servers_of(cluster: Cluster, cpus: Sequence[int] | None = None) -> list[Serv
                 expected="kind: simulated",
                 remedy="leave the device out, or start its server where its hardware is",
             )
-        own = {available[(turn + k) % len(available)] for k in range(device.cores)}
-        turn += device.cores
         specs.append(
             ServerSpec(
                 name=device.name,
                 cores=device.cores,
                 memory_bytes=device.memory_bytes,
-                cpus=tuple(sorted(own)),
+                cpus=share,
                 kind=device.kind,
             )
         )

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from vaultline.core.errors import InputError
 from vaultline.core.serde import Struct
-from vaultline.sched.events import Answer, Arrived
+from vaultline.sched.events import Answer, Arrived, Run
 from vaultline.sched.facts import ModelFacts
 from vaultline.sched.replay import ActionEntry, EventEntry, LogEntry
 from vaultline.sched.timeline import Timeline
@@ -58,25 +58,30 @@ def measured_hop_s(latencies_s: Mapping[int, float], logs: Iterable[Iterable[Log
     return max(0.0, statistics.median(outside_s) / 2)
 
 
+def expected_s(run: Run, models: Mapping[str, ModelFacts]) -> float:
+    """What the facts say of a run."""
+    group = models[run.model].groups[run.group]
+    return group.seconds(len(run.requests), resident=not run.streamed, keep=run.keep)
+
+
 def service_times(timeline: Timeline, models: Mapping[str, ModelFacts]) -> dict[str, ServiceTime]:
     """How long runs took against what facts say, by step group."""
     pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
     commands: dict[str, list[float]] = defaultdict(list)
     for span, run in timeline.runs:
-        group, of = models[run.model].groups[run.group], f"{run.model}/{run.group}"
-        expected_s = group.seconds(len(run.requests), resident=not run.streamed, keep=run.keep)
-        if span.failure or not expected_s:
+        of, facts_s = f"{run.model}/{run.group}", expected_s(run, models)
+        if span.failure or not facts_s:
             continue
         real_s = span.ended_s - span.started_s
         if span.measured_s is not None:
             commands[of].append(real_s - span.measured_s)
             real_s = span.measured_s
-        pairs[of].append((real_s, expected_s))
+        pairs[of].append((real_s, facts_s))
     return {
         of: ServiceTime(
             runs=len(found),
-            median=statistics.median(real_s / expected_s for real_s, expected_s in found),
-            total=sum(real_s for real_s, _ in found) / sum(expected_s for _, expected_s in found),
+            median=statistics.median(real_s / facts_s for real_s, facts_s in found),
+            total=sum(real_s for real_s, _ in found) / sum(facts_s for _, facts_s in found),
             command_s=statistics.median(commands[of]) if of in commands else None,
         )
         for of, found in sorted(pairs.items())
