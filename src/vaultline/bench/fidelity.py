@@ -1,16 +1,14 @@
 """How well a simulation predicts: recorded workloads, run for real and then in virtual time.
 
 The simulated cluster has the facts that were measured when models were prepared, the very same
-scheduler and balancer, and what was found before: what single requests took from the gateway to
-their server, and on a core beyond the facts; and how much longer runs take while servers, gateway
-and generator share the machine, from a shorter run of other requests. So nothing is fitted to those
-that are predicted.
+scheduler and balancer, and what other requests showed on the same servers just before: how far
+gateway and servers are from each other, and how much servers that share a machine slow each other.
+So nothing is fitted to the requests that are predicted.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_request
@@ -39,15 +37,14 @@ from vaultline.sched.replay import LogEntry, decode
 from vaultline.sched.timeline import Timeline
 from vaultline.serve.load import Frame, OpenLoop, Sent
 from vaultline.sim.cluster import Outcome, Simulation, Timing
-from vaultline.sim.fidelity import ServiceTime, expected_s, measured_hop_s, service_times
+from vaultline.sim.fidelity import ServiceTime, measured_hop_s, service_times
+from vaultline.sim.sharing import measured_sharing
 from vaultline.sim.workload import Arrivals, Bursty, Phase, Poisson, Workload, arrivals
 
 #: Names of figures, and of what they compare.
 KINDS = {"throughput": "throughput", "mean": "mean_s", "p95": "p95_s"}
 AT_ONCE = "all at once"
-#: Single requests of each model, one at a time.
-_SINGLE = 3
-#: Simulated seconds between what warms servers up and the workload.
+#: Simulated seconds between what comes before a workload and that.
 _PAUSE_S = 60.0
 
 
@@ -75,7 +72,7 @@ class Rig(Protocol):
         """Servers that log into a folder."""
 
 
-#: Of the saturated rate and of a workload's time: the run that tells how long runs take under load.
+#: Of the saturated rate and of a workload's time: what comes before, to see what facts don't say.
 _CALIBRATION_SHARE, _CALIBRATION_WINDOW = 0.65, 0.5
 
 
@@ -145,6 +142,7 @@ class Compared:
     measured: Performance
     simulated: Performance
     services: Mapping[str, ServiceTime]
+    timing: Timing = field(default_factory=Timing)
     counts: bool = True
 
     def ratio(self, kind: str) -> float:
@@ -155,17 +153,8 @@ class Compared:
 
 @dataclass(slots=True, kw_only=True)
 class FidelityResult:
-    """All workloads.
+    """All workloads."""
 
-    Attributes:
-        hop_s: that a single request took from the gateway to its server, and back.
-        run_s: that its runs took on a core beyond what facts say.
-        stretch: how many times longer than that runs take under load.
-    """
-
-    hop_s: float = 0.0
-    run_s: float = 0.0
-    stretch: float = 1.0
     compared: list[Compared] = field(default_factory=list)
 
     def figures(self) -> dict[str, float]:
@@ -191,6 +180,24 @@ def bench_fidelity(
     return _Fidelity(request, rig, folder, progress).measure()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """One workload on servers of its own, and what it came to.
+
+    Attributes:
+        before: what was sent to warm servers up, and what was sent next.
+        others: ends of the latter.
+        outcomes: ends of the workload.
+    """
+
+    name: str
+    servers: Sequence[ServerFacts]
+    before: Sequence[Sequence[Request]]
+    others: Sequence[Outcome]
+    outcomes: Sequence[Outcome]
+    logs: Mapping[str, Sequence[LogEntry]]
+
+
 class _Fidelity:
     """One benchmark."""
 
@@ -201,7 +208,6 @@ class _Fidelity:
         self._progress = progress
         self._contender = Contender(policy=request.policy)
         self._facts = rig.models_facts(self._contender)
-        self.found = FidelityResult()
 
     def measure(self) -> FidelityResult:
         request = self._request
@@ -211,92 +217,87 @@ class _Fidelity:
             replace(each, arrived_s=0.0)
             for each in request.workload(Poisson(rate=1.0), request.requests)
         ]
-        self._run(AT_ONCE, requests, counts=False)
-        rate = self.found.compared[0].measured.throughput
-        self._calibrate(_CALIBRATION_SHARE * rate)
-        for number, (name, source) in enumerate(request.sources(rate).items()):
-            self._progress(name, 1 + number, total)
+        at_once = self._run(AT_ONCE, requests)
+        rate = performance(at_once.outcomes).throughput
+        found: list[Compared] = []
+        for number, (name, source) in enumerate(request.sources(rate).items(), start=1):
+            self._progress(name, number, total)
             mean_rate = Workload(
                 models=weighted_models(request.models, request.zipf), arrivals=source, count=1
             ).rate
-            count = max(2, round(mean_rate * request.window_s))
-            self._run(name, request.workload(source, count))
+            requests = request.workload(source, max(2, round(mean_rate * request.window_s)))
+            run = self._run(name, requests, self._others(rate, number))
+            found.append(self._compared(run))
+        found.insert(0, self._compared(at_once, found[0].timing))
         self._progress("done", total, total)
-        return self.found
+        return FidelityResult(compared=found)
 
-    def _run(self, name: str, requests: Sequence[Request], *, counts: bool = True) -> None:
-        """One workload on servers of its own; the first run also tells how far they are."""
-        folder = self._folder / f"{len(self.found.compared)}"
-        inputs = self._rig.inputs
+    def _others(self, saturated: float, number: int) -> list[Request]:
+        """Requests that are not among those predicted."""
+        rate = _CALIBRATION_SHARE * saturated
+        count = max(2, round(rate * self._request.window_s * _CALIBRATION_WINDOW))
+        other = replace_request(self._request, seed=self._request.seed + number)
+        return other.workload(Poisson(rate=rate), count)
+
+    def _run(self, name: str, requests: Sequence[Request], others: Sequence[Request] = ()) -> _Run:
+        folder, inputs = self._folder / name, self._rig.inputs
+        warm = warm_requests(self._request.models)
         with self._rig.start(self._contender, folder) as serving:
-            sent_before = warm_up(serving, self._request.models, inputs)
-            single = [] if self.found.compared else self._single(serving, sent_before)
-            first = sent_before + len(single)
+            warm_up(serving, self._request.models, inputs)
+            loop = OpenLoop(serving.submit, inputs)
+            before = loop.run(others, patience_s=PATIENCE_S)
             sent = OpenLoop(serving.submit, inputs).run(requests, patience_s=PATIENCE_S)
             servers = serving.facts
-        logs = _logs(folder)
-        timeline = read_logs(logs.items())
-        if single:
-            seconds = {each.request.number: each.latency_s for each in single}
-            self.found.hop_s = measured_hop_s(seconds, logs.values())
-            self.found.run_s = extra_run_s(timeline, self._facts, set(seconds))
-        span_s = requests[-1].arrived_s - requests[0].arrived_s
-        self.found.compared.append(
-            Compared(
-                workload=name,
-                requests=len(requests),
-                rate_per_s=(len(requests) - 1) / span_s if span_s else 0.0,
-                measured=performance(outcomes(sent, first)),
-                simulated=self._simulated(servers, requests, first),
-                services=service_times(timeline, self._facts),
-                counts=counts,
-            )
+        return _Run(
+            name=name,
+            servers=servers,
+            before=(warm, others),
+            others=outcomes(before, len(warm)),
+            outcomes=outcomes(sent, len(warm) + len(others)),
+            logs=_logs(folder),
         )
 
-    def _calibrate(self, rate: float) -> None:
-        """How much longer runs take under load, by requests that are not among those predicted."""
-        folder, request = self._folder / "calibration", self._request
-        count = max(2, round(rate * request.window_s * _CALIBRATION_WINDOW))
-        other = replace_request(request, seed=request.seed + 1)
-        with self._rig.start(self._contender, folder) as serving:
-            first = warm_up(serving, request.models, self._rig.inputs)
-            OpenLoop(serving.submit, self._rig.inputs).run(
-                other.workload(Poisson(rate=rate), count), patience_s=PATIENCE_S
-            )
-        timeline = read_logs(_logs(folder).items())
-        self.found.stretch = stretch(timeline, self._facts, first, self.found.run_s)
-
-    def _simulated(
-        self, servers: Sequence[ServerFacts], requests: Sequence[Request], first: int
-    ) -> Performance:
-        """The same in virtual time, servers warmed up before by the same requests."""
-        chosen = policy(self._request.policy)
-        timing = Timing(
+    def _timing(self, run: _Run, timeline: Timeline) -> Timing:
+        """What the requests before the workload showed."""
+        seconds = {each.request.number: each.latency_s for each in run.others}
+        return Timing(
             report_s=self._request.report_s,
-            hop_s=self.found.hop_s,
-            run_s=self.found.run_s,
-            stretch=self.found.stretch,
+            hop_s=measured_hop_s(seconds, run.logs.values()),
+            sharing=measured_sharing(timeline, run.logs.values(), self._facts, set(seconds)),
         )
-        simulation = Simulation(servers, self._facts, chosen.chooser(), chosen.local, timing)
-        before = [
-            Request(number=number, model=each.model, arrived_s=0.0)
-            for number, each in enumerate(warm_requests(self._request.models))
-        ]
-        after = [
-            replace(each, number=first + position, arrived_s=_PAUSE_S + each.arrived_s)
-            for position, each in enumerate(requests)
-        ]
-        trace = simulation.run([*before, *after])
-        return performance([each for each in trace.outcomes if each.request.number >= first])
 
-    def _single(self, serving: Serving, first: int) -> list[Outcome]:
-        """One request at a time."""
-        found: list[Outcome] = []
-        for name in self._request.models * _SINGLE:
-            request = Request(number=first + len(found), model=name, arrived_s=0.0)
-            loop = OpenLoop(serving.submit, self._rig.inputs)
-            found += outcomes(loop.run([request], patience_s=PATIENCE_S), request.number)
-        return found
+    def _compared(self, run: _Run, timing: Timing | None = None) -> Compared:
+        """A run, and the same in virtual time: as its own other requests showed it, if it has."""
+        timeline = read_logs(run.logs.items())
+        counts, timing = timing is None, timing or self._timing(run, timeline)
+        arrived_s = [each.request.arrived_s for each in run.outcomes]
+        span_s = arrived_s[-1] - arrived_s[0]
+        return Compared(
+            workload=run.name,
+            requests=len(arrived_s),
+            rate_per_s=(len(arrived_s) - 1) / span_s if span_s else 0.0,
+            measured=performance(run.outcomes),
+            simulated=self._simulated(run, timing),
+            services=service_times(timeline, self._facts),
+            timing=timing,
+            counts=counts,
+        )
+
+    def _simulated(self, run: _Run, timing: Timing) -> Performance:
+        """The workload after what came before it, so that servers hold what they held."""
+        chosen = policy(self._request.policy)
+        simulation = Simulation(run.servers, self._facts, chosen.chooser(), chosen.local, timing)
+        own = [each.request for each in run.outcomes]
+        requests: list[Request] = []
+        for part in (*run.before, own):
+            start_s = requests[-1].arrived_s + _PAUSE_S if requests else 0.0
+            requests += [
+                replace(each, number=number, arrived_s=start_s + each.arrived_s)
+                for number, each in enumerate(part, start=len(requests))
+            ]
+        first = len(requests) - len(own)
+        trace = simulation.run(requests)
+        return performance([each for each in trace.outcomes if each.request.number >= first])
 
 
 def outcomes(sent: Sequence[Sent], first: int) -> list[Outcome]:
@@ -332,31 +333,6 @@ def performance(ended: Sequence[Outcome]) -> Performance:
         mean_s=found.mean_s,
         p95_s=found.p95_s,
     )
-
-
-def extra_run_s(
-    timeline: Timeline, models: Mapping[str, ModelFacts], numbers: Collection[int]
-) -> float:
-    """What runs of these requests took beyond the facts, from the decision to their end: the
-    median, not below 0."""
-    extra = []
-    for span, run in timeline.runs:
-        if set(run.requests) <= set(numbers):
-            extra.append(span.ended_s - span.started_s - expected_s(run, models))
-    return max(0.0, statistics.median(extra)) if extra else 0.0
-
-
-def stretch(
-    timeline: Timeline, models: Mapping[str, ModelFacts], first: int, run_s: float
-) -> float:
-    """How many times longer runs of requests from ``first`` on took in all than the facts say, with
-    ``run_s`` for each; not below 1."""
-    real_s = facts_s = 0.0
-    for span, run in timeline.runs:
-        if min(run.requests) >= first and not span.failure:
-            real_s += span.ended_s - span.started_s - run_s
-            facts_s += expected_s(run, models)
-    return max(1.0, real_s / facts_s) if facts_s else 1.0
 
 
 def _logs(folder: Path) -> dict[str, list[LogEntry]]:

@@ -159,12 +159,25 @@ def _show_fidelity(found: FidelityResult) -> None:
         "workload", "requests", "answers/s", "ratio", "mean ms", "simulated", "ratio",
         "p95 ms", "simulated", "ratio",
     )  # fmt: skip
-    hop, run = f"{found.hop_s * 1e3:.2f}", f"{found.run_s * 1e3:.2f}"
-    title = (
-        f"measured and simulated, with {hop} ms to a server, {run} ms around a run, "
-        f"and runs {found.stretch:.2f} times as long as alone"
-    )
+    title = "measured and simulated, with what other requests showed before"
     results().print(table(title, columns, rows))
+    _show_sharing(found)
+
+
+def _show_sharing(found: FidelityResult) -> None:
+    """What the simulations went by."""
+    rows = []
+    for each in found.compared:
+        if each.counts:
+            shared = each.timing.sharing
+            times = (each.timing.hop_s, shared.run_s, shared.arrival_s, shared.elsewhere_s)
+            texts = (f"{seconds * 1e3:.2f}" for seconds in times)
+            rows.append((each.workload, f"{shared.pace:.3f}", f"{shared.loss:.1%}", *texts))
+    columns = (
+        "before", "pace", "loss to neighbours", "hop ms", "a run ms", "an arrival ms",
+        "one elsewhere ms",
+    )  # fmt: skip
+    results().print(table("what runs take besides the facts", columns, rows))
 
 
 def _show_scale(found: Sequence[ScaleRow]) -> None:

@@ -28,6 +28,7 @@ from vaultline.sched.trace import trace_json
 from vaultline.serve.stock import Stock, stock_of_facts, stock_of_folder
 from vaultline.sim.cluster import Timing
 from vaultline.sim.results import PolicyResult
+from vaultline.sim.sharing import Sharing
 from vaultline.sim.study import SimulationResult, Study, on_some, simulation_result, study
 from vaultline.sim.workload import arrivals
 from vaultline.sim.workload_file import read_workload, workload_schema
@@ -119,7 +120,7 @@ def simulate(
         )
     timing = Timing(
         hop_s=_seconds(hop, "--hop"),
-        run_s=_seconds(command, "--command"),
+        sharing=Sharing(run_s=_seconds(command, "--command")),
         report_s=_seconds(report, "--report", least=1e-3),
     )
     setting = _Setting(

@@ -41,6 +41,7 @@ from vaultline.sched.replay import (
 )
 from vaultline.sched.replicas import Change, ReplicaControl, ReplicaSettings
 from vaultline.sched.server import Policy, Server
+from vaultline.sim.sharing import SharedCores, Sharing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +59,6 @@ class Outcome:
         return self.ended_s - self.request.arrived_s
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """One run on one core."""
-
-    server: str
-    run: Run
-    started_s: float
-    ended_s: float
-
-
 @dataclass(slots=True, kw_only=True)
 class Trace:
     """All that happened.
@@ -77,7 +68,6 @@ class Trace:
     """
 
     outcomes: list[Outcome] = field(default_factory=list)
-    spans: list[Span] = field(default_factory=list)
     evictions: list[tuple[float, str, Evict]] = field(default_factory=list)
     changes: list[tuple[float, Change]] = field(default_factory=list)
 
@@ -89,17 +79,15 @@ class Timing:
     Attributes:
         report_s: between reports of a server; they arrive ``delay_s`` later.
         hop_s: from the balancer to a server, and back.
-        run_s: of every run, besides what the facts say: a command and its reply.
-        stretch: how many times longer runs take than the facts say, since servers share a machine
-            with each other and with the gateway.
+        sharing: what runs take besides what the facts say, and all the longer where servers share
+            one machine.
         control_s: between decisions about replicas.
     """
 
     report_s: float = 0.1
     delay_s: float = 0.0
     hop_s: float = 0.0
-    run_s: float = 0.0
-    stretch: float = 1.0
+    sharing: Sharing = field(default_factory=Sharing)
     control_s: float = 1.0
 
 
@@ -137,6 +125,8 @@ class Simulation:
         self._timing = timing or Timing()
         self.balancer = balancer(servers, models, chooser)
         self.servers = {each.name: Server(each, models, policy()) for each in servers}
+        sharing, cores = self._timing.sharing, sum(each.cores for each in servers)
+        self._cores = None if sharing.apart else SharedCores(self._env, sharing, cores)
         self._control = ReplicaControl(self.balancer, replicas) if replicas is not None else None
         self._losses = dict(losses or {})
         self._requests: dict[int, Request] = {}
@@ -207,10 +197,19 @@ class Simulation:
         """Let a core be done; times are read when it is, so that none is earlier than another."""
         self._later(after_s, lambda: self._handle(name, Finished(now_s=self._env.now, core=core)))
 
+    def _run(self, name: str, core: int, alone_s: float) -> None:
+        """Let a core run."""
+        if self._cores is None:
+            self._finish(name, core, alone_s)
+        else:
+            self._cores.start(name, core, alone_s, lambda: self._finish(name, core, 0.0))
+
     def _handle(self, name: str, event: Event) -> None:
         server = self.servers.get(name)
         if server is None:  # lost
             return
+        if self._cores is not None and isinstance(event, Arrived):
+            self._cores.arrived(name)
         actions = server.handle(event)
         if self._observe is not None:
             self._observe(server, event, actions)
@@ -225,13 +224,9 @@ class Simulation:
         now_s = self._env.now
         if isinstance(action, Run):
             expected_s = server.running[action.core].expected_s
-            run_s = expected_s * self._timing.stretch + self._timing.run_s
-            self._finish(name, action.core, run_s)
-            self.trace.spans.append(
-                Span(server=name, run=action, started_s=now_s, ended_s=now_s + run_s)
-            )
+            self._run(name, action.core, self._timing.sharing.alone_s(expected_s))
         elif isinstance(action, Install):
-            install_s = server.models[action.model].install_s + self._timing.run_s
+            install_s = server.models[action.model].install_s + self._timing.sharing.run_s
             self._finish(name, action.core, install_s)
         elif isinstance(action, Evict):
             self.trace.evictions.append((now_s, name, action))
@@ -263,6 +258,8 @@ class Simulation:
         """A server is gone, with all that it held."""
         if self._open and self.servers.pop(name, None) is not None:
             self._note(Lost(now_s=self._env.now, server=name))
+            if self._cores is not None:
+                self._cores.lost(name)
             moved = self.balancer.lost(name, self._env.now)
             for request, other in moved:
                 self._note_sent(request, other)

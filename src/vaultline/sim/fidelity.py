@@ -36,7 +36,7 @@ class ServiceTime(Struct, frozen=True):
 def measured_hop_s(latencies_s: Mapping[int, float], logs: Iterable[Iterable[LogEntry]]) -> float:
     """What a request spends outside of its server, one way.
 
-    Half the median of what is left of a latency without the time from the request's arrival at its
+    Half the mean of what is left of a latency without the time from the request's arrival at its
     server to the decision that answers it.
 
     Args:
@@ -55,7 +55,7 @@ def measured_hop_s(latencies_s: Mapping[int, float], logs: Iterable[Iterable[Log
     ]
     if not outside_s:
         raise InputError("the event logs are not of this run: they have none of its requests")
-    return max(0.0, statistics.median(outside_s) / 2)
+    return max(0.0, statistics.fmean(outside_s) / 2)
 
 
 def expected_s(run: Run, models: Mapping[str, ModelFacts]) -> float:
