@@ -1,9 +1,10 @@
 """How well a simulation predicts: recorded workloads, run for real and then in virtual time.
 
 The simulated cluster has the facts that were measured when models were prepared, the very same
-scheduler and balancer, and what other requests showed on the same servers just before: how far
-gateway and servers are from each other, and how much servers that share a machine slow each other.
-So nothing is fitted to the requests that are predicted.
+scheduler and balancer, and what other requests showed on the same servers just before and after,
+that arrived in the same way: how far gateway and servers are from each other, and how much servers
+that share a machine slow each other. So nothing is fitted to the requests that are predicted, and
+a machine that gets slower or quicker meanwhile is taken as it was half way.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ class Rig(Protocol):
         """Servers that log into a folder."""
 
 
-#: Of the saturated rate and of a workload's time: what comes before, to see what facts don't say.
-_CALIBRATION_SHARE, _CALIBRATION_WINDOW = 0.65, 0.5
+#: Of a workload's requests, sent before it and after it each: to see what facts don't say.
+_CALIBRATION_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +187,7 @@ class _Run:
 
     Attributes:
         before: what was sent to warm servers up, and what was sent next.
-        others: ends of the latter.
+        others: ends of the latter, and of what was sent after the workload.
         outcomes: ends of the workload.
     """
 
@@ -208,6 +209,7 @@ class _Fidelity:
         self._progress = progress
         self._contender = Contender(policy=request.policy)
         self._facts = rig.models_facts(self._contender)
+        self._models = weighted_models(request.models, request.zipf)
 
     def measure(self) -> FidelityResult:
         request = self._request
@@ -222,43 +224,49 @@ class _Fidelity:
         found: list[Compared] = []
         for number, (name, source) in enumerate(request.sources(rate).items(), start=1):
             self._progress(name, number, total)
-            mean_rate = Workload(
-                models=weighted_models(request.models, request.zipf), arrivals=source, count=1
-            ).rate
-            requests = request.workload(source, max(2, round(mean_rate * request.window_s)))
-            run = self._run(name, requests, self._others(rate, number))
+            others = [
+                self._workload(source, request.seed + seed, _CALIBRATION_SHARE) for seed in (1, 2)
+            ]
+            run = self._run(name, self._workload(source, request.seed), *others)
             found.append(self._compared(run))
         found.insert(0, self._compared(at_once, found[0].timing))
         self._progress("done", total, total)
         return FidelityResult(compared=found)
 
-    def _others(self, saturated: float, number: int) -> list[Request]:
-        """Requests that are not among those predicted."""
-        rate = _CALIBRATION_SHARE * saturated
-        count = max(2, round(rate * self._request.window_s * _CALIBRATION_WINDOW))
-        other = replace_request(self._request, seed=self._request.seed + number)
-        return other.workload(Poisson(rate=rate), count)
+    def _workload(self, source: Arrivals, seed: int, share: float = 1.0) -> list[Request]:
+        """Requests for a window's time, or a share of it."""
+        rate = Workload(models=self._models, arrivals=source, count=1).rate
+        count = max(2, round(rate * self._request.window_s * share))
+        return replace_request(self._request, seed=seed).workload(source, count)
 
-    def _run(self, name: str, requests: Sequence[Request], others: Sequence[Request] = ()) -> _Run:
+    def _run(
+        self,
+        name: str,
+        requests: Sequence[Request],
+        before: Sequence[Request] = (),
+        after: Sequence[Request] = (),
+    ) -> _Run:
         folder, inputs = self._folder / name, self._rig.inputs
         warm = warm_requests(self._request.models)
         with self._rig.start(self._contender, folder) as serving:
-            warm_up(serving, self._request.models, inputs)
-            loop = OpenLoop(serving.submit, inputs)
-            before = loop.run(others, patience_s=PATIENCE_S)
-            sent = OpenLoop(serving.submit, inputs).run(requests, patience_s=PATIENCE_S)
+            first = warm_up(serving, self._request.models, inputs)
+            ended: list[list[Outcome]] = []
+            for part in (before, requests, after):
+                sent = OpenLoop(serving.submit, inputs).run(part, patience_s=PATIENCE_S)
+                ended.append(outcomes(sent, first))
+                first += len(part)
             servers = serving.facts
         return _Run(
             name=name,
             servers=servers,
-            before=(warm, others),
-            others=outcomes(before, len(warm)),
-            outcomes=outcomes(sent, len(warm) + len(others)),
+            before=(warm, before),
+            others=ended[0] + ended[2],
+            outcomes=ended[1],
             logs=_logs(folder),
         )
 
     def _timing(self, run: _Run, timeline: Timeline) -> Timing:
-        """What the requests before the workload showed."""
+        """What the requests before and after the workload showed."""
         seconds = {each.request.number: each.latency_s for each in run.others}
         return Timing(
             report_s=self._request.report_s,

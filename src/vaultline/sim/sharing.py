@@ -218,4 +218,5 @@ def _arrivals(logs: Iterable[Iterable[LogEntry]]) -> dict[str, list[float]]:
 
 
 def _between(times: Sequence[float], span: CoreSpan) -> int:
-    return bisect_right(times, span.ended_s) - bisect_left(times, span.started_s)
+    """Those that came while a run was under way; what started it is not among them."""
+    return bisect_left(times, span.ended_s) - bisect_right(times, span.started_s)

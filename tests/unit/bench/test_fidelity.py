@@ -9,17 +9,13 @@ from vaultline.bench.fidelity import (
     FidelityRequest,
     FidelityResult,
     Performance,
-    extra_run_s,
     outcomes,
     performance,
-    stretch,
 )
 from vaultline.core.errors import MachineError
-from vaultline.sched.events import Request, Run
-from vaultline.sched.timeline import CoreSpan, Timeline
+from vaultline.sched.events import Request
 from vaultline.serve.load import Sent
 from vaultline.sim.workload import Poisson
-from vaultline.testing.serving import group, model
 
 
 def compared(workload: str, ratio: float, *, counts: bool = True) -> Compared:
@@ -74,25 +70,6 @@ def test_throughput_is_from_the_first_arrival_to_the_last_answer() -> None:
     assert found.mean_s == pytest.approx((0.5 + 2.0) / 2)
     with pytest.raises(MachineError, match="no request was answered"):
         performance(outcomes(sent[1:2], 0))
-
-
-def test_what_runs_take_beyond_the_facts_is_the_median_of_the_single_requests() -> None:
-    facts = model("m", group(run_s=0.01))
-
-    def span(number: int, seconds: float) -> CoreSpan:
-        run = Run(core=0, model="m", group=0, requests=(number,), streamed=False, keep=True)
-        return CoreSpan(server="s", run=run, started_s=5.0, ended_s=5.0 + seconds)
-
-    timeline = Timeline()
-    timeline.spans += [span(1, 0.011), span(2, 0.012), span(3, 0.05), span(4, 0.5)]
-    assert extra_run_s(timeline, {"m": facts}, {1, 2, 3}) == pytest.approx(0.002)
-    assert extra_run_s(timeline, {"m": facts}, {9}) == 0.0
-    # 11 + 12 + 50 + 500 ms in all, of which 1 ms each around a run; the facts say 10 each.
-    assert stretch(timeline, {"m": facts}, 1, 0.001) == pytest.approx(569 / 40)
-    assert stretch(timeline, {"m": facts}, 5, 0.001) == 1.0
-    quick = Timeline()
-    quick.spans.append(span(1, 0.005))
-    assert extra_run_s(quick, {"m": facts}, {1}) == 0.0
 
 
 def test_a_request_without_an_end_is_an_error() -> None:
