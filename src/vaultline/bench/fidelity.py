@@ -1,14 +1,18 @@
 """How well a simulation predicts: recorded workloads, run for real and then in virtual time.
 
 The simulated cluster has the facts that were measured when models were prepared, the very same
-scheduler and balancer, and what other requests showed on the same servers just before and after,
-that arrived in the same way: how far gateway and servers are from each other, and how much servers
-that share a machine slow each other. So nothing is fitted to the requests that are predicted, and
-a machine that gets slower or quicker meanwhile is taken as it was half way.
+scheduler and balancer, and what other requests showed on the same servers just before, that arrived
+in the same way: how far gateway and servers are from each other, and how much servers that share a
+machine slow each other. So nothing is fitted to the requests that are predicted.
+
+Workloads are run round by round, since a machine is now slower, now quicker: what was measured are
+medians over the rounds, and what other requests showed is taken from all rounds together.
 """
 
 from __future__ import annotations
 
+import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -39,7 +43,7 @@ from vaultline.sched.timeline import Timeline
 from vaultline.serve.load import Frame, OpenLoop, Sent
 from vaultline.sim.cluster import Outcome, Simulation, Timing
 from vaultline.sim.fidelity import ServiceTime, measured_hop_s, service_times
-from vaultline.sim.sharing import measured_sharing
+from vaultline.sim.sharing import Logged, measured_sharing
 from vaultline.sim.workload import Arrivals, Bursty, Phase, Poisson, Workload, arrivals
 
 #: Names of figures, and of what they compare.
@@ -73,7 +77,7 @@ class Rig(Protocol):
         """Servers that log into a folder."""
 
 
-#: Of a workload's requests, sent before it and after it each: to see what facts don't say.
+#: Of a workload's requests, of others before it: to see what facts don't say.
 _CALIBRATION_SHARE = 0.5
 
 
@@ -82,6 +86,7 @@ class FidelityRequest:
     """What to compare.
 
     Attributes:
+        rounds: of every workload.
         requests: of the run in which all come at once, which finds the rate that saturates.
         window_s: of the others.
         shares: of that rate, for Poisson arrivals; bursts: of it within and between bursts.
@@ -89,6 +94,7 @@ class FidelityRequest:
 
     models: tuple[str, ...] = MODELS
     policy: str = OURS
+    rounds: int = 3
     requests: int = 150
     window_s: float = 40.0
     shares: tuple[float, ...] = (0.5, 0.8)
@@ -134,6 +140,7 @@ class Compared:
 
     Attributes:
         counts: whether figures are over it: all requests at once is shown beside them.
+        measured: medians over the rounds.
         services: measured over expected seconds of runs, by step group.
     """
 
@@ -141,6 +148,7 @@ class Compared:
     requests: int
     rate_per_s: float
     measured: Performance
+    rounds: Sequence[Performance]
     simulated: Performance
     services: Mapping[str, ServiceTime]
     timing: Timing = field(default_factory=Timing)
@@ -187,7 +195,7 @@ class _Run:
 
     Attributes:
         before: what was sent to warm servers up, and what was sent next.
-        others: ends of the latter, and of what was sent after the workload.
+        others: ends of the latter.
         outcomes: ends of the workload.
     """
 
@@ -196,7 +204,8 @@ class _Run:
     before: Sequence[Sequence[Request]]
     others: Sequence[Outcome]
     outcomes: Sequence[Outcome]
-    logs: Mapping[str, Sequence[LogEntry]]
+    logs: Sequence[Sequence[LogEntry]]
+    timeline: Timeline
 
 
 class _Fidelity:
@@ -210,10 +219,11 @@ class _Fidelity:
         self._contender = Contender(policy=request.policy)
         self._facts = rig.models_facts(self._contender)
         self._models = weighted_models(request.models, request.zipf)
+        self._started = 0
 
     def measure(self) -> FidelityResult:
         request = self._request
-        total = 2 + len(request.shares)
+        total = 1 + request.rounds * (len(request.shares) + 1)
         self._progress(AT_ONCE, 0, total)
         requests = [
             replace(each, arrived_s=0.0)
@@ -221,15 +231,14 @@ class _Fidelity:
         ]
         at_once = self._run(AT_ONCE, requests)
         rate = performance(at_once.outcomes).throughput
-        found: list[Compared] = []
-        for number, (name, source) in enumerate(request.sources(rate).items(), start=1):
-            self._progress(name, number, total)
-            others = [
-                self._workload(source, request.seed + seed, _CALIBRATION_SHARE) for seed in (1, 2)
-            ]
-            run = self._run(name, self._workload(source, request.seed), *others)
-            found.append(self._compared(run))
-        found.insert(0, self._compared(at_once, found[0].timing))
+        runs: dict[str, list[_Run]] = defaultdict(list)
+        for turn in range(request.rounds):
+            for name, source in request.sources(rate).items():
+                self._progress(name, 1 + sum(map(len, runs.values())), total)
+                others = self._workload(source, request.seed + 1 + turn, _CALIBRATION_SHARE)
+                runs[name].append(self._run(name, self._workload(source, request.seed), others))
+        found = [self._compared(each, self._timing(each)) for each in runs.values()]
+        found.insert(0, self._compared([at_once], found[0].timing, counts=False))
         self._progress("done", total, total)
         return FidelityResult(compared=found)
 
@@ -239,54 +248,55 @@ class _Fidelity:
         count = max(2, round(rate * self._request.window_s * share))
         return replace_request(self._request, seed=seed).workload(source, count)
 
-    def _run(
-        self,
-        name: str,
-        requests: Sequence[Request],
-        before: Sequence[Request] = (),
-        after: Sequence[Request] = (),
-    ) -> _Run:
-        folder, inputs = self._folder / name, self._rig.inputs
+    def _run(self, name: str, requests: Sequence[Request], before: Sequence[Request] = ()) -> _Run:
+        folder, inputs = self._folder / str(self._started), self._rig.inputs
+        self._started += 1
         warm = warm_requests(self._request.models)
         with self._rig.start(self._contender, folder) as serving:
             first = warm_up(serving, self._request.models, inputs)
             ended: list[list[Outcome]] = []
-            for part in (before, requests, after):
+            for part in (before, requests):
                 sent = OpenLoop(serving.submit, inputs).run(part, patience_s=PATIENCE_S)
                 ended.append(outcomes(sent, first))
                 first += len(part)
             servers = serving.facts
+        logs = _logs(folder)
         return _Run(
             name=name,
             servers=servers,
             before=(warm, before),
-            others=ended[0] + ended[2],
+            others=ended[0],
             outcomes=ended[1],
-            logs=_logs(folder),
+            logs=list(logs.values()),
+            timeline=read_logs(logs.items()),
         )
 
-    def _timing(self, run: _Run, timeline: Timeline) -> Timing:
-        """What the requests before and after the workload showed."""
-        seconds = {each.request.number: each.latency_s for each in run.others}
+    def _timing(self, runs: Sequence[_Run]) -> Timing:
+        """What the requests before the workload showed, in all rounds."""
+        hops, logged = [], []
+        for run in runs:
+            seconds = {each.request.number: each.latency_s for each in run.others}
+            hops.append(measured_hop_s(seconds, run.logs))
+            logged.append(Logged(timeline=run.timeline, logs=run.logs, numbers=set(seconds)))
         return Timing(
             report_s=self._request.report_s,
-            hop_s=measured_hop_s(seconds, run.logs.values()),
-            sharing=measured_sharing(timeline, run.logs.values(), self._facts, set(seconds)),
+            hop_s=statistics.fmean(hops),
+            sharing=measured_sharing(logged, self._facts),
         )
 
-    def _compared(self, run: _Run, timing: Timing | None = None) -> Compared:
-        """A run, and the same in virtual time: as its own other requests showed it, if it has."""
-        timeline = read_logs(run.logs.items())
-        counts, timing = timing is None, timing or self._timing(run, timeline)
-        arrived_s = [each.request.arrived_s for each in run.outcomes]
+    def _compared(self, runs: Sequence[_Run], timing: Timing, *, counts: bool = True) -> Compared:
+        """A workload's runs, and the same in virtual time."""
+        arrived_s = [each.request.arrived_s for each in runs[0].outcomes]
         span_s = arrived_s[-1] - arrived_s[0]
+        rounds = [performance(run.outcomes) for run in runs]
         return Compared(
-            workload=run.name,
+            workload=runs[0].name,
             requests=len(arrived_s),
             rate_per_s=(len(arrived_s) - 1) / span_s if span_s else 0.0,
-            measured=performance(run.outcomes),
-            simulated=self._simulated(run, timing),
-            services=service_times(timeline, self._facts),
+            measured=medians(rounds),
+            rounds=rounds,
+            simulated=self._simulated(runs[0], timing),
+            services=service_times((run.timeline for run in runs), self._facts),
             timing=timing,
             counts=counts,
         )
@@ -340,6 +350,16 @@ def performance(ended: Sequence[Outcome]) -> Performance:
         throughput=len(answered) / seconds,
         mean_s=found.mean_s,
         p95_s=found.p95_s,
+    )
+
+
+def medians(rounds: Sequence[Performance]) -> Performance:
+    """Of each figure by itself."""
+    return Performance(
+        answered=min(each.answered for each in rounds),
+        throughput=statistics.median(each.throughput for each in rounds),
+        mean_s=statistics.median(each.mean_s for each in rounds),
+        p95_s=statistics.median(each.p95_s for each in rounds),
     )
 
 

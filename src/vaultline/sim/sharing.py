@@ -9,8 +9,8 @@ gateway's anywhere.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -25,8 +25,8 @@ from vaultline.sched.replay import EventEntry, LogEntry
 from vaultline.sched.timeline import CoreSpan, Timeline
 from vaultline.sim.fidelity import expected_s
 
-#: A run that is further off than so many times the median is no guide to what all others share.
-_OUTLIER = 8.0
+#: So many of the runs are taken as they come; those that are further off bend nothing.
+_USUAL = 0.99
 #: Of its speed, a run keeps at least so much: else it would never end.
 _LOSS_MAX = 0.9
 
@@ -125,40 +125,38 @@ class SharedCores:
         job.done()
 
 
-@dataclass(slots=True)
-class _Runs:
-    """What each run took, and what it is to be explained by, a row each."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logged:
+    """Servers of one machine while requests were served.
 
-    seconds: list[float] = field(default_factory=list)
-    rows: list[tuple[float, float, float, float, float]] = field(default_factory=list)
-
-
-def measured_sharing(
-    timeline: Timeline,
-    logs: Iterable[Iterable[LogEntry]],
-    models: Mapping[str, ModelFacts],
-    numbers: Collection[int],
-) -> Sharing:
-    """How servers of one machine shared it in a run, by least squares over their runs.
-
-    Args:
+    Attributes:
         timeline: of their logs, whose clocks agree.
         numbers: of the requests that count, a set.
+    """
+
+    timeline: Timeline
+    logs: Sequence[Iterable[LogEntry]]
+    numbers: Collection[int]
+
+
+def measured_sharing(found: Iterable[Logged], models: Mapping[str, ModelFacts]) -> Sharing:
+    """How servers shared a machine, by least squares over their runs.
 
     Raises:
         InputError: too few runs to tell.
     """
-    found = _explained(timeline, _arrivals(logs), models, numbers)
-    took, rows = np.array(found.seconds), np.array(found.rows).reshape(-1, 5)
-    if len(took) <= rows.shape[1]:
-        raise InputError("too few runs to tell how servers share a machine", got=str(len(took)))
-    off = np.abs(took - rows[:, 0])
-    usual = off <= _OUTLIER * max(float(np.median(off)), 1e-6)
-    (pace, run_s, loss, arrival_s, elsewhere_s), _ = nnls(rows[usual], took[usual])
+    explained = [row for each in found for row in _explained(each, models)]
+    rows = np.array(explained).reshape(-1, 6)
+    if len(rows) < rows.shape[1]:
+        raise InputError("too few runs to tell how servers share a machine", got=str(len(rows)))
+    took, by = rows[:, 0], rows[:, 1:]
+    off = np.abs(took - by[:, 0])
+    usual = off <= np.quantile(off, _USUAL)
+    (pace, run_s, loss, arrival_s, elsewhere_s), _ = nnls(by[usual], took[usual])
     loss = min(loss, _LOSS_MAX)
     # All together take what they took, those that were far off included.
-    rest = rows[:, 1:] @ np.array([run_s, loss, arrival_s, elsewhere_s])
-    pace = max(0.1 * pace, float((took - rest).sum() / rows[:, 0].sum()))
+    rest = by[:, 1:] @ np.array([run_s, loss, arrival_s, elsewhere_s])
+    pace = max(0.1 * pace, float((took - rest).sum() / by[:, 0].sum()))
     return Sharing(
         pace=float(pace),
         run_s=float(run_s),
@@ -168,22 +166,17 @@ def measured_sharing(
     )
 
 
-def _explained(
-    timeline: Timeline,
-    arrivals: Mapping[str, Sequence[float]],
-    models: Mapping[str, ModelFacts],
-    numbers: Collection[int],
-) -> _Runs:
-    found, busy = _Runs(), _Busy(timeline)
-    for span, run in timeline.runs:
-        if span.failure or not all(number in numbers for number in run.requests):
+def _explained(found: Logged, models: Mapping[str, ModelFacts]) -> Iterator[tuple[float, ...]]:
+    """Of each run what it took, and what that is to be explained by."""
+    arrivals, busy = _arrivals(found.logs), _Busy(found.timeline)
+    for span, run in found.timeline.runs:
+        if span.failure or not all(number in found.numbers for number in run.requests):
             continue
         own = _between(arrivals.get(span.server, ()), span)
         everywhere = sum(_between(times, span) for times in arrivals.values())
         facts_s, company_s = expected_s(run, models), busy.company_s(span)
-        found.seconds.append(span.ended_s - span.started_s)
-        found.rows.append((facts_s, 1.0, company_s, own, everywhere - own))
-    return found
+        took_s = span.ended_s - span.started_s
+        yield took_s, facts_s, 1.0, company_s, own, everywhere - own
 
 
 class _Busy:

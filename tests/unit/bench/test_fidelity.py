@@ -9,6 +9,7 @@ from vaultline.bench.fidelity import (
     FidelityRequest,
     FidelityResult,
     Performance,
+    medians,
     outcomes,
     performance,
 )
@@ -26,6 +27,7 @@ def compared(workload: str, ratio: float, *, counts: bool = True) -> Compared:
         requests=100,
         rate_per_s=10.0,
         measured=measured,
+        rounds=[measured],
         simulated=simulated,
         services={},
         counts=counts,
@@ -70,6 +72,15 @@ def test_throughput_is_from_the_first_arrival_to_the_last_answer() -> None:
     assert found.mean_s == pytest.approx((0.5 + 2.0) / 2)
     with pytest.raises(MachineError, match="no request was answered"):
         performance(outcomes(sent[1:2], 0))
+
+
+def test_rounds_are_summed_up_by_the_median_of_each_figure() -> None:
+    rounds = [
+        Performance(answered=9, throughput=3.0, mean_s=0.1, p95_s=0.5),
+        Performance(answered=8, throughput=1.0, mean_s=0.3, p95_s=0.4),
+        Performance(answered=9, throughput=2.0, mean_s=0.2, p95_s=0.3),
+    ]
+    assert medians(rounds) == Performance(answered=8, throughput=2.0, mean_s=0.2, p95_s=0.4)
 
 
 def test_a_request_without_an_end_is_an_error() -> None:

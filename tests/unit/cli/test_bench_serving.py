@@ -67,6 +67,7 @@ def simulated() -> SimResult:
             requests=100,
             rate_per_s=12.0,
             measured=one(1.0),
+            rounds=[one(0.9), one(1.1)],
             simulated=one(ratio),
             services={},
             counts=workload != "all at once",
@@ -90,7 +91,7 @@ def simulated() -> SimResult:
         for count in (10, 100, 1000)
     ]
     compared_all = [compared(name, 0.9 + 0.05 * turn) for turn, name in enumerate(names)]
-    return SimResult(fidelity=FidelityResult(hop_s=0.001, compared=compared_all), scale=rows)
+    return SimResult(fidelity=FidelityResult(compared=compared_all), scale=rows)
 
 
 def test_figures_of_both_halves() -> None:
@@ -113,5 +114,5 @@ def test_the_tables_of_a_simulation(capsys: pytest.CaptureFixture[str]) -> None:
     show_sim(simulated())
     out = capsys.readouterr().out
     assert "bursty" in out
-    assert "1.00 ms to a server" in out
+    assert "100.0 (90.0 to 110.0)" in out, "rounds"
     assert "us a decision" in out
