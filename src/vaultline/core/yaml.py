@@ -239,7 +239,10 @@ def _explain(problem: _Problem, *, what: str, path: str) -> InputError:
 def _field_names(problem: _Problem) -> list[str]:
     member = _member(problem.kind, problem.value)
     config = getattr(member, "__struct_config__", None)
-    tag = [config.tag_field] if config is not None and config.tag_field else []
+    if config is None:  # a union: without its tag nobody knows which member is meant
+        configs = (getattr(each, "__struct_config__", None) for each in get_args(member))
+        return sorted({each.tag_field for each in configs if each is not None and each.tag_field})
+    tag = [config.tag_field] if config.tag_field else []
     return tag + [field.encode_name for field in msgspec.structs.fields(member)]
 
 

@@ -7,6 +7,7 @@ comments, so that whoever accepts it has to do so by hand.
 from __future__ import annotations
 
 import datetime
+import json
 from typing import Any
 
 from cryptography import x509
@@ -37,7 +38,7 @@ def draft(evidence: bytes, collateral: bytes, now_s: int) -> str:
         if kind == "simulated":
             roots = frozenset({_own_root(text)})
         try:
-            return _render(kind, verify(kind, evidence, text, roots, now_s), now_s)
+            return render_policy(kind, verify(kind, evidence, text, roots, now_s), now_s)
         except EvidenceRefused as error:
             refusal = error
     if refusal is None:
@@ -54,7 +55,8 @@ def _own_root(collateral: bytes) -> str:
         raise InputError("the collateral has no root", got=str(error)) from error
 
 
-def _render(kind: str, claims: Claims, now_s: int) -> str:
+def render_policy(kind: str, claims: Claims, now_s: int) -> str:
+    """The policy (YAML) that verified claims of a kind would satisfy."""
     named = {key_id: name for name, key_id in NAMED_ROOTS.items()}
     moment = datetime.datetime.fromtimestamp(now_s, datetime.UTC).date()
     lines = [
@@ -104,8 +106,9 @@ def _reference_values(kind: str, claims: Claims) -> list[str]:
     digests = {n: d for n, d in found.items() if n[0] == "m" and d.strip("0")}
     return [
         "    gpus:",
-        f'      - driver: "{found["driver"]}"',
-        f'        vbios: "{found["vbios"]}"',
+        # Texts of the device: quoted, so that they are nothing but values whatever they hold.
+        f"      - driver: {json.dumps(found['driver'])}",
+        f"        vbios: {json.dumps(found['vbios'])}",
         "        measurements:",
         *(f'          {name}: "{digest}"' for name, digest in digests.items()),
     ]

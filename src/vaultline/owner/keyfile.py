@@ -138,6 +138,7 @@ def load_kek(path: Path | None = None, *, create: bool = False) -> Kek:
     Raises:
         InputError: there is no such file, or it holds no 256-bit symmetric JWK.
         KeyFileModeError: others can read it.
+        KeyFileDamagedError: it is not text.
         MachineError: it can't be read or created.
     """
     path = path or default_kek_path()

@@ -105,7 +105,7 @@ def load_key(text: bytes, *, private: bool) -> JWK:
     try:
         key = JWK.from_json(text.decode())
         known = key.get("crv") in _ALGORITHMS
-    except (JWException, ValueError, UnicodeDecodeError) as error:
+    except (JWException, ValueError, TypeError, KeyError) as error:
         raise InputError("not a key of a verifier (JWK)", got=str(error)) from error
     if not known or (private and not key.has_private):
         raise InputError(

@@ -139,7 +139,8 @@ class Balancer:
             return
         view.turn = report.turn
         view.backlog_s, view.as_of_s = max(0.0, report.backlog_s), now_s
-        view.waiting = dict(report.waiting)
+        # Names that nobody serves say nothing: a host may make them up.
+        view.waiting = {n: count for n, count in report.waiting.items() if n in self.models}
         for request, place, cost_s in reversed(view.held.values()):
             if place <= report.taken:
                 break

@@ -8,6 +8,10 @@ from itertools import pairwise
 from vaultline.core.errors import InputError
 from vaultline.core.serde import Struct
 
+#: Far beyond what runs: times are kept for each number of frames, and cores are looked at in turn.
+FRAMES_MAX = 1 << 16
+CORES_MAX = 1 << 12
+
 
 class GroupFacts(Struct, frozen=True, dict=True):
     """A step group: consecutive layers of a model, the unit of scheduling on one server.
@@ -34,6 +38,7 @@ class GroupFacts(Struct, frozen=True, dict=True):
     def __post_init__(self) -> None:
         counts = [frames for frames, _ in self.run_s]
         rising = counts[:1] == [1] and all(a < b for a, b in pairwise(counts))
+        rising = rising and counts[-1] <= FRAMES_MAX
         rising = rising and counts == [frames for frames, _ in self.streamed_s or self.run_s]
         sizes = (self.weight_bytes, self.workspace_bytes, self.tile_bytes, self.output_bytes)
         times = (self.load_s, *(seconds for _, seconds in (*self.run_s, *self.streamed_s)))
@@ -197,5 +202,8 @@ class ServerFacts(Struct, frozen=True):
     fixed_bytes: int = 0
 
     def __post_init__(self) -> None:
-        if self.cores < 1 or self.memory_bytes < 1 or len(set(self.models)) < len(self.models):
-            raise InputError(f"server {self.name!r} has no core, no memory, or a model twice")
+        right = 1 <= self.cores <= CORES_MAX and self.memory_bytes >= 1
+        if not right or len(set(self.models)) < len(self.models):
+            raise InputError(
+                f"server {self.name!r} has no core or too many, no memory, or a model twice"
+            )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import isfinite
 
-from vaultline.core.errors import InputError, LocalProtocolError
+from vaultline.core.errors import InputError
 from vaultline.sched.events import Action
 from vaultline.sched.replay import (
+    IMPOSSIBLE,
     ActionEntry,
     EventEntry,
     LogEntry,
@@ -86,8 +87,9 @@ class _Replay:
             raise self._wrong("an event at no time", entry)
         try:
             actions = server.handle(entry.event)
-        except LocalProtocolError as error:
-            raise self._wrong(error.message, entry) from error
+        except IMPOSSIBLE as error:
+            message = getattr(error, "message", "the log says what can't be")
+            raise self._wrong(message, entry) from error
         self._timeline.observe(server, entry.event, actions)
         self._expected = list(actions)
 

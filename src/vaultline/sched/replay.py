@@ -20,6 +20,8 @@ from vaultline.sched.report import Report
 from vaultline.sched.server import Server
 
 LOG_VERSION = 1
+#: What schedulers raise when they are told of models, numbers or times that nobody has.
+IMPOSSIBLE = (LocalProtocolError, LookupError, ArithmeticError, ValueError)
 
 
 class LogHeader(Struct, frozen=True, tag="header"):
@@ -160,9 +162,12 @@ class Replayer:
         """As the header says.
 
         Raises:
-            InputError: an unknown policy.
+            InputError: an unknown policy, or servers and models that don't fit together.
             InfeasibleError: a server can't run one of its models.
         """
+        names = {name for server in header.servers for name in server.models}
+        if names - {model.name for model in header.models}:
+            raise InputError("a server has models that the event log does not describe")
         chosen = policy(header.policy)
         self._models = {model.name: model for model in header.models}
         self.balancer = Balancer(header.servers, self._models, chosen.chooser())
@@ -182,8 +187,8 @@ class Replayer:
                 return [ActionEntry(server=entry.server, action=action) for action in actions]
             if isinstance(entry, BalancerEntry):
                 return list(self._balance(entry.event))
-        except LocalProtocolError as error:
-            raise InputError("the event log says what can't be", got=error.message) from error
+        except IMPOSSIBLE as error:
+            raise InputError("the event log says what can't be", got=str(error)) from error
         return []
 
     def _server(self, name: str) -> Server:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
+from vaultline.core.errors import InputError
 from vaultline.core.serde import Struct
 
 
@@ -26,3 +29,9 @@ class Report(Struct, frozen=True):
     resident_s: dict[str, float]
     changes: int = 0
     models: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """A host may lie, but not say what no server can be."""
+        counts = (self.turn, self.taken, self.changes, *self.waiting.values())
+        if min(counts) < 0 or not all(map(isfinite, (self.backlog_s, *self.resident_s.values()))):
+            raise InputError("a server reports what can't be", got=str(self))

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vaultline.core.errors import LocalProtocolError
+from vaultline.core.errors import LocalProtocolError, RemoteProtocolError
+from vaultline.core.serde import from_msgpack, to_msgpack
 from vaultline.sched.balancer import Balancer, Earliest, ModelAffinity
 from vaultline.sched.events import Request
 from vaultline.sched.policies import POLICIES
@@ -190,3 +191,31 @@ def test_servers_join_under_new_names_only() -> None:
     balancer.submit(request(1), 0.2)
     with pytest.raises(LocalProtocolError):
         balancer.submit(request(1), 0.2)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_models_that_a_host_makes_up_change_nothing(policy: str) -> None:
+    balancer = Balancer(
+        [server("a", NAMES), server("b", NAMES)], MODELS, POLICIES[policy].chooser()
+    )
+    balancer.reported(report("a", 1, 0, waiting={"nobody's": 7}, resident_s={"nobody's": 1.0}), 0.0)
+    assert balancer.views["a"].waiting == {}
+    assert balancer.submit(request(1), 0.0) in ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"waiting": {"one": -1}},
+        {"taken": -1},
+        {"backlog_s": float("inf")},
+        {"backlog_s": float("nan")},
+        {"resident_s": {"one": float("inf")}},
+    ],
+)
+def test_a_report_of_what_no_server_can_be_is_none(changes: dict[str, object]) -> None:
+    """It counts as a broken protocol: the gateway gives the server up."""
+    good = to_msgpack(report("a", 1, 0, waiting={"one": 1}))
+    told = from_msgpack(good, dict, what="r", bytes_max=999) | changes
+    with pytest.raises(RemoteProtocolError, match="malformed"):
+        from_msgpack(to_msgpack(told), Report, what="a report", bytes_max=999)

@@ -6,15 +6,19 @@ from collections import Counter
 from collections.abc import Mapping
 
 import pytest
+from msgspec.structs import replace
 
-from vaultline.sched.events import Installing, Removing
+from vaultline.core.errors import InputError
+from vaultline.sched.events import Finished, Installing, Removing
 from vaultline.sched.facts import ModelFacts
 from vaultline.sched.policies import POLICIES
 from vaultline.sched.replay import (
     ActionEntry,
+    BalancerEntry,
     EventEntry,
     LogEntry,
     LogHeader,
+    Lost,
     decode,
     encode,
     first_difference,
@@ -100,6 +104,17 @@ def test_a_log_replayed_gives_the_same_decisions(policy: str) -> None:
     assert "is missing" in (first_difference([*log[:action], *log[action + 1 :]]) or "")
     event = next(k for k, entry in enumerate(log) if isinstance(entry, EventEntry))
     assert first_difference([*log[:event], *log[event + 1 :]]) is not None
+
+
+def test_a_log_that_says_what_cannot_be_is_refused() -> None:
+    header = LogHeader(policy="lasagna", servers=tuple(SERVERS), models=tuple(MODELS.values()))
+    for entries, message in (
+        ([replace(header, models=())], "does not describe"),
+        ([header, BalancerEntry(event=Lost(now_s=0.0, server="s9"))], "names no server"),
+        ([header, EventEntry(server="s0", event=Finished(now_s=0.0, core=0))], "can't be"),
+    ):
+        with pytest.raises(InputError, match=message):
+            first_difference(decode(encode(entry) for entry in entries))
 
 
 def test_batches_and_resident_weights_beat_whole_requests_in_turn_at_saturation() -> None:

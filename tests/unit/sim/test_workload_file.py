@@ -86,6 +86,10 @@ WRONG = {
     "nothing at all": ("", "w.yaml: the workload file: not valid"),
     "an unknown field": (altered("zipf", "zipff"), "w.yaml:3: the workload file: unknown field"),
     "an unknown kind of arrivals": (altered("poisson", "steady"), "w.yaml:4:"),
+    "arrivals of no kind": (
+        altered("kind: poisson, ", ""),
+        "w.yaml:4: .*arrivals: missing field `kind`",
+    ),
     "no arrivals": (altered(POISSON + "\n", ""), "missing field `arrivals`"),
     "a rate of nothing": (altered("rate: 40", "rate: 0"), "w.yaml:4: .*not a rate of arrivals"),
     "a rate in words": (altered("rate: 40", "rate: 40/s"), "w.yaml:4: .*arrivals.rate: not valid"),
