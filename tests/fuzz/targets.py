@@ -7,18 +7,19 @@ stage or one enclave has it: what authenticates a peer says nothing about what t
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hpke import MLKEM768X25519PublicKey
+from evidence_targets import TARGETS as EVIDENCE_TARGETS
 from harness import MIB, Target
+from inputs import SCRATCH, from_file
+from serving_targets import TARGETS as SERVING_TARGETS
 
 from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
@@ -70,21 +71,8 @@ from vaultline.video.sinks import JsonLinesSink, Result, StageTimes
 
 from vaultline.cli.files import load_cluster  # isort: skip
 
-SCRATCH = Path(tempfile.mkdtemp(prefix="vaultline-fuzz-"))
 KEYS = derive_hop_keys(b"k" * 32, hop=0, epoch=1)
 MESSAGE_BYTES, FRAGMENT_BYTES = 700, 300
-
-
-def from_file(read: Callable[[Path], object]) -> Callable[[bytes], object]:
-    """A reader of bytes, of one that reads a file."""
-
-    def parse(data: bytes) -> object:
-        path = SCRATCH / "input"
-        path.write_bytes(data)
-        path.chmod(0o600)
-        return read(path)
-
-    return parse
 
 
 def pump(wire: bytes) -> None:
@@ -384,5 +372,7 @@ TARGETS = {
         Target("sigstruct", read_sigstruct, sigstruct_seeds, FILE),
         Target("served", served, served_seeds, PEER),
         Target("line", lines, lambda: (canonical_json(CONFIG),), FILE),
+        *EVIDENCE_TARGETS,
+        *SERVING_TARGETS,
     )
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -22,11 +23,15 @@ VALIDITY = datetime.timedelta(days=365)
 
 @cache
 def new_key(name: str, kind: str = "p256") -> Key:
-    """A fresh key of a kind (``p256``, ``p384``, ``rsa``), the same for the same name."""
-    del name
+    """A key of a kind (``p256``, ``p384``, ``rsa``), the same for the same name.
+
+    Elliptic ones are the same in every process, so that inputs kept by fuzzers stay what they were.
+    """
     if kind == "rsa":
         return rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    return ec.generate_private_key(ec.SECP256R1() if kind == "p256" else ec.SECP384R1())
+    # Never zero, and below the order of either curve.
+    number = 1 + int.from_bytes(hashlib.sha256(name.encode()).digest()[:31], "big")
+    return ec.derive_private_key(number, ec.SECP256R1() if kind == "p256" else ec.SECP384R1())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
