@@ -7,21 +7,18 @@ owner's own memory, the weights in the workers', and the host's own configuratio
 
 from __future__ import annotations
 
-import base64
 import os
 import re
-import stat
 import tempfile
 import threading
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from canary_models import canary_model, chain_model, saved_model
+from onnx import helper
 
 from vaultline.bench.cutting import cut_plan
 from vaultline.bench.namespaces import Network, why_no_namespaces
@@ -32,94 +29,33 @@ from vaultline.core.frames import FrameLayout
 from vaultline.core.hostline import HostLine, LaunchRequest
 from vaultline.core.serde import canonical_json
 from vaultline.graph.engine import run_plain
-from vaultline.graph.model import load_model
 from vaultline.graph.structure import Model
 from vaultline.owner.deploy import Place
 from vaultline.owner.hostlink import HostLink
 from vaultline.owner.session import OwnerFrame, ResultFrame, Session, SessionSettings
+from vaultline.testing.canaries import (
+    NEEDLE_BYTES,
+    WIDTH,
+    Needles,
+    files_under,
+    found_in,
+    hidden_in,
+    memory,
+    open_files,
+    pattern,
+    shared_memory,
+    texts,
+    windows,
+)
 from vaultline.testing.middle import Middle, MiddleLink, records
 from vaultline.testing.network import Tap
 from vaultline.testing.privacy import disclosure, on_accelerators
 
-WIDTH = 256
 FRAMES = 12
 LOOK_AT = 4
-#: Long enough that chance finds none, short enough to survive any tiling of a row.
-NEEDLE_BYTES = 32
-_CHUNK_BYTES = 8 << 20
-#: Mappings of the kernel's own that can't be read as memory.
-_KERNEL_MAPPINGS = re.compile(r"\[v(var|syscall|var_vclock)\]")
-
-Needles = dict[str, bytes]
 
 
 # --- What to look for ----------------------------------------------------------------------------
-
-
-def pattern(seed: int, *shape: int) -> np.ndarray:
-    """Random numbers of a sane size; nearly every bit of theirs is random."""
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32) * 0.1
-
-
-def windows(name: str, array: np.ndarray) -> Needles:
-    """The beginnings of some rows of a matrix, and of some of its columns."""
-    found = {}
-    for turned, matrix in (("row", array), ("column", array.T)):
-        for index in (0, len(matrix) // 2, len(matrix) - 1):
-            row = np.ascontiguousarray(matrix[index]).tobytes()
-            if len(row) >= NEEDLE_BYTES:
-                found[f"{name} {turned} {index}"] = row[:NEEDLE_BYTES]
-    return found
-
-
-def texts(name: str, secret: bytes) -> Needles:
-    """A key as it is, in hex and in both alphabets of base 64."""
-    return {
-        name: secret,
-        f"{name} in hex": secret.hex().encode(),
-        f"{name} in base64": base64.b64encode(secret).rstrip(b"="),
-        f"{name} in base64url": base64.urlsafe_b64encode(secret).rstrip(b"="),
-    }
-
-
-def canary_model(folder: Path) -> Model:
-    """Two products, one on either side of the cut; the frame itself crosses it too."""
-    nodes = [
-        helper.make_node("Gemm", ["x", "w0"], ["a"]),
-        helper.make_node("Relu", ["a"], ["h"]),
-        helper.make_node("Gemm", ["h", "w1"], ["b"]),
-        helper.make_node("Add", ["b", "x"], ["y"]),
-    ]
-    return saved_model(folder, nodes, weights=2)
-
-
-def chain_model(folder: Path) -> Model:
-    """Three products in a row; at the cuts between them nothing else crosses."""
-    nodes = [
-        helper.make_node("Gemm", ["x", "w0"], ["a"]),
-        helper.make_node("Relu", ["a"], ["g"]),
-        helper.make_node("Gemm", ["g", "w1"], ["b"]),
-        helper.make_node("Relu", ["b"], ["h"]),
-        helper.make_node("Gemm", ["h", "w2"], ["y"]),
-    ]
-    return saved_model(folder, nodes, weights=3)
-
-
-def saved_model(folder: Path, nodes: list[onnx.NodeProto], *, weights: int) -> Model:
-    graph = helper.make_graph(
-        nodes,
-        "canary",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, WIDTH])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, WIDTH])],
-        [numpy_helper.from_array(pattern(n, WIDTH, WIDTH), f"w{n}") for n in range(weights)],
-    )
-    path = folder / "canary.onnx"
-    onnx.save_model(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path
-    )
-    model = load_model(path)
-    path.unlink()
-    return model
 
 
 def images() -> list[np.ndarray]:
@@ -154,33 +90,6 @@ def key_needles(rig: Rig, session: Session) -> Needles:
 # --- Where to look -------------------------------------------------------------------------------
 
 
-def found_in(pieces: Iterable[bytes], needles: Needles) -> set[str]:
-    """Names of the needles in a stream of bytes that comes in pieces.
-
-    Two tables of the needles' first and second 16-bit words sort out nearly all places, so that
-    the time hardly depends on how many needles there are.
-    """
-    starting: dict[bytes, list[str]] = defaultdict(list)
-    tables = np.zeros((2, 1 << 16), dtype=bool)
-    for name, needle in needles.items():
-        starting[needle[:4]].append(name)
-        tables[[0, 1], np.frombuffer(needle[:4], "<u2")] = True
-    found: set[str] = set()
-    overlap = max(map(len, needles.values())) - 1
-    tail = b""
-    for piece in pieces:
-        data = tail + piece
-        for odd in range(2 if len(data) >= NEEDLE_BYTES else 0):
-            words = np.frombuffer(data, "<u2", (len(data) - odd) // 2, odd)
-            at = np.flatnonzero(tables[0][words[:-1]])
-            at = at[tables[1][words[at + 1]]]
-            for place in (at * 2 + odd).tolist():
-                names = starting.get(data[place : place + 4], ())
-                found |= {name for name in names if data.startswith(needles[name], place)}
-        tail = data[-overlap:]
-    return found
-
-
 def test_the_search_finds_every_needle_wherever_it_lies() -> None:
     needles = frame_needles() | texts("key", bytes(range(224, 256)))
     rng = np.random.default_rng(3)
@@ -192,49 +101,6 @@ def test_the_search_finds_every_needle_wherever_it_lies() -> None:
         assert found_in([data[:cut], b"", data[cut:]], needles) == {name}
         assert found_in([noise + needle[1:]], needles) == set()
     assert found_in([b"", b"a"], needles) == set()
-
-
-def memory(pid: int) -> Iterator[bytes]:
-    """All mappings of a process; between two of them comes a gap that matches nothing."""
-    unread = []
-    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as mem:
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            span, rights = line.split(maxsplit=2)[:2]
-            start, end = (int(text, 16) for text in span.split("-"))
-            try:
-                for at in range(start, end, _CHUNK_BYTES):
-                    yield os.pread(mem.fileno(), min(_CHUNK_BYTES, end - at), at)
-            except (OSError, OverflowError):
-                if not (_KERNEL_MAPPINGS.search(line) or rights.startswith("---")):
-                    unread.append(line)
-            yield b"\0" * 64
-    assert not unread, f"not all of the memory could be read: {unread}"
-
-
-def open_files(pid: int) -> set[Path]:
-    """Regular files that a process holds open."""
-    found = set()
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        if stat.S_ISREG(link.stat().st_mode):
-            found.add(link)
-    return found
-
-
-def files_under(*folders: Path) -> set[Path]:
-    return {path for folder in folders for path in folder.rglob("*") if path.is_file()}
-
-
-def shared_memory() -> set[Path]:
-    return set(Path("/dev/shm").iterdir()) if Path("/dev/shm").is_dir() else set()
-
-
-def hidden_in(paths: Iterable[Path], needles: Needles) -> set[str]:
-    return {
-        f"{name} in {path}"
-        for path in paths
-        if path.is_file()
-        for name in found_in([path.read_bytes()], needles)
-    }
 
 
 # --- Runs ----------------------------------------------------------------------------------------
