@@ -3,6 +3,7 @@ fresh enclaves. Each attempt is refused by name, and nothing is computed or rele
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -139,9 +140,10 @@ def test_a_host_that_plays_back_a_whole_run_gets_no_key_and_no_frame(
     heard: list[bytes] = []
 
     def play(_: Host, owner: socket.socket) -> None:
-        owner.sendall(said[0])
-        while data := owner.recv(1 << 16):
-            heard.append(data)
+        with contextlib.suppress(ConnectionError):  # the owner hangs up on what it did not read
+            owner.sendall(said[0])
+            while data := owner.recv(1 << 16):
+                heard.append(data)
 
     with Host(place, play) as host:
         monkeypatch.setattr(
