@@ -21,7 +21,7 @@ from targets import TARGETS
 
 _BATCH = 400
 #: A parser that waits for something is as stuck as one that counts for ever.
-_STUCK_S = 300
+_STUCK_S = 1800
 #: A backstop for memory that Python does not see: libraries of other languages.
 _ADDRESS_SPACE_BYTES = 8 << 30
 
