@@ -68,7 +68,7 @@ def _exchange(sock: socket.socket, process: Process, kind: type[G]) -> G:
     asked = receive_control(sock, ChallengeMessage, timeout_s=_OWNER_TIMEOUT_S)
     challenge = Challenge.decode(asked.challenge)
     key = fresh_key()
-    evidence = answer(process.provider, challenge, key, process.measurement)
+    evidence = answer(process.provider, challenge, key)
     send_control(sock, EvidenceMessage(evidence=evidence.encode()))
     sealed = receive_control(sock, GrantMessage, timeout_s=_OWNER_TIMEOUT_S).sealed
     transcript = transcript_hash(challenge, evidence)

@@ -64,8 +64,8 @@ def evidence(
     measurement: bytes = MEASUREMENT,
 ) -> Evidence:
     """What a simulated enclave answers."""
-    provider = SimulatedProvider((root or devroot()).platform)
-    return answer(provider, asked or challenge(), key or fresh_key(), measurement)
+    provider = SimulatedProvider((root or devroot()).platform, measurement)
+    return answer(provider, asked or challenge(), key or fresh_key())
 
 
 def grant(asked: Challenge | None = None, **changes: Any) -> Grant:
