@@ -23,6 +23,7 @@ from harness import MIB, Target
 from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
 from vaultline.attest.grant import SUITE, GrantKey, open_grant
+from vaultline.attest.granting import read_evidence
 from vaultline.attest.server_grant import ServedAccess, ServerGrant
 from vaultline.attest.sgx_sigstruct import read_sigstruct
 from vaultline.attest.stage_grant import Grant
@@ -364,7 +365,7 @@ TARGETS = {
         Target("sealed-record", sealed_records, lambda: (b"\x80\x64" + bytes(300),), PEER),
         Target("result", result, result_seeds, (VaultlineError,)),
         Target("challenge", Challenge.decode, lambda: (challenge().encode(),), PEER),
-        Target("evidence", Evidence.decode, lambda: (EVIDENCE.encode(),), PEER),
+        Target("evidence", read_evidence, lambda: (EVIDENCE.encode(),), PEER),
         Target("control", control, control_seeds, PEER),
         Target("grant", sealed_grant(Grant), lambda: (to_msgpack(grant()),), PEER),
         Target("server-grant", sealed_grant(ServerGrant), server_grant_seeds, PEER),

@@ -7,7 +7,7 @@ from typing import Protocol
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from vaultline.attest.challenge import Challenge, report_data
+from vaultline.attest.challenge import RECEIPTS_VERSION, Challenge, report_data
 from vaultline.attest.evidence import Evidence, Kind
 from vaultline.attest.grant import GrantKey, public_key_bytes
 from vaultline.core.control import ProviderName
@@ -64,7 +64,10 @@ def fresh_key() -> GrantKey:
 
 
 def answer(provider: Provider, challenge: Challenge, key: GrantKey) -> Evidence:
-    """Evidence that commits to this challenge and this key."""
-    public_key = public_key_bytes(key)
-    quote = provider.quote(report_data(challenge, public_key))
-    return Evidence(kind=provider.kind, public_key=public_key, quote=quote)
+    """Evidence that commits to this challenge and this key, and to the one that signs if asked."""
+    public_key, signing_key = public_key_bytes(key), b""
+    if challenge.version == RECEIPTS_VERSION:
+        signing_key = key.ed25519.public_key().public_bytes_raw()
+    quote = provider.quote(report_data(challenge, public_key + signing_key))
+    kind = provider.kind
+    return Evidence(kind=kind, public_key=public_key, quote=quote, signing_key=signing_key)

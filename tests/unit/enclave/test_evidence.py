@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from vaultline.attest.challenge import report_data
-from vaultline.attest.evidence import Evidence
 from vaultline.attest.grant import public_key_bytes
+from vaultline.attest.granting import read_evidence
 from vaultline.attest.pinned import AcceleratorKey
 from vaultline.core.errors import InputError, MachineError, RemoteProtocolError
 from vaultline.core.serde import canonical_json
@@ -30,7 +30,7 @@ def test_an_answer_commits_to_challenge_and_key() -> None:
     assert evidence.public_key == public_key_bytes(key)
     assert evidence.quote[48 + 320 : 48 + 384] == data
     assert evidence.quote[48 + 64 : 48 + 96] == MEASUREMENT
-    assert Evidence.decode(evidence.encode()) == evidence
+    assert read_evidence(evidence.encode()) == evidence
 
 
 def test_gramine_gets_the_report_data_and_gives_its_quote(tmp_path: Path) -> None:
