@@ -161,9 +161,8 @@ class _Results:
             said = (line.get("frame"), line.get("plan_digest"), line.get("epoch"))
             expected = (number, plan.digest.hex(), self._receipt.record.epoch)
             if said != expected:
-                self._refuse(
-                    f"line {number + 1} is of another frame, plan or epoch", said, expected
-                )
+                text = f"line {number + 1} is of another frame, plan or epoch"
+                self._refuse(text, said, expected)
             yield line
 
     def _check(self, number: int, part: dict[str, Any], array: Array) -> None:

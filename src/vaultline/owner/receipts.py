@@ -7,6 +7,7 @@ and lets him recognise a frame that he can guess.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import threading
@@ -174,13 +175,17 @@ class Recorder:
                 self._error = error
 
     def close(self) -> None:
-        """No more links.
+        """No more links; nothing is left of a run whose enclaves were never granted anything.
 
         Raises:
             MachineError: some could not be written.
         """
         with self._lock:
             self._file.close()
+            if not self._keys:
+                with contextlib.suppress(OSError):
+                    for name in (PLAN_FILE, SECRET_FILE, LINKS_FILE):
+                        (self._folder / name).unlink(missing_ok=True)
             if self._error is not None:
                 raise MachineError("links of the receipt are lost", got=str(self._error))
 
