@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,10 @@ def ran(files: Files) -> Path:
         more = ["--receipts", str(folder / "receipt"), "--frames-per-link", "4", "--json"]
         more += ["--raw", str(folder / "raw"), "--limit", str(FRAMES)]
         done = subprocess.run(
-            [*command, *more], capture_output=True, text=True, env={"TMPDIR": temporary, **ENV}
+            [*command, *more],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "TMPDIR": temporary},
         )
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
@@ -49,12 +53,7 @@ def ran(files: Files) -> Path:
     return folder
 
 
-ENV = {"NO_COLOR": "1", "COLUMNS": "200"}
-
-
-def verify(
-    files: Files, *more: str, receipt: str | Path = "receipt"
-) -> tuple[int, dict[str, Any]]:
+def verify(files: Files, *more: str, receipt: str | Path = "receipt") -> tuple[int, dict[str, Any]]:
     folder = files.plan.parent
     command = [sys.executable, "-m", "vaultline", "receipt", "verify", str(folder / receipt)]
     command += ["--policy", str(files.policy), "--allow-simulated", "--json", *more]
@@ -70,12 +69,44 @@ def test_a_receipt_of_a_run_holds(files: Files, ran: Path) -> None:
 
 def test_frames_and_results_are_those_of_the_receipt(files: Files, ran: Path) -> None:
     given = ("--results", str(ran / "lines"), "--raw", str(ran / "raw"))
-    with_frames = ("--frames", str(first_frames(ran)), "--preprocess", str(HOW))
-    code, found = verify(files, *given)
+    source = ("--frames", SOURCE, "--preprocess", str(HOW))
+    code, found = verify(files, *given, *source, "--limit", str(FRAMES))
     assert (code, found.get("refusals")) == (0, [])
-    code, found = verify(files, *with_frames)
+    assert {"frames", "results"} <= {check["name"] for check in found["checks"]}
+    code, found = verify(files, *source)  # the whole video: more than went in
     assert (code, [each["code"] for each in found["refusals"]]) == (1, ["FramesDiffer"])
 
 
-def first_frames(ran: Path) -> Path:
-    return ran
+def test_altered_results_are_refused(files: Files, ran: Path, tmp_path: Path) -> None:
+    raw = sorted((ran / "raw").iterdir())
+    (tmp_path / "raw").mkdir()
+    for file in raw:
+        shutil.copy(file, tmp_path / "raw")
+    given = ("--results", str(ran / "lines"), "--raw", str(tmp_path / "raw"))
+    assert verify(files, *given)[0] == 0
+    scores = np.load(raw[5])
+    np.save(tmp_path / "raw" / raw[5].name, scores + np.float32(1))
+    code, found = verify(files, *given)
+    # The array is not what was signed, nor are its values those of the line.
+    assert (code, [each["code"] for each in found["refusals"]]) == (1, ["ResultsDiffer"] * 2)
+    lines = (ran / "lines").read_text().splitlines()
+    line = json.loads(lines[7])
+    next(iter(line["outputs"].values()))["top"][0]["index"] ^= 1
+    lines[7] = json.dumps(line)
+    (tmp_path / "lines").write_text("\n".join(lines) + "\n")
+    code, found = verify(files, "--results", str(tmp_path / "lines"), "--raw", str(ran / "raw"))
+    assert (code, [each["code"] for each in found["refusals"]]) == (1, ["ResultsDiffer"])
+    assert "line 8" in found["refusals"][0]["message"]
+
+
+def test_bad_input_is_no_refusal(files: Files, ran: Path, tmp_path: Path) -> None:
+    shutil.copytree(ran / "receipt", tmp_path / "receipt")
+    assert verify(files, "--results", str(ran / "lines"))[0] == 2
+    (tmp_path / "receipt" / "secret.json").unlink()
+    code, found = verify(files, receipt=tmp_path / "receipt")
+    assert (code, found.get("refusals")) == (0, [])
+    given = ("--results", str(ran / "lines"), "--raw", str(ran / "raw"))
+    assert verify(files, *given, receipt=tmp_path / "receipt")[0] == 2
+    (tmp_path / "receipt" / "receipt.json").write_text("{}")
+    assert verify(files, receipt=tmp_path / "receipt")[0] == 2
+    assert verify(files, receipt=tmp_path / "nowhere")[0] == 2

@@ -275,6 +275,7 @@ class _Verification:
 
     def _cover(self) -> Iterator[tuple[str, EvidenceRefused | None]]:
         """Every worker's links without a gap, and every stage's frames."""
+        missing = False
         for stage in self._request.enclaves:
             replicas = len(self._request.plan.stages[stage].devices)
             frames: dict[int, tuple[bytes, bytes]] = {}
@@ -287,8 +288,11 @@ class _Verification:
                 if refusal is None and not finished and not self._request.partial:
                     refusal = StreamUnfinished(f"{where} did not say that the stream had ended")
                 ended &= finished
+                missing |= refusal is not None
                 yield f"links of {where}", refusal
             self._frames[stage], self._ended[stage] = frames, ended
+        if missing:
+            return
         counts = {}
         for stage, frames in self._frames.items():
             counts[stage] = next(n for n in range(len(frames) + 1) if n not in frames)

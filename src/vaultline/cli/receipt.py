@@ -72,6 +72,9 @@ def verify(
     preprocess: Annotated[
         Path | None, typer.Option(help="How frames became the model's input (YAML), as in the run.")
     ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Frames of the source, as in the run.")
+    ] = None,
     results_file: Annotated[
         Path | None, typer.Option("--results", help="The run's JSON lines: what came out.")
     ] = None,
@@ -104,7 +107,7 @@ def verify(
         now_s=None if at is None else parse_time(at),
         secret=receipt.secret,
         partial=partial,
-        inputs=None if frames is None else _inputs(frames, preprocess, receipt),
+        inputs=None if frames is None else _inputs(frames, preprocess, limit, receipt),
         outputs=None if lines is None else lines.digests(),
     )
     outcome = verify_receipt(request)
@@ -126,13 +129,15 @@ def _secret(receipt: Receipt) -> bytes:
     return receipt.secret
 
 
-def _inputs(source: str, preprocess: Path | None, receipt: Receipt) -> list[bytes]:
+def _inputs(
+    source: str, preprocess: Path | None, limit: int | None, receipt: Receipt
+) -> list[bytes]:
     specs = receipt.plan.stages[0].inputs
     if len(specs) != 1:
         raise InputError("only models with one input are fed from a source", got=str(len(specs)))
     how = default_preprocessing(specs[0]) if preprocess is None else load_preprocessing(preprocess)
     preprocessor = Preprocessor(how, specs[0])
-    with open_source(source) as opened:
+    with open_source(source, limit=limit) as opened:
         tensors = ([preprocessor(frame.image)] for frame in opened)
         return list(input_digests(_secret(receipt), tensors))
 
@@ -161,8 +166,8 @@ class _Results:
             said = (line.get("frame"), line.get("plan_digest"), line.get("epoch"))
             expected = (number, plan.digest.hex(), self._receipt.record.epoch)
             if said != expected:
-                text = f"line {number + 1} is of another frame, plan or epoch"
-                self._refuse(text, said, expected)
+                wrong = f"line {number + 1} is of another frame, plan or epoch"
+                self._refuse(wrong, said, expected)
             yield line
 
     def _check(self, number: int, part: dict[str, Any], array: Array) -> None:
