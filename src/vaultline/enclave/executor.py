@@ -215,6 +215,11 @@ class Executor:
             passes=self._passes,
         )
 
+    def close(self) -> None:
+        """End the thread that decrypts ahead; no pass may follow."""
+        if self._ahead is not None:
+            self._ahead.shutdown()
+
     def run_pass(
         self, inputs: Sequence[FrameBuffer], outputs: Sequence[FrameBuffer]
     ) -> Iterator[int]:

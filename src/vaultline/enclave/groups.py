@@ -54,11 +54,6 @@ class GroupExecutor(Executor):
         if kept is not None:
             self._steps = [self._keeping(loaded, kept) for loaded in self._streaming]
 
-    def close(self) -> None:
-        """End the thread that decrypts ahead; no run may follow."""
-        if self._ahead is not None:
-            self._ahead.shutdown()
-
     @property
     def streamed(self) -> Ran:
         """In all runs so far."""
