@@ -15,11 +15,17 @@ from vaultline.attest.linkwire import RECEIPT_VERSION, ReceiptRecord, RecordedWo
 from vaultline.attest.receipts import ReceiptRequest
 from vaultline.attest.stage_grant import Grant
 from vaultline.core.plan import Plan
-from vaultline.enclave.evidence import answer, fresh_key
+from vaultline.enclave.evidence import fresh_key
 from vaultline.enclave.links import Links
-from vaultline.enclave.pinned_quotes import PinnedProvider
-from vaultline.enclave.simulated_quotes import SimulatedProvider
-from vaultline.testing.attestation import MEASUREMENT, NOW_S, challenge, devroot, grant, policy
+from vaultline.testing.attestation import (
+    NOW_S,
+    challenge,
+    devroot,
+    evidence,
+    grant,
+    pinned_evidence,
+    policy,
+)
 
 SECRET = b"the secret of a run's receipts.."
 
@@ -72,14 +78,13 @@ class SmallRun:
             epoch=self.epoch,
             plan_digest=self.plan.digest,
         )
-        provider: Any
+        self.keys[place] = key = fresh_key()
         if device.untrusted:
-            provider = PinnedProvider(self._accelerator or b"")
+            self.evidence[place] = pinned_evidence(asked, key, self._accelerator or b"")
         else:
             asked = replace(asked, version=RECEIPTS_VERSION)
-            provider = SimulatedProvider(devroot().platform, MEASUREMENT)
-        self.keys[place], self.challenges[place] = fresh_key(), asked
-        self.evidence[place] = answer(provider, asked, self.keys[place])
+            self.evidence[place] = evidence(asked, key=key)
+        self.challenges[place] = asked
 
     def granted(self, stage: int, replica: int, frames_per_link: int = 4) -> Grant:
         """What the worker there was granted."""
