@@ -30,9 +30,9 @@ from vaultline.owner.appraisal import Appraiser, load_collateral, load_policy
 from vaultline.owner.deploy import launch_workers, stage_secrets
 from vaultline.owner.disclosure import Disclosure, WeightsNotDisclosed
 from vaultline.owner.hostlink import WorkerRefusedError
+from vaultline.owner.release import RefusedByPeerError
 from vaultline.owner.session import Session, SessionSettings
 from vaultline.testing.privacy import disclosure, on_accelerators
-from vaultline.transport.control import RefusedByPeerError
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits" / "digits.onnx"
 #: What the owner measured, and the limit of the owner's policy.

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hpke import MLKEM768X25519PublicKey
@@ -24,6 +25,9 @@ from serving_targets import TARGETS as SERVING_TARGETS
 from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
 from vaultline.attest.grant import SUITE, GrantKey, open_grant
+from vaultline.attest.granting import read_evidence
+from vaultline.attest.links import LINK_HEADER, base64url
+from vaultline.attest.linkwire import ReceiptRecord, read_link
 from vaultline.attest.server_grant import ServedAccess, ServerGrant
 from vaultline.attest.sgx_sigstruct import read_sigstruct
 from vaultline.attest.stage_grant import Grant
@@ -65,6 +69,7 @@ from vaultline.owner.appraisal import Appraiser, load_policy
 from vaultline.planner import PlanRequest, plan_request
 from vaultline.testing import planning
 from vaultline.testing.attestation import NOW_S, challenge, devroot, evidence, grant, policy
+from vaultline.testing.receipts import SmallRun
 from vaultline.testing.vaults import SmallVault, small_stage
 from vaultline.video.preprocess import load_preprocessing
 from vaultline.video.sinks import JsonLinesSink, Result, StageTimes
@@ -343,6 +348,30 @@ def lines(data: bytes) -> None:
         raise errors[0]
 
 
+def link(data: bytes) -> None:
+    """A link of a receipt as the host brings it; or a payload, signed by who may say anything."""
+    text = data.decode("latin-1")
+    if not text.count("."):
+        key = Ed25519PrivateKey.from_private_bytes(bytes(32))
+        signed = base64url(LINK_HEADER) + b"." + base64url(data)
+        text = (signed + b"." + base64url(key.sign(signed))).decode()
+    read_link(text)
+
+
+def link_seeds() -> Sequence[bytes]:
+    text = SmallRun(read_plan(plan_seeds()[0]), 3).links[0, 0][0]
+    return (text.encode(), canonical_json(read_link(text).link))
+
+
+def receipt(data: bytes) -> None:
+    """The record of a receipt's folder."""
+    from_json(data, ReceiptRecord, what="the receipt")
+
+
+def receipt_seeds() -> Sequence[bytes]:
+    return (canonical_json(SmallRun(read_plan(plan_seeds()[0]), 1).record()),)
+
+
 PEER: tuple[type[BaseException], ...] = (RemoteProtocolError,)
 FILE: tuple[type[BaseException], ...] = (InputError,)
 TARGETS = {
@@ -352,7 +381,9 @@ TARGETS = {
         Target("sealed-record", sealed_records, lambda: (b"\x80\x64" + bytes(300),), PEER),
         Target("result", result, result_seeds, (VaultlineError,)),
         Target("challenge", Challenge.decode, lambda: (challenge().encode(),), PEER),
-        Target("evidence", Evidence.decode, lambda: (EVIDENCE.encode(),), PEER),
+        Target("evidence", read_evidence, lambda: (EVIDENCE.encode(),), PEER),
+        Target("receipt-link", link, link_seeds, (RefusedError,)),
+        Target("receipt", receipt, receipt_seeds, FILE),
         Target("control", control, control_seeds, PEER),
         Target("grant", sealed_grant(Grant), lambda: (to_msgpack(grant()),), PEER),
         Target("server-grant", sealed_grant(ServerGrant), server_grant_seeds, PEER),

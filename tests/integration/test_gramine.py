@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vaultline.attest.challenge import report_data
-from vaultline.attest.evidence import Evidence
+from vaultline.attest.granting import read_evidence
 from vaultline.cli import main as cli
 from vaultline.core.control import ChallengeMessage, EvidenceMessage, ReadyLine, WorkerLine
 from vaultline.core.serde import from_json
@@ -52,7 +52,7 @@ def test_a_worker_under_gramine_answers_a_challenge(tmp_path: Path) -> None:
         sock = connect(Address.parse(ready.control), timeout_s=30.0)
         send_control(sock, ChallengeMessage(challenge=challenge().encode()))
         answer = receive_control(sock, EvidenceMessage, timeout_s=30.0)
-        evidence = Evidence.decode(answer.evidence)
+        evidence = read_evidence(answer.evidence)
         assert report_data(challenge(), evidence.public_key) in evidence.quote
         hang_up(sock)
         popen.stdin.close()

@@ -17,7 +17,7 @@ from vaultline.attest.server_grant import ServerGrant
 from vaultline.core.serving import DoneReply, EvictCommand, InstallCommand, RemoveCommand
 from vaultline.enclave.simulated_quotes import SimulatedProvider
 from vaultline.graph.engine import run_plain
-from vaultline.testing.attestation import devroot
+from vaultline.testing.attestation import MEASUREMENT, devroot
 from vaultline.testing.servermodels import (
     SealedModel,
     feeds_of,
@@ -201,7 +201,7 @@ def finish(host: Host) -> None:
 def test_requests_are_answered_and_memory_is_accounted_for(
     events: list[tuple[object, ...]], spare: float
 ) -> None:
-    provider = SimulatedProvider(devroot().platform)
+    provider = SimulatedProvider(devroot().platform, MEASUREMENT)
     with ServerThread(sealed(), grants(spare), provider) as worker:
         host = Host(worker)
         for model in range(len(SHAPES)):

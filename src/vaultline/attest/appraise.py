@@ -19,7 +19,7 @@ from vaultline.attest.challenge import Challenge
 from vaultline.attest.claims import Claims
 from vaultline.attest.evidence import Evidence
 from vaultline.attest.judging import Judgement, entries_of, judge
-from vaultline.attest.mismatch import Known, check_report_data
+from vaultline.attest.mismatch import Known, check_report_data, check_signing_key, committed_keys
 from vaultline.attest.pinning import check_pinned
 from vaultline.attest.policy import Policy
 from vaultline.attest.refusals import SimulatedNotAllowed
@@ -78,13 +78,14 @@ def appraise(
     """
     known = known or Known()
     check_consent(evidence.kind, policy, allow_simulated)
+    check_signing_key(evidence, challenge)
     if evidence.kind == "accelerator":
         return _appraise_pinned(evidence, challenge, policy, known)
     claims, judgement = verify_and_judge(evidence.kind, evidence.quote, policy, collateral, now_s)
     if judgement.refusals:
         raise judgement.refusals[0]
     found = bytes.fromhex(claims.report_data)
-    check_report_data(found, challenge, evidence.public_key, known)
+    check_report_data(found, challenge, committed_keys(evidence), known)
     return Verdict(
         kind=evidence.kind,
         simulated=evidence.kind == "simulated",
@@ -131,7 +132,7 @@ def _appraise_pinned(
     evidence: Evidence, challenge: Challenge, policy: Policy, known: Known
 ) -> Verdict:
     entry, key, found = check_pinned(evidence.quote, entries_of(policy, evidence.kind))
-    check_report_data(found, challenge, evidence.public_key, known)
+    check_report_data(found, challenge, committed_keys(evidence), known)
     return Verdict(
         kind=evidence.kind,
         simulated=False,

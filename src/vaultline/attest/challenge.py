@@ -12,7 +12,9 @@ from vaultline.core.limits import STAGES_MAX
 from vaultline.core.serde import Struct
 
 CHALLENGE_VERSION = 1
-_LABEL = b"vaultline report data v1\0"
+#: A challenge that asks for a key besides, which signs receipts.
+RECEIPTS_VERSION = 2
+_LABEL = b"vaultline report data v%d\0"
 _LAYOUT = struct.Struct(">B32s16sQH32s")
 CHALLENGE_BYTES = _LAYOUT.size
 
@@ -38,11 +40,12 @@ class Challenge(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         sizes = (len(self.nonce), len(self.deployment), len(self.plan_digest))
         in_range = 0 <= self.epoch < 1 << 64 and 0 <= self.stage < STAGES_MAX
-        if self.version != CHALLENGE_VERSION or sizes != (32, 16, 32) or not in_range:
+        known = self.version in (CHALLENGE_VERSION, RECEIPTS_VERSION)
+        if not known or sizes != (32, 16, 32) or not in_range:
             raise InputError(
                 "not a challenge of this version",
                 got=f"version {self.version}, stage {self.stage}, epoch {self.epoch}, {sizes}",
-                expected=f"version 1, stage below {STAGES_MAX}, 64-bit epoch, (32, 16, 32) bytes",
+                expected=f"version 1 or 2, stage below {STAGES_MAX}, 64-bit epoch, (32, 16, 32)",
             )
 
     def encode(self) -> bytes:
@@ -67,9 +70,10 @@ class Challenge(Struct, frozen=True, kw_only=True):
             raise RemoteProtocolError(error.message, got=error.got) from error
 
 
-def report_data(challenge: Challenge, public_key: bytes) -> bytes:
-    """SHA-512(label, challenge, key): the 64 bytes that hardware signs into the evidence.
+def report_data(challenge: Challenge, keys: bytes) -> bytes:
+    """SHA-512(label, challenge, keys): the 64 bytes that hardware signs into the evidence.
 
-    Label and challenge have fixed lengths, so no two (challenge, key) pairs encode alike.
+    Label and challenge have fixed lengths, so no two pairs of them and keys encode alike. The label
+    is of the challenge's version: with receipts, the keys are one for the grant and one that signs.
     """
-    return hashlib.sha512(_LABEL + challenge.encode() + public_key).digest()
+    return hashlib.sha512(_LABEL % challenge.version + challenge.encode() + keys).digest()

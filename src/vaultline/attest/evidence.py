@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from vaultline.core.errors import InputError
-from vaultline.core.serde import Struct, from_msgpack, to_msgpack
+from vaultline.core.serde import Struct, to_msgpack
 
 #: Who vouches for an enclave: ``simulated`` means nobody but the holder of a development platform.
 #: An ``accelerator`` is no enclave: nobody vouches for it, its owner knows its key.
@@ -15,19 +15,23 @@ MLKEM_KEY_BYTES = 1184
 PUBLIC_KEY_BYTES = MLKEM_KEY_BYTES + 32
 #: Quotes with their certificates take 4 to 6 KiB; platforms with many certificates a few more.
 QUOTE_BYTES_MAX = 32 << 10
-EVIDENCE_BYTES_MAX = QUOTE_BYTES_MAX + PUBLIC_KEY_BYTES + 256
 
 
 class Evidence(Struct, frozen=True, kw_only=True):
-    """A quote, the key whose holder it speaks for, and the kind of enclave that it claims."""
+    """A quote, the keys whose holder it speaks for, and the kind of enclave that it claims.
+
+    ``signing_key``: Ed25519, for receipts; empty unless the challenge asked for it.
+    """
 
     kind: Kind
     public_key: bytes
     quote: bytes
+    signing_key: bytes = b""
 
     def __post_init__(self) -> None:
         sizes = (len(self.public_key), len(self.quote))
-        if sizes[0] != PUBLIC_KEY_BYTES or not 0 < sizes[1] <= QUOTE_BYTES_MAX:
+        wrong_key = sizes[0] != PUBLIC_KEY_BYTES or len(self.signing_key) not in (0, 32)
+        if wrong_key or not 0 < sizes[1] <= QUOTE_BYTES_MAX:
             raise InputError(
                 "evidence has a key of the wrong length, no quote, or too long a one",
                 got=f"a key of {sizes[0]} bytes and a quote of {sizes[1]}",
@@ -37,12 +41,3 @@ class Evidence(Struct, frozen=True, kw_only=True):
     def encode(self) -> bytes:
         """For the wire."""
         return to_msgpack(self)
-
-    @classmethod
-    def decode(cls, data: bytes) -> Evidence:
-        """Read a peer's evidence; it is well formed then, and nothing more.
-
-        Raises:
-            RemoteProtocolError: too long or malformed.
-        """
-        return from_msgpack(data, cls, what="evidence", bytes_max=EVIDENCE_BYTES_MAX)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519PrivateKey, Suite
@@ -66,10 +67,12 @@ G = TypeVar("G", bound=Struct)
 
 @dataclass(frozen=True, slots=True)
 class GrantKey:
-    """An enclave's private key for one grant; it never leaves the process."""
+    """An enclave's private key for one grant, and another that signs links of a receipt; they
+    never leave the process."""
 
     mlkem: MLKEM768PrivateKey = field(repr=False)
     x25519: X25519PrivateKey = field(repr=False)
+    ed25519: Ed25519PrivateKey = field(repr=False, default_factory=Ed25519PrivateKey.generate)
 
 
 def public_key_bytes(key: GrantKey) -> bytes:

@@ -1,4 +1,4 @@
-"""Sealing a grant to an enclave's key: the owner's half of ``grant``."""
+"""Reading evidence and sealing a grant to its key: the owner's half of ``grant``."""
 
 from __future__ import annotations
 
@@ -6,12 +6,28 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from cryptography.hazmat.primitives.hpke import MLKEM768X25519PublicKey
 
-from vaultline.attest.evidence import MLKEM_KEY_BYTES, PUBLIC_KEY_BYTES
+from vaultline.attest.evidence import (
+    MLKEM_KEY_BYTES,
+    PUBLIC_KEY_BYTES,
+    QUOTE_BYTES_MAX,
+    Evidence,
+)
 from vaultline.attest.grant import SEALED_GRANT_BYTES_MAX, SUITE
 from vaultline.attest.server_grant import ServerGrant
 from vaultline.attest.stage_grant import Grant
 from vaultline.core.errors import InputError, RemoteProtocolError
-from vaultline.core.serde import to_msgpack
+from vaultline.core.serde import from_msgpack, to_msgpack
+
+EVIDENCE_BYTES_MAX = QUOTE_BYTES_MAX + PUBLIC_KEY_BYTES + 256
+
+
+def read_evidence(data: bytes) -> Evidence:
+    """Read a peer's evidence; it is well formed then, and nothing more.
+
+    Raises:
+        RemoteProtocolError: too long or malformed.
+    """
+    return from_msgpack(data, Evidence, what="evidence", bytes_max=EVIDENCE_BYTES_MAX)
 
 
 def seal_grant(grant: Grant | ServerGrant, public_key: bytes, transcript: bytes) -> bytes:

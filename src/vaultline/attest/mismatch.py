@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from vaultline.attest.challenge import Challenge, report_data
+from vaultline.attest.challenge import RECEIPTS_VERSION, Challenge, report_data
+from vaultline.attest.evidence import Evidence
 from vaultline.attest.refusals import (
     EvidenceForAnotherDeployment,
     EvidenceForAnotherEpoch,
@@ -16,6 +17,7 @@ from vaultline.attest.refusals import (
     EvidenceForAnotherPlan,
     EvidenceForAnotherStage,
     EvidenceReplayed,
+    ReceiptKeyRefused,
     ReportDataMismatch,
 )
 from vaultline.core.limits import STAGES_MAX
@@ -32,8 +34,29 @@ class Known(Struct, frozen=True, kw_only=True):
     public_keys: tuple[bytes, ...] = ()
 
 
+def committed_keys(evidence: Evidence) -> bytes:
+    """What report data has to commit to besides the challenge."""
+    return evidence.public_key + evidence.signing_key
+
+
+def check_signing_key(evidence: Evidence, challenge: Challenge) -> None:
+    """There is a key for receipts if, and only if, the challenge asked for it.
+
+    Raises:
+        ReceiptKeyRefused: as named.
+    """
+    asked = challenge.version == RECEIPTS_VERSION
+    if asked != bool(evidence.signing_key):
+        raise ReceiptKeyRefused(
+            "the evidence has no key that signs receipts, which was asked for"
+            if asked
+            else "the evidence has a key that signs receipts, which nobody asked for",
+            remedy="run the worker of this version; no key is released",
+        )
+
+
 def check_report_data(found: bytes, challenge: Challenge, public_key: bytes, known: Known) -> None:
-    """Check that report data commits to a challenge and a key; say what else if not.
+    """Check that report data commits to a challenge and keys; say what else if not.
 
     Raises:
         ReportDataMismatch: a subclass where it is known what the evidence was made for.

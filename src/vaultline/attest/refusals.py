@@ -251,3 +251,111 @@ class ResultRefused(EvidenceRefused):
 
     why = "Who believes any result need not ask for evidence at all."
     fix = "get a fresh result from a verifier whose key you have"
+
+
+# Receipts.
+
+
+class ReceiptKeyRefused(EvidenceRefused):
+    """Evidence without the key that signs receipts, or with one that nobody asked for."""
+
+    why = "A receipt is worth what vouches for its key; a key beside the point hides something."
+    fix = "start the run again; if this repeats, the worker is of another version"
+
+
+class ReceiptRefused(EvidenceRefused):
+    """A receipt does not show that these results were computed from these frames."""
+
+    why = "What was not shown may have been computed by anybody, from anything."
+    fix = "ask the owner of the run for the whole receipt"
+
+
+class ReceiptIncomplete(ReceiptRefused):
+    """There is no evidence of a stage's worker, or evidence of one that the plan does not have."""
+
+    why = "An enclave that nothing vouches for may have computed anything."
+    fix = "get the receipt's folder as `vaultline run --receipts` wrote it"
+
+
+class ReceiptForAnotherPlan(ReceiptRefused):
+    """Evidence or a link names another plan than the receipt, or than the one given."""
+
+    why = "Another plan is another model, or the same one on machines that nobody chose."
+    fix = "verify with the plan that was run, or ask for a receipt of the right run"
+
+
+class ReceiptForAnotherModel(ReceiptRefused):
+    """A link names another model than the plan."""
+
+    why = "The results may be another model's."
+    fix = "ask the owner which model was sealed for this plan"
+
+
+class ReceiptForAnotherRun(ReceiptRefused):
+    """Evidence or a link is of another deployment, epoch or place than the receipt says."""
+
+    why = "Parts of two runs put together show nothing about either."
+    fix = "use evidence and links of one run"
+
+
+class ReceiptForAnotherSecret(ReceiptRefused):
+    """A link's digests are keyed with another secret than the receipt's."""
+
+    why = "Digests under different secrets can't be compared with anything."
+    fix = "get the secret of this run from its owner"
+
+
+class LinkAltered(ReceiptRefused):
+    """A link is not signed by the key that its stage's evidence commits to, or is none."""
+
+    why = "Whoever carries links could write results of his own into them."
+    fix = "get the links again from where the run was; an altered one proves nothing"
+
+
+class LinkMissing(ReceiptRefused):
+    """Frames for which a stage has no link."""
+
+    why = "What happened to these frames is not shown."
+    fix = "get the links again from where the run was; the host that carries them can lose them"
+
+
+class LinkRepeated(ReceiptRefused):
+    """Two links of one worker are for the same frames, or one goes on after the end."""
+
+    why = "Only one of them can tell what was computed."
+    fix = "get the links again from where the run was"
+
+
+class StreamUnfinished(ReceiptRefused):
+    """A stage never said that the stream had ended."""
+
+    why = "Frames at the end may have been left out."
+    fix = "say --partial if the run was stopped: what all stages have links for is verified then"
+
+
+class ChainBroken(ReceiptRefused):
+    """What a stage gave out is not what the next one took in."""
+
+    why = "Something between the two enclaves was exchanged."
+    fix = "do not rely on these frames; the run was interfered with, or mixed from two"
+
+
+class FramesDiffer(ReceiptRefused):
+    """The frames given are not those that entered the first stage."""
+
+    why = "The results are of other frames."
+    fix = "give the same source and preprocessing as in the run"
+
+
+class ResultsDiffer(ReceiptRefused):
+    """The results given are not what the last stage gave out."""
+
+    why = "They were altered after the run, or are of another one."
+    fix = "get the results again from where the run was"
+
+
+class NotShown(ReceiptRefused):
+    """What was to be checked lies behind a stage on an untrusted accelerator."""
+
+    why = "Nothing vouches for what such a stage took in or gave out."
+    fix = "plan these stages in enclaves, or do without this check"

@@ -38,6 +38,10 @@ class Grant(SectionAccess, frozen=True, kw_only=True):
         hop_in_secret, hop_out_secret: 32 bytes each, from which the hops' record keys derive.
         replica: which of its stage's replicas this enclave is: they share one section.
         release: what may go to an untrusted next stage; without it nothing may.
+        receipt_secret: 32 bytes, the key of a receipt's digests. Without it frames are not digested
+            and no link is signed.
+        model_digest: for receipts; the owner's word, which each link repeats.
+        frames_per_link: the most; a stream's last link may have fewer, or none.
     """
 
     epoch: int
@@ -46,6 +50,9 @@ class Grant(SectionAccess, frozen=True, kw_only=True):
     hop_out_secret: bytes
     replica: int = 0
     release: HopRelease | None = None
+    receipt_secret: bytes = b""
+    model_digest: bytes = b""
+    frames_per_link: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()

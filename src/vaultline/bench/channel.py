@@ -18,7 +18,8 @@ from vaultline.core.errors import MachineError
 from vaultline.graph.model import load_model
 from vaultline.graph.zoo import build
 from vaultline.planner.plan import make_plan
-from vaultline.transport.sockets import Address, Listener
+from vaultline.transport.framing import WatchedListener
+from vaultline.transport.sockets import Address
 
 SIZES = (4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20)
 
@@ -86,10 +87,10 @@ def _rate_gbps(kind: str, size: int, total_bytes: int, folder: Path) -> float:
     """Seal here, open in another process; small records are fewer bytes, or it takes too long."""
     count = max(8, min(total_bytes // size, 60_000))
     text = f"unix:{folder}/channel" if kind == "unix" else "tcp:127.0.0.1:0"
-    listener = Listener(Address.parse(text))
+    listener = WatchedListener(Address.parse(text))
     command = [sys.executable, "-m", "vaultline.bench.channel_worker", str(listener.address)]
     with subprocess.Popen([*command, str(size)], stdout=subprocess.PIPE, text=True) as opener:
-        sock = listener.accept(10.0)
+        sock = listener.accept_within(10.0)
         _line(opener)
         writer = MessageWriter(bench_keys(), message_bytes=size, fragment_bytes=size)
         plain = memoryview(bytearray(size))

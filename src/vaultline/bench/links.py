@@ -20,10 +20,10 @@ from vaultline.core.limits import MIB
 from vaultline.core.profile import RATE_MAX, RATE_MIN
 from vaultline.core.serde import Struct
 from vaultline.core.units import format_rate, format_seconds
+from vaultline.transport.framing import WatchedListener
 from vaultline.transport.sockets import (
     Address,
     ConnectionLostError,
-    Listener,
     TransportTimeoutError,
     connect,
     hang_up,
@@ -91,11 +91,11 @@ def serve_once(
         ConnectionLostError: the client hung up before its end.
         RemoteProtocolError: whoever connected speaks something else, or asks for too much.
     """
-    listener = Listener(address)
+    listener = WatchedListener(address)
     try:
         if on_listening is not None:
             on_listening(listener.address)
-        sock = listener.accept(timeout_s)
+        sock = listener.accept_within(timeout_s)
     finally:
         listener.close()
     try:

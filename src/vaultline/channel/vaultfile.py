@@ -14,7 +14,7 @@ from typing import Final
 
 from vaultline.channel.chunks import RESEAL, Buffer, VaultFormatError
 from vaultline.core.errors import InputError
-from vaultline.core.limits import STAGES_MAX, VAULT_HEADER_BYTES_MAX
+from vaultline.core.limits import MIB, STAGES_MAX
 from vaultline.core.program import Isa
 from vaultline.core.serde import Struct, canonical_json, from_json
 
@@ -22,6 +22,8 @@ MAGIC: Final = b"VLTVAULT"
 VERSION: Final = 2
 _PREFIX = struct.Struct("!8sII")
 _DIGEST_LABEL = b"vaultline vault header v1"
+#: A few hundred bytes per stage.
+VAULT_HEADER_BYTES_MAX = 1 * MIB
 
 
 class SectionEntry(Struct, frozen=True):

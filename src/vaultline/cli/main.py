@@ -39,6 +39,7 @@ VERBS = {
     "verify": "Verify evidence against a policy, offline.",
     "collateral": "Pack what verification needs besides the evidence.",
     "run": "Send a video through the enclaves of a plan.",
+    "receipt": "Verify what the enclaves of a run signed.",
     "serve": "Serve many models on the enclaves of a cluster.",
     "load": "Send a workload's requests to what `serve` serves.",
     "simulate": "Serve a workload in virtual time, under several policies.",

@@ -11,6 +11,7 @@ import typer
 from rich.progress import TextColumn
 from rich.table import Table
 
+from vaultline.attest.linkwire import FRAMES_PER_LINK_MAX
 from vaultline.cli.common import JsonFlag, device_names, note, print_json, progress, results, table
 from vaultline.cli.files import load_plan, read_text
 from vaultline.cli.run_metrics import StageCollector, serving
@@ -30,6 +31,7 @@ from vaultline.core.plan import Plan
 from vaultline.owner.deploy import parse_place
 from vaultline.owner.disclosure import load_disclosure
 from vaultline.owner.keyfile import load_kek, read_keyfile
+from vaultline.owner.receipts import FRAMES_PER_LINK
 from vaultline.owner.session import ResultFrame, SessionSettings
 from vaultline.video.preprocess import Preprocessor, default_preprocessing, load_preprocessing
 from vaultline.video.sinks import JsonLinesSink
@@ -92,6 +94,13 @@ def run(
     stall: Annotated[
         float, typer.Option(min=0.1, help="Seconds to wait for the next result.")
     ] = 60.0,
+    receipts: Annotated[
+        Path | None,
+        typer.Option(help="New folder for what the enclaves sign: see `vaultline receipt`."),
+    ] = None,
+    frames_per_link: Annotated[
+        int, typer.Option(min=1, max=FRAMES_PER_LINK_MAX, help="Frames of one signature.")
+    ] = FRAMES_PER_LINK,
     metrics: Annotated[
         str | None,
         typer.Option(help="HOST:PORT that serves memory use as Prometheus text, to anybody."),
@@ -117,6 +126,8 @@ def run(
         places=dict(parse_place(text) for text in place or []),
         disclosure=load_disclosure(privacy, leakage),
         settings=SessionSettings(transport=transport, result_bind=result_bind, stall_s=stall),
+        receipts=receipts,
+        frames_per_link=frames_per_link,
     )
     names = None if labels is None else read_text(labels, "the labels").splitlines()
     spec = planned.stages[0].inputs[0]
@@ -208,3 +219,8 @@ def show_summary(summary: RunSummary, sink: Path) -> None:
             style="yellow",
         )
     console.print(f"results: {sink}")
+    if summary.receipt:
+        console.print(f"receipt: {summary.receipt}, {summary.links} links")
+        if summary.links_refused:
+            text = f"{summary.links_refused} links that the host brought are not by our enclaves"
+            console.print(text, style="yellow")

@@ -20,12 +20,15 @@ from vaultline.owner.appraisal import Appraiser, load_collateral, load_policy
 from vaultline.owner.deploy import Place, check_platform, launch_workers, stage_secrets
 from vaultline.owner.disclosure import Disclosure, untrusted_stages
 from vaultline.owner.keyfile import SealedKeys
+from vaultline.owner.receipts import FRAMES_PER_LINK, Recorder
 from vaultline.owner.seal import check_vault
 from vaultline.owner.session import OwnerFrame, ResultFrame, Session, SessionSettings
 from vaultline.video.frames import Source
 from vaultline.video.preprocess import Preprocessor
 from vaultline.video.sinks import JsonLinesSink, Result, StageTimes
 
+#: How long the host may take after the last result: for what workers used, and for links.
+_METRICS_S, _LINKS_S = 2.0, 20.0
 #: Shown in every result: how the enclaves were proven.
 _ATTESTED = {
     "simulated": "SIMULATED: development root, no protection from the host",
@@ -56,7 +59,10 @@ class Trust:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
-    """One run of a sealed plan; ``disclosure`` says what untrusted stages may see."""
+    """One run of a sealed plan; ``disclosure`` says what untrusted stages may see.
+
+    ``receipts``: a new folder for the links that enclaves sign, for so many frames each.
+    """
 
     plan: Plan
     vault: Path
@@ -65,6 +71,8 @@ class RunRequest:
     places: Mapping[str, Place] = field(default_factory=dict)
     disclosure: Disclosure = field(default_factory=Disclosure)
     settings: SessionSettings = field(default_factory=SessionSettings)
+    receipts: Path | None = None
+    frames_per_link: int = FRAMES_PER_LINK
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,6 +85,8 @@ class RunSummary:
         unverified: stages on untrusted devices, whose results nothing vouches for.
         untrusted_devices: those devices.
         memory: what each worker used of its budget, as the host tells it.
+        receipt: the folder, if one was wanted; links: how many came, and how many that the host
+            brought were not signed by this run's enclaves.
     """
 
     frames_in: int = 0
@@ -94,6 +104,9 @@ class RunSummary:
     untrusted_devices: list[str] = field(default_factory=list)
     hardening: list[list[str]] = field(default_factory=list)
     memory: list[dict[str, Any]] = field(default_factory=list)
+    receipt: str = ""
+    links: int = 0
+    links_refused: int = 0
 
 
 class Stopped(KeyboardInterrupt):
@@ -114,7 +127,32 @@ def stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def open_session(request: RunRequest) -> Session:
+@contextmanager
+def opened(request: RunRequest, summary: RunSummary) -> Iterator[Session]:
+    """The run's session, and its receipt if one is wanted.
+
+    Raises:
+        VaultlineError: as `open_session`, `Session` and `Recorder`.
+    """
+    appraiser = request.trust.appraiser(request.plan)
+    if request.receipts is None:
+        with open_session(request, appraiser) as session:
+            yield session
+        return
+    recorder = Recorder(request.receipts, request.plan, request.frames_per_link)
+    try:
+        with open_session(request, appraiser, recorder) as session:
+            recorder.record(session, appraiser)
+            yield session
+    finally:
+        recorder.close()
+        summary.receipt = str(request.receipts)
+        summary.links, summary.links_refused = recorder.links, recorder.refused
+
+
+def open_session(
+    request: RunRequest, appraiser: Appraiser, recorder: Recorder | None = None
+) -> Session:
     """Check everything that can be checked without starting a process.
 
     Raises:
@@ -134,7 +172,6 @@ def open_session(request: RunRequest) -> Session:
     request.disclosure.check(request.plan)
     sealing = request.keys.sealing_for(request.plan.digest)
     check_vault(request.vault, sealing)
-    appraiser = request.trust.appraiser(request.plan)
     platform = request.trust.platform or request.trust.policy.parent / "platform.json"
     if any(stage.device.kind == "simulated" for stage in request.plan.stages):
         check_platform(platform)
@@ -150,13 +187,11 @@ def open_session(request: RunRequest) -> Session:
         places=request.places,
         accelerator_key=accelerator_key,
     )
-    return Session(
-        request.plan,
-        request.disclosure.attach(request.plan, stage_secrets(request.plan, request.keys)),
-        workers,
-        appraiser.appraise_now,
-        request.settings,
-    )
+    secrets = request.disclosure.attach(request.plan, stage_secrets(request.plan, request.keys))
+    parts = (workers, appraiser.appraise_now, request.settings)
+    if recorder is None:
+        return Session(request.plan, secrets, *parts)
+    return Session(request.plan, recorder.attach(secrets), *parts, on_link=recorder.link)
 
 
 def check_image_model(plan: Plan) -> None:
@@ -194,7 +229,7 @@ def run_video(
             yield OwnerFrame(frame.index, frame.timestamp_s, [preprocessor(frame.image)])
             summary.frames_in += 1
 
-    with open_session(request) as session:
+    with opened(request, summary) as session:
         on_session(session)
         summary.epoch = session.epoch.number
         summary.grant_ms = [release.grant_s * 1e3 for release in session.releases]
@@ -218,7 +253,7 @@ def run_video(
         finally:
             summary.seconds = time.perf_counter() - before_s
             _close_summary(summary, latencies, per_stage, request.plan)
-        session.wait_last_metrics()
+        session.wait_last_metrics(_LINKS_S if request.receipts else _METRICS_S)
         summary.memory = memory_rows(worker_uses(request.plan, session))
     return summary
 

@@ -138,4 +138,10 @@ class FailedLine(Struct, frozen=True, tag="failed"):
     refused: bool = False
 
 
-WorkerLine = ReadyLine | BeatLine | FailedLine
+class LinkLine(Struct, frozen=True, tag="link"):
+    """Worker to host, and host to owner: a signed link of a receipt (`attest.links`); public."""
+
+    link: str
+
+
+WorkerLine = ReadyLine | BeatLine | FailedLine | LinkLine

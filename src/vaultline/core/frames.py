@@ -34,6 +34,14 @@ class StageTimes(NamedTuple):
     send_ns: int = 0
 
 
+class HopClock(NamedTuple):
+    """Nanoseconds that a message took on this side of a hop, and when it was done."""
+
+    crypto_ns: int = 0
+    socket_ns: int = 0
+    done_ns: int = 0
+
+
 class FrameLayout:
     """Where everything is in the message of a hop."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from vaultline.core.control import HardeningStep, ProviderName, StageMetrics
+from vaultline.core.control import HardeningStep, LinkLine, ProviderName, StageMetrics
 from vaultline.core.errors import InputError
 from vaultline.core.serde import Struct
 
@@ -100,4 +100,4 @@ class WorkerLostLine(Struct, frozen=True, kw_only=True, tag="lost"):
     refused: bool = False
 
 
-HostLine = EndpointsLine | BeatsLine | WorkerLostLine
+HostLine = EndpointsLine | BeatsLine | WorkerLostLine | LinkLine

@@ -18,18 +18,12 @@ RECORD_SLACK_BYTES = 66 << 10
 #: A sealed chunk of a vault: large enough for full AES-GCM speed, and small enough that its
 #: ciphertext and plaintext stay in a core's L2 cache between the file, the cipher and the engine.
 VAULT_CHUNK_BYTES_MAX = MIB // 2
-#: The plaintext header of a vault: a few hundred bytes per stage.
-VAULT_HEADER_BYTES_MAX = 1 * MIB
-#: Weights of one stage, tiles counted one by one, and the program (vgg19 whole: under 100).
-VAULT_TENSORS_MAX = 1 << 16
 #: A stage program with its step graphs, without weights (densenet121 whole: under 1 MiB).
 PROGRAM_BYTES_MAX = 64 * MIB
 #: Stages of one plan; hops are numbered one more.
 STAGES_MAX = 64
 #: Devices that run one stage in turn: a worker keeps one connection to each of its neighbours.
 REPLICAS_MAX = 16
-#: Workers of one plan: one host process watches them all.
-WORKERS_MAX = 256
 #: The tensors of a stage, those inside its steps too (densenet121 whole: about 250).
 TENSORS_PER_STAGE_MAX = 1 << 16
 #: One tensor, and the tensors of one frame on one hop together.

@@ -14,7 +14,6 @@ from vaultline.core.limits import (
     REPLICAS_MAX,
     STAGES_MAX,
     TENSOR_BYTES_MAX,
-    WORKERS_MAX,
 )
 from vaultline.core.memory import MemoryPlan, StreamRates
 from vaultline.core.program import Mode, PageMode
@@ -22,6 +21,8 @@ from vaultline.core.serde import Struct, canonical_json, from_json
 from vaultline.core.tensors import TensorSpec, layout
 
 PLAN_VERSION = 3
+#: Workers of one plan: one host process watches them all.
+WORKERS_MAX = 256
 Objective = Literal["latency", "throughput", "chunk"]
 DeviceKind = Literal["simulated", "sgx", "tdx", "snp", "accelerator"]
 LeakageMetric = Literal["resolution", "similarity", "reconstruction"]

@@ -245,8 +245,3 @@ def streamed_bytes(program: StageProgram, step: Step) -> int:
     streamed = {each.weight for each in step.weights}
     specs = [program.weights[index] for index in streamed]
     return sum(align(weight.spec.nbytes) for weight in specs if weight.resident_at is None)
-
-
-def kept_bytes(program: StageProgram) -> int:
-    """Bytes of a buffer for all weights of a program, each of them aligned."""
-    return sum(align(weight.spec.nbytes) for weight in program.weights)

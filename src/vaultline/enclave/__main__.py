@@ -10,6 +10,7 @@ from vaultline.attest.stage_grant import Grant
 from vaultline.core.control import BeatLine, StageMetrics, WorkerConfig
 from vaultline.enclave.admission import admit
 from vaultline.enclave.lines import HostLines
+from vaultline.enclave.links import Links
 from vaultline.enclave.pipeline import Pipeline, Progress
 from vaultline.enclave.process import run, start
 from vaultline.enclave.stage import LoadedStage, load_stage
@@ -35,7 +36,7 @@ class Worker:
         process = start(config, self._lines, self._beat, vaults=(config.vault,), data=config.data)
         mapped = config.platform == "process"
         self._stage = stage = admit(
-            process, Grant, lambda grant: load_stage(grant, process, mapped=mapped)
+            process, Grant, lambda grant, key: load_stage(grant, key, process, mapped=mapped)
         )
         try:
             self._work(stage, process.data, process.wires.get().next)
@@ -50,7 +51,10 @@ class Worker:
         socks = [connect(target, timeout_s=_CONNECT_TIMEOUT_S) for target in targets]
         sender = FanOut(after, replica, socks)
         parts = (stage.program, stage.executor, stage.buffers, receiver, sender)
-        Pipeline(*parts, self._progress, replica).run()
+        links, replicas = None, stage.program.settings.replicas
+        if stage.grant.receipt_secret:
+            links = Links(stage.grant, stage.key.ed25519, replicas, self._lines.say)
+        Pipeline(*parts, self._progress, replica, links).run()
         self._lines.say(self._beat())  # what it took in all
 
     def _beat(self) -> BeatLine:

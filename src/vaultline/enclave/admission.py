@@ -6,10 +6,10 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from vaultline.attest.challenge import Challenge
-from vaultline.attest.grant import open_grant, transcript_hash
+from vaultline.attest.grant import GrantKey, open_grant, transcript_hash
 from vaultline.core.control import (
     BufferKind,
     ChallengeMessage,
@@ -30,11 +30,10 @@ from vaultline.transport.sockets import hang_up
 _OWNER_TIMEOUT_S = 10.0
 G = TypeVar("G", bound=Struct)
 T = TypeVar("T")
+Load: TypeAlias = Callable[[G, GrantKey], tuple[T, Mapping[BufferKind, int]]]
 
 
-def admit(
-    process: Process, kind: type[G], load: Callable[[G], tuple[T, Mapping[BufferKind, int]]]
-) -> T:
+def admit(process: Process, kind: type[G], load: Load[G, T]) -> T:
     """Answer challenges until one is followed by a grant that opens and can be loaded.
 
     A stranger's challenge is answered too: evidence is public and each has a key of its own. A
@@ -42,18 +41,19 @@ def admit(
     worker, since its keys have been used.
 
     Args:
-        kind: of grant. load: what to do with it; the owner is told how much memory that took.
+        kind: of grant. load: what to do with it and the key that it was granted to; the owner is
+            told how much memory that took.
     """
     while True:
         sock = process.control.accept()
         try:
-            grant = _exchange(sock, process, kind)
+            grant = _exchange(sock, process, kind, key := fresh_key())
         except VaultlineError as error:
             _refuse(sock, error)
             continue
         before_s = time.monotonic()
         try:
-            loaded, held_bytes = load(grant)
+            loaded, held_bytes = load(grant, key)
         except VaultlineError as error:
             _refuse(sock, error)
             raise
@@ -64,11 +64,10 @@ def admit(
         return loaded
 
 
-def _exchange(sock: socket.socket, process: Process, kind: type[G]) -> G:
+def _exchange(sock: socket.socket, process: Process, kind: type[G], key: GrantKey) -> G:
     asked = receive_control(sock, ChallengeMessage, timeout_s=_OWNER_TIMEOUT_S)
     challenge = Challenge.decode(asked.challenge)
-    key = fresh_key()
-    evidence = answer(process.provider, challenge, key, process.measurement)
+    evidence = answer(process.provider, challenge, key)
     send_control(sock, EvidenceMessage(evidence=evidence.encode()))
     sealed = receive_control(sock, GrantMessage, timeout_s=_OWNER_TIMEOUT_S).sealed
     transcript = transcript_hash(challenge, evidence)

@@ -7,7 +7,7 @@ from typing import Protocol
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from vaultline.attest.challenge import Challenge, report_data
+from vaultline.attest.challenge import RECEIPTS_VERSION, Challenge, report_data
 from vaultline.attest.evidence import Evidence, Kind
 from vaultline.attest.grant import GrantKey, public_key_bytes
 from vaultline.core.control import ProviderName
@@ -21,15 +21,19 @@ class Provider(Protocol):
     def kind(self) -> Kind:
         """Who vouches."""
 
-    def quote(self, data: bytes, measurement: bytes) -> bytes:
-        """A quote over report data, and over this measurement if nothing else measures."""
+    @property
+    def measurement(self) -> bytes:
+        """What the process measured of itself; empty where the processor does, or nobody."""
+
+    def quote(self, data: bytes) -> bytes:
+        """A quote over report data."""
 
 
-def open_provider(name: ProviderName, platform: bytes | None = None) -> Provider:
+def open_provider(name: ProviderName, platform_file: str | None = None) -> Provider:
     """The provider of this name; its module is loaded by workers that were started for it.
 
     Raises:
-        InputError: no such provider, or one without its file.
+        InputError: no such provider, or one without its file; see also each provider.
     """
     if name == "gramine":
         from vaultline.enclave.gramine_quotes import GramineProvider
@@ -39,17 +43,17 @@ def open_provider(name: ProviderName, platform: bytes | None = None) -> Provider
         from vaultline.enclave.tsm_quotes import TsmProvider
 
         return TsmProvider(name)
-    if name == "simulated" and platform is not None:
-        from vaultline.enclave.simulated_quotes import SimulatedProvider
+    if name == "simulated" and platform_file is not None:
+        from vaultline.enclave.simulated_quotes import open_simulated
 
-        return SimulatedProvider(platform)
-    if name == "pinned" and platform is not None:
-        from vaultline.enclave.pinned_quotes import PinnedProvider
+        return open_simulated(platform_file)
+    if name == "pinned" and platform_file is not None:
+        from vaultline.enclave.pinned_quotes import open_pinned
 
-        return PinnedProvider(platform)
+        return open_pinned(platform_file)
     raise InputError(
         "no such provider of evidence, or no file",
-        got=f"{name}, file: {platform is not None}",
+        got=f"{name}, file: {platform_file is not None}",
         expected="gramine, tdx or snp; simulated or pinned with a file",
     )
 
@@ -59,8 +63,11 @@ def fresh_key() -> GrantKey:
     return GrantKey(MLKEM768PrivateKey.generate(), X25519PrivateKey.generate())
 
 
-def answer(provider: Provider, challenge: Challenge, key: GrantKey, measurement: bytes) -> Evidence:
-    """Evidence that commits to this challenge and this key."""
-    public_key = public_key_bytes(key)
-    quote = provider.quote(report_data(challenge, public_key), measurement)
-    return Evidence(kind=provider.kind, public_key=public_key, quote=quote)
+def answer(provider: Provider, challenge: Challenge, key: GrantKey) -> Evidence:
+    """Evidence that commits to this challenge and this key, and to the one that signs if asked."""
+    public_key, signing_key = public_key_bytes(key), b""
+    if challenge.version == RECEIPTS_VERSION:
+        signing_key = key.ed25519.public_key().public_bytes_raw()
+    quote = provider.quote(report_data(challenge, public_key + signing_key))
+    kind = provider.kind
+    return Evidence(kind=kind, public_key=public_key, quote=quote, signing_key=signing_key)

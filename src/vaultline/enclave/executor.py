@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from vaultline.core.control import BufferKind, StageMetrics
 from vaultline.core.errors import LocalProtocolError, MachineError, RefusedError
-from vaultline.core.frames import FrameLayout
+from vaultline.core.frames import FrameLayout, HopClock
 from vaultline.core.program import StageProgram, Step, streamed_bytes
 from vaultline.core.tensors import TensorSpec
 from vaultline.enclave.ledger import Bytes, Ledger
@@ -84,10 +84,13 @@ def _value(data: Bytes, spec: TensorSpec, rows: int | None = None) -> ort.OrtVal
 
 
 class FrameBuffer:
-    """One frame's message of one hop, with the engine's view of each tensor in it."""
+    """One frame's message of one hop, with the engine's view of each tensor in it.
+
+    ``clock``: when it came, and what that took.
+    """
 
     def __init__(self, layout: FrameLayout, data: Bytes) -> None:
-        self.layout = layout
+        self.layout, self.clock = layout, HopClock()
         self.message = data.data
         places = zip(layout.offsets, layout.specs, strict=True)
         self.parts = tuple(data[start : start + spec.nbytes] for start, spec in places)

@@ -19,13 +19,14 @@ class GramineProvider:
     """
 
     kind: Kind = "sgx"
+    measurement = b""  # the processor measures
 
     def __init__(self, directory: Path = GRAMINE_ATTESTATION) -> None:
         self._directory = directory
         self._lock = threading.Lock()
 
-    def quote(self, data: bytes, measurement: bytes) -> bytes:
-        """A quote over report data; the processor measures, so ``measurement`` is not used.
+    def quote(self, data: bytes) -> bytes:
+        """A quote over report data.
 
         Raises:
             MachineError: the pseudo-files are missing, or the quoting service failed.

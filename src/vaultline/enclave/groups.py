@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from vaultline.core.errors import MachineError
 from vaultline.core.frames import FrameLayout, StageTimes
-from vaultline.core.program import kept_bytes
+from vaultline.core.program import StageProgram
 from vaultline.core.tensors import align
 from vaultline.enclave.executor import Executor, FrameBuffer, _LoadedStep, _value
 from vaultline.enclave.ledger import BudgetExceededError, Bytes
@@ -26,6 +26,11 @@ class Ran(NamedTuple):
 
     streamed_bytes: int
     decrypt_s: float
+
+
+def kept_bytes(program: StageProgram) -> int:
+    """Bytes of a buffer for all weights of a program, each of them aligned."""
+    return sum(align(weight.spec.nbytes) for weight in program.weights)
 
 
 #: What is bound in place of a message that is gone.

@@ -13,7 +13,8 @@ from vaultline.core.frames import OUTPUT_FRAMES_EXTRA, FrameLayout, StageTimes, 
 from vaultline.core.program import StageProgram
 from vaultline.enclave.executor import Executor, FrameBuffer
 from vaultline.enclave.ledger import Ledger
-from vaultline.transport.streams import FanIn, FanOut, HopClock
+from vaultline.enclave.links import Links
+from vaultline.transport.streams import FanIn, FanOut
 
 
 @dataclass(slots=True)
@@ -22,12 +23,6 @@ class Progress:
 
     frames: int = 0
     busy_since_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrived:
-    buffer: FrameBuffer
-    clock: HopClock
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +43,13 @@ class StageBuffers:
         self.input_layout, self.output_layout = before, after
         frames_in = max(settings.queue_frames, settings.frames_per_pass)
         frames_out = settings.frames_per_pass + OUTPUT_FRAMES_EXTRA
-        self.inputs = [
-            FrameBuffer(before, ledger.take("io", before.message_bytes, "the input queue"))
-            for _ in range(frames_in)
-        ]
-        self.outputs = [
-            FrameBuffer(after, ledger.take("io", after.message_bytes, "the output queue"))
-            for _ in range(frames_out)
-        ]
+        self.inputs, self.outputs = (
+            [FrameBuffer(hop, ledger.take("io", hop.message_bytes, what)) for _ in range(count)]
+            for hop, count, what in (
+                (before, frames_in, "the input queue"),
+                (after, frames_out, "the output queue"),
+            )
+        )
         records_bytes = sum(
             count * record_buffer_bytes(hop.message_bytes)
             for count, hop in zip(settings.connections, (before, after), strict=True)
@@ -79,6 +73,7 @@ class Pipeline:
         sender: FanOut,
         progress: Progress,
         replica: int = 0,
+        links: Links | None = None,
     ) -> None:
         self._stage = program.settings.stage
         several = program.settings.replicas > 1
@@ -88,12 +83,12 @@ class Pipeline:
         self._layout = buffers.output_layout
         self._receiver = receiver
         self._sender = sender
-        self._progress = progress
+        self._progress, self._links = progress, links
         self._send_error: VaultlineError | None = None
-        self._sent = HopClock()  # of the last frame sent, to be told with the next one
+        self._sent = sender.clock  # of the last frame sent, to be told with the next one
         self._free_inputs: SimpleQueue[FrameBuffer] = SimpleQueue()
         self._free_outputs: SimpleQueue[FrameBuffer | _Ended] = SimpleQueue()
-        self._arrived: SimpleQueue[_Arrived | _Ended] = SimpleQueue()
+        self._arrived: SimpleQueue[FrameBuffer | _Ended] = SimpleQueue()
         self._finished: SimpleQueue[FrameBuffer | _Ended] = SimpleQueue()
         for buffer in buffers.inputs:
             self._free_inputs.put(buffer)
@@ -129,7 +124,8 @@ class Pipeline:
                 if not self._receiver.receive(buffer.message):
                     self._arrived.put(_Ended())
                     return
-                self._arrived.put(_Arrived(buffer, self._receiver.clock))
+                buffer.clock = self._receiver.clock
+                self._arrived.put(buffer)
         except VaultlineError as error:
             self._arrived.put(_Ended(error))
 
@@ -168,11 +164,13 @@ class Pipeline:
                 self._run_pass(batch)
         if ended.error is not None:
             raise ended.error
+        if self._links is not None:
+            self._links.sign(last=True)
 
-    def _take_waiting(self) -> tuple[list[_Arrived], _Ended | None]:
+    def _take_waiting(self) -> tuple[list[FrameBuffer], _Ended | None]:
         """All frames that wait now, at least one unless the stream ended, as one pass."""
         item = self._arrived.get()
-        batch: list[_Arrived] = []
+        batch: list[FrameBuffer] = []
         while True:
             if isinstance(item, _Ended):
                 return batch, item
@@ -184,16 +182,16 @@ class Pipeline:
             except Empty:
                 return batch, None
 
-    def _run_pass(self, batch: list[_Arrived]) -> None:
+    def _run_pass(self, batch: list[FrameBuffer]) -> None:
         outputs = [self._take_output() for _ in batch]
         self._progress.busy_since_s = time.monotonic()
         together = len(batch) if self._executor.ends_stacked else 1
         started_ns = finished_ns = time.monotonic_ns()
-        for position in self._executor.run_pass([frame.buffer for frame in batch], outputs):
+        for position in self._executor.run_pass(batch, outputs):
             if together == 1 or position == 0:
                 started_ns, finished_ns = finished_ns, time.monotonic_ns()
             arrived, output = batch[position], outputs[position]
-            self._layout.copy_meta(arrived.buffer.message, output.message)
+            self._layout.copy_meta(arrived.message, output.message)
             times = StageTimes(
                 arrived_ns=arrived.clock.done_ns,
                 started_ns=started_ns,
@@ -204,8 +202,10 @@ class Pipeline:
                 send_ns=self._sent.socket_ns,
             )
             self._layout.write_times(output.message, self._stage, times)
-            self._finished.put(output)
-            self._free_inputs.put(arrived.buffer)
+            self._finished.put(output)  # only this thread will write to it again
+            if self._links is not None:
+                self._links.add(arrived, output)
+            self._free_inputs.put(arrived)
             self._progress.frames += 1
         self._progress.busy_since_s = None
 

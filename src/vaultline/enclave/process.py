@@ -22,7 +22,6 @@ from vaultline.enclave.evidence import Provider, open_provider
 from vaultline.enclave.executor import warm_up
 from vaultline.enclave.hardening import harden
 from vaultline.enclave.lines import HostLines
-from vaultline.enclave.measurement import measure
 from vaultline.transport.sockets import Address, Listener
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ class Process:
         control, data: where the owner and others may connect; ``wires``: the host's later lines.
     """
 
-    measurement: bytes
     isa: Isa
     provider: Provider
     vaults: list[int]
@@ -55,7 +53,7 @@ def start(
     vaults: Sequence[str],
     data: Sequence[str],
 ) -> Process:
-    """Measure, open what will be needed, give up the rest, and tell the host.
+    """Open what will be needed, give up the rest, and tell the host.
 
     Args:
         beat: asked at every heartbeat, in a thread.
@@ -63,10 +61,9 @@ def start(
     Raises:
         VaultlineError: a file can't be read, or an address can't be listened on.
     """
-    measurement = measure()
     warm_up()
     isa = local_isa()
-    provider = open_provider(config.provider, read_platform(config.platform_file))
+    provider = open_provider(config.provider, config.platform_file)
     files = [open_vault(path) for path in vaults]
     control, *others = (Listener(Address.parse(text)) for text in (config.control, *data))
     tcp = control.address.kind == "tcp"
@@ -88,23 +85,11 @@ def start(
     ready = ReadyLine(
         control=str(control.address),
         data=tuple(str(listener.address) for listener in others),
-        measurement=measurement.hex(),
+        measurement=provider.measurement.hex(),
         hardening=tuple(hardening),
     )
     lines.say(ready)
-    return Process(measurement, isa, provider, files, control, others, wires)
-
-
-def read_platform(path: str | None) -> bytes | None:
-    """The simulated platform's secrets; real platforms have theirs in the processor.
-
-    Raises:
-        RemoteProtocolError: the host named a file that can't be read.
-    """
-    try:
-        return None if path is None else Path(path).read_bytes()
-    except OSError as error:
-        raise RemoteProtocolError("cannot read the platform file", got=str(error)) from error
+    return Process(isa, provider, files, control, others, wires)
 
 
 def open_vault(path: str) -> int:

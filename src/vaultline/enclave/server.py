@@ -317,7 +317,7 @@ class ServingWorker:
         data = (config.commands,)
         process = start(config, self._lines, self._beat, vaults=config.vaults, data=data)
         self._server = server = admit(
-            process, ServerGrant, lambda grant: self._load(grant, process)
+            process, ServerGrant, lambda grant, _: self._load(grant, process)
         )
         sock = process.data[0].accept()
         process.data[0].close()

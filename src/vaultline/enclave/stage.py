@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vaultline.attest.grant import GrantKey
 from vaultline.attest.stage_grant import Grant, check_released
 from vaultline.core.control import BufferKind
 from vaultline.core.program import StageProgram
@@ -16,18 +17,19 @@ from vaultline.enclave.process import Process
 from vaultline.enclave.vault import VaultSection
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class LoadedStage:
-    """A stage that is ready for frames."""
+    """A stage that is ready for frames; ``key``: what it was granted to."""
 
     grant: Grant
+    key: GrantKey
     program: StageProgram
     executor: Executor
     buffers: StageBuffers
 
 
 def load_stage(
-    grant: Grant, process: Process, *, mapped: bool
+    grant: Grant, key: GrantKey, process: Process, *, mapped: bool
 ) -> tuple[LoadedStage, Mapping[BufferKind, int]]:
     """Load the stage; ``mapped``: see ``VaultSection``.
 
@@ -43,8 +45,7 @@ def load_stage(
     ledger = Ledger(program.settings.budget_bytes)
     buffers = StageBuffers(program, ledger)
     executor = executor_type(program, process.provider)(program, section, ledger)
-    stage = LoadedStage(grant=grant, program=program, executor=executor, buffers=buffers)
-    return stage, ledger.held
+    return LoadedStage(grant, key, program, executor, buffers), ledger.held
 
 
 def executor_type(program: StageProgram, provider: Provider) -> type[Executor]:

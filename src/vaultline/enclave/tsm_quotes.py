@@ -29,12 +29,14 @@ class TsmProvider:
         reports: the folder; ``system``: the calls of ``os`` on it. Others only in tests.
     """
 
+    measurement = b""  # the processor measures
+
     def __init__(
         self, kind: Literal["tdx", "snp"], reports: str = TSM_REPORTS, system: Any = os
     ) -> None:
         self.kind, self._reports, self._system = kind, reports, system
 
-    def quote(self, data: bytes, measurement: bytes) -> bytes:
+    def quote(self, data: bytes) -> bytes:
         """A TDX quote; or an SNP report (1,184 bytes), then certificates if the host gave any.
 
         The certificates are ``auxblob``: the GHCB's certificate table, which nobody vouches for.

@@ -8,7 +8,7 @@ import selectors
 import time
 from pathlib import Path
 
-from vaultline.core.control import WorkerLine
+from vaultline.core.control import LinkLine, WorkerLine
 from vaultline.core.errors import InputError
 from vaultline.core.hostline import (
     BeatsLine,
@@ -128,6 +128,8 @@ class LocalEngine:
             with contextlib.suppress(InputError):
                 heard: WorkerLine = from_json(line, WorkerLine, what="a worker's line")  # type: ignore[arg-type]
                 self._supervisor.heard(number, heard, time.monotonic())
+                if isinstance(heard, LinkLine):
+                    self._tell(heard)
 
     def _wire(self) -> None:
         ready = self._supervisor.ready

@@ -267,7 +267,7 @@ class ServerHost:
         listener = self._listener
         if listener is None or self._gateway is not None:
             return
-        sock = listener.accept(timeout_s=_TICK_S)
+        sock = listener.accept_within(_TICK_S)
         self._selector.unregister(listener.fileno())
         listener.close()
         self._gateway = Link(sock, self._decode_request, bytes_max=WIRE_MESSAGE_BYTES_MAX)

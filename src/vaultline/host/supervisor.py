@@ -81,7 +81,7 @@ class Supervisor:
             watch.ready = line
         elif isinstance(line, BeatLine):
             watch.busy_s, watch.frames, watch.metrics = line.busy_s, line.frames, line.metrics
-        else:
+        elif isinstance(line, FailedLine):
             watch.failed, watch.failed_s = line, now_s
 
     def exited(self, number: int, code: int) -> None:

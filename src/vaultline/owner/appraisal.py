@@ -10,7 +10,7 @@ from pathlib import Path
 from vaultline.attest.appraise import Verdict, appraise
 from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
-from vaultline.attest.mismatch import Known
+from vaultline.attest.mismatch import Known, committed_keys
 from vaultline.attest.policy import Policy
 from vaultline.attest.refusals import EvidenceReplayed
 from vaultline.core.errors import InputError
@@ -84,7 +84,7 @@ class Appraiser:
             )
         self._known = Known(
             challenges=(*known.challenges, challenge)[-_REMEMBERED:],
-            public_keys=(*known.public_keys, evidence.public_key)[-_REMEMBERED:],
+            public_keys=(*known.public_keys, committed_keys(evidence))[-_REMEMBERED:],
         )
         collateral = self.collateral.get(evidence.kind, b"")
         allowed = self.allow_simulated

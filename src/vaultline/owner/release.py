@@ -7,13 +7,14 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
-from vaultline.attest.challenge import Challenge
+from vaultline.attest.challenge import CHALLENGE_VERSION, RECEIPTS_VERSION, Challenge
 from vaultline.attest.evidence import Evidence
 from vaultline.attest.grant import transcript_hash
-from vaultline.attest.granting import seal_grant
+from vaultline.attest.granting import read_evidence, seal_grant
 from vaultline.attest.server_grant import ServerGrant
 from vaultline.attest.stage_grant import Grant, HopRelease
 from vaultline.core.control import (
@@ -22,7 +23,9 @@ from vaultline.core.control import (
     GrantedMessage,
     GrantMessage,
     LoadedMessage,
+    RefusedMessage,
 )
+from vaultline.core.errors import PeerError
 from vaultline.core.section import SectionAccess
 from vaultline.transport.control import receive_control, send_control
 from vaultline.transport.sockets import Address, connect, hang_up
@@ -34,17 +37,51 @@ _ANSWER_TIMEOUT_S = 30.0
 _LOAD_TIMEOUT_S = 300.0
 
 
+A = TypeVar("A", EvidenceMessage, GrantedMessage, LoadedMessage)
+
+
+class RefusedByPeerError(PeerError):
+    """The enclave said no and why (unauthenticated)."""
+
+    exit_code = 1
+
+
+def receive_answer(sock: socket.socket, kind: type[A], *, timeout_s: float) -> A:
+    """The one message of an enclave that must come next.
+
+    Raises:
+        RefusedByPeerError: the enclave refused instead.
+        PeerError: as `receive_control`.
+    """
+    message: Any = receive_control(sock, kind, RefusedMessage, timeout_s=timeout_s)
+    if isinstance(message, RefusedMessage):
+        raise RefusedByPeerError(f"the enclave refused: {message.message}", got=message.code)
+    answer: A = message
+    return answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiptTerms:
+    """What the enclaves of a run are granted for receipts; ``model_digest``: SHA-256."""
+
+    secret: bytes = field(repr=False)
+    model_digest: bytes
+    frames_per_link: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSecrets:
     """What one stage's grant carries, apart from the names of the exchange.
 
-    ``release``: what the owner's policy lets an untrusted next stage see (`owner.disclosure`).
+    ``release``: what the owner's policy lets an untrusted next stage see (`owner.disclosure`);
+    ``receipt``: the enclave is to sign links of a receipt (`owner.receipts`).
     """
 
     access: SectionAccess
     hop_in_secret: bytes = field(repr=False)
     hop_out_secret: bytes = field(repr=False)
     release: HopRelease | None = None
+    receipt: ReceiptTerms | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +98,13 @@ class Release:
     """A granted stage that may still be loading.
 
     Attributes:
-        verdict: what the appraisal said.
+        verdict: what the appraisal said, of which challenge and evidence.
         grant_s: seconds from the challenge to the enclave's word that the grant opened.
     """
 
     verdict: object
+    challenge: Challenge
+    evidence: Evidence
     grant_s: float
     _sock: socket.socket
 
@@ -76,7 +115,7 @@ class Release:
             PeerError: it refused, died or took too long.
         """
         try:
-            return receive_control(self._sock, LoadedMessage, timeout_s=_LOAD_TIMEOUT_S)
+            return receive_answer(self._sock, LoadedMessage, timeout_s=_LOAD_TIMEOUT_S)
         finally:
             self.close()
 
@@ -112,6 +151,14 @@ def release(
         replica=replica,
         release=secrets.release,
     )
+    if secrets.receipt is not None:
+        terms = secrets.receipt
+        grant = replace(
+            grant,
+            receipt_secret=terms.secret,
+            model_digest=terms.model_digest,
+            frames_per_link=terms.frames_per_link,
+        )
     return release_grant(address, grant, appraise)
 
 
@@ -128,7 +175,9 @@ def release_grant(
         RefusedError: the evidence is not accepted; nothing was released.
         PeerError: the enclave refused, misbehaved or vanished.
     """
+    receipts = isinstance(grant, Grant) and bool(grant.receipt_secret)
     challenge = Challenge(
+        version=RECEIPTS_VERSION if receipts else CHALLENGE_VERSION,
         nonce=os.urandom(32),
         deployment=grant.deployment,
         epoch=grant.epoch,
@@ -139,13 +188,13 @@ def release_grant(
     try:
         before_s = time.perf_counter()
         send_control(sock, ChallengeMessage(challenge=challenge.encode()))
-        answer = receive_control(sock, EvidenceMessage, timeout_s=_ANSWER_TIMEOUT_S)
-        evidence = Evidence.decode(answer.evidence)
+        answer = receive_answer(sock, EvidenceMessage, timeout_s=_ANSWER_TIMEOUT_S)
+        evidence = read_evidence(answer.evidence)
         verdict = appraise(evidence, challenge)
         sealed = seal_grant(grant, evidence.public_key, transcript_hash(challenge, evidence))
         send_control(sock, GrantMessage(sealed=sealed))
-        receive_control(sock, GrantedMessage, timeout_s=_ANSWER_TIMEOUT_S)
-        return Release(verdict, time.perf_counter() - before_s, sock)
+        receive_answer(sock, GrantedMessage, timeout_s=_ANSWER_TIMEOUT_S)
+        return Release(verdict, challenge, evidence, time.perf_counter() - before_s, sock)
     except BaseException:
         hang_up(sock)
         raise

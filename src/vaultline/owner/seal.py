@@ -33,7 +33,7 @@ from vaultline.channel.chunks import (
     places,
     sealed_bytes,
 )
-from vaultline.channel.sections import KEY_BYTES, ChunkSealer, walk
+from vaultline.channel.sections import KEY_BYTES, VAULT_TENSORS_MAX, ChunkSealer, walk
 from vaultline.channel.vaultfile import (
     Front,
     SectionEntry,
@@ -42,12 +42,7 @@ from vaultline.channel.vaultfile import (
     write_front,
 )
 from vaultline.core.errors import InputError, MachineError, VaultlineError
-from vaultline.core.limits import (
-    PROGRAM_BYTES_MAX,
-    STAGES_MAX,
-    VAULT_CHUNK_BYTES_MAX,
-    VAULT_TENSORS_MAX,
-)
+from vaultline.core.limits import PROGRAM_BYTES_MAX, STAGES_MAX, VAULT_CHUNK_BYTES_MAX
 from vaultline.core.program import StageProgram
 from vaultline.core.section import SectionAccess, SectionId
 from vaultline.core.serde import Struct, to_msgpack

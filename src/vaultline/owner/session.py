@@ -20,7 +20,7 @@ from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
 from vaultline.attest.refusals import KindRefused
 from vaultline.channel.messages import StreamAbortedError
-from vaultline.core.control import StageMetrics
+from vaultline.core.control import LinkLine, StageMetrics
 from vaultline.core.errors import InputError, LocalProtocolError, PeerError, VaultlineError
 from vaultline.core.frame_meta import FrameMeta, read_meta, read_times, tensor_bytes, write_meta
 from vaultline.core.frames import FrameLayout, StageTimes
@@ -34,8 +34,7 @@ from vaultline.core.hostline import (
 from vaultline.core.plan import Plan
 from vaultline.core.tensors import TensorSpec
 from vaultline.owner.hostlink import HostLink, HostLostError, lost_error
-from vaultline.owner.release import Epoch, Release, StageSecrets, release
-from vaultline.transport.control import RefusedByPeerError
+from vaultline.owner.release import Epoch, RefusedByPeerError, Release, StageSecrets, release
 from vaultline.transport.sockets import (
     Address,
     ConnectionLostError,
@@ -118,8 +117,11 @@ class Session:
         workers: Sequence[LaunchWorker],
         appraise: Callable[[Evidence, Challenge], object],
         settings: SessionSettings,
+        on_link: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """``on_link`` is told links of a receipt, as the host brings them, in another thread."""
         self._plan = plan
+        self._on_link = on_link
         self._secrets = tuple(secrets)
         self._workers = tuple(workers)
         self._appraise = appraise
@@ -477,6 +479,8 @@ class Session:
                 return
             if isinstance(line, BeatsLine):
                 self._heard(line)
+            if isinstance(line, LinkLine):
+                self._on_link(line.link)
             waited_s = time.monotonic() - self._progress_s
             late = self._awaiting_result and waited_s > self._settings.stall_s
             if late and self._received < self._sent:

@@ -22,7 +22,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vaultline.core.limits import STAGES_MAX, WORKERS_MAX
+from vaultline.core.limits import STAGES_MAX
+from vaultline.core.plan import WORKERS_MAX
 from vaultline.cost.segments import Table
 from vaultline.planner.bands import ROWS, Bands, Counts, Envelopes, Way, Windows
 

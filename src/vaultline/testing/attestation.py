@@ -17,6 +17,7 @@ from vaultline.attest.grant import GrantKey
 from vaultline.attest.policy import Accepted, Policy, root_key_id
 from vaultline.attest.stage_grant import Grant
 from vaultline.enclave.evidence import answer, fresh_key
+from vaultline.enclave.pinned_quotes import PinnedProvider
 from vaultline.enclave.simulated_quotes import SimulatedProvider
 from vaultline.owner.devroot import DevRoot, make_devroot
 
@@ -64,8 +65,13 @@ def evidence(
     measurement: bytes = MEASUREMENT,
 ) -> Evidence:
     """What a simulated enclave answers."""
-    provider = SimulatedProvider((root or devroot()).platform)
-    return answer(provider, asked or challenge(), key or fresh_key(), measurement)
+    provider = SimulatedProvider((root or devroot()).platform, measurement)
+    return answer(provider, asked or challenge(), key or fresh_key())
+
+
+def pinned_evidence(asked: Challenge, key: GrantKey, accelerator: bytes) -> Evidence:
+    """What the accelerator with this key file answers."""
+    return answer(PinnedProvider(accelerator), asked, key)
 
 
 def grant(asked: Challenge | None = None, **changes: Any) -> Grant:

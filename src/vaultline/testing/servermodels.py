@@ -17,7 +17,8 @@ from vaultline.channel.keys import SECRET_BYTES
 from vaultline.channel.requests import OVERHEAD_BYTES
 from vaultline.core.frames import FrameLayout
 from vaultline.core.profile import TILE_BYTES
-from vaultline.core.program import Mode, PageMode, StageSettings, kept_bytes
+from vaultline.core.program import Mode, PageMode, StageSettings
+from vaultline.enclave.groups import kept_bytes
 from vaultline.graph.compile import CompiledStage, compile_segment
 from vaultline.graph.structure import Model
 from vaultline.owner.appraisal import Appraiser, load_collateral, load_policy

@@ -348,7 +348,7 @@ class ServerThread(HostSide):
         nobody: SimpleQueue[Any] = SimpleQueue()
         with_nobody: list[Listener] = []
         control: Any = None
-        process = Process(b"", local_isa(), provider, self._files, control, with_nobody, nobody)
+        process = Process(local_isa(), provider, self._files, control, with_nobody, nobody)
         self.server = Server(grant, process, mapped=mapped)
         self.error: VaultlineError | None = None
         sock, theirs = socket.socketpair()

@@ -7,6 +7,7 @@ an event loop, ``send_message`` and ``receive_message`` are those of threads.
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 import time
@@ -181,6 +182,17 @@ class WatchedListener(Listener):
     def fileno(self) -> int:
         """For selectors."""
         return self._sock.fileno()
+
+    def accept_within(self, timeout_s: float | None) -> socket.socket:
+        """The next connection; the listener must stay open meanwhile.
+
+        Raises:
+            TransportTimeoutError: none came in time.
+        """
+        if not select.select([self], [], [], timeout_s)[0]:
+            message, expected = f"nobody connected to {self.address}", f"within {timeout_s} s"
+            raise TransportTimeoutError(message, expected=expected)
+        return self.accept()
 
 
 def send_message(sock: socket.socket, message: object, payloads: Sequence[Buffer] = ()) -> None:

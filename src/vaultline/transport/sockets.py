@@ -92,22 +92,16 @@ class Listener:
         else:
             Path(address.host).chmod(0o600)
 
-    def accept(self, timeout_s: float | None = None) -> socket.socket:
+    def accept(self) -> socket.socket:
         """The next connection.
 
         Raises:
-            TransportTimeoutError: none came in time.
             ConnectionLostError: the listener was closed meanwhile.
         """
         try:
-            self._sock.settimeout(timeout_s)
             sock, _ = self._sock.accept()
-        except TimeoutError:
-            message, expected = f"nobody connected to {self.address}", f"within {timeout_s} s"
-            raise TransportTimeoutError(message, expected=expected) from None
         except OSError as error:
             raise ConnectionLostError(f"stopped listening on {self.address}") from error
-        sock.settimeout(None)
         _tune(sock)
         return sock
 

@@ -19,6 +19,7 @@ from vaultline.channel.keys import HopKeys, derive_hop_keys
 from vaultline.channel.messages import MessageReader, MessageWriter, Need, StreamEnded
 from vaultline.channel.records import RecordMiswiredError
 from vaultline.core.errors import RemoteProtocolError, VaultlineError
+from vaultline.core.frames import HopClock
 from vaultline.core.replicas import neighbours
 from vaultline.transport.sockets import ConnectionLostError, hang_up
 
@@ -36,15 +37,6 @@ class MiswiredError(RemoteProtocolError):
 
 class UnevenEndError(RemoteProtocolError):
     """A replica ended its stream although another one still has frames."""
-
-
-@dataclass(slots=True)
-class HopClock:
-    """Nanoseconds that the last message took on this side."""
-
-    crypto_ns: int = 0
-    socket_ns: int = 0
-    done_ns: int = 0
 
 
 class HopSender:

@@ -58,7 +58,7 @@ OUT_OF_RANGE = {
     "an epoch below zero": {"epoch": -1},
     "an epoch over 64 bits": {"epoch": 2**64},
     "a stage that no plan has": {"stage": 64},
-    "another version": {"version": 2},
+    "another version": {"version": 3},
 }
 
 

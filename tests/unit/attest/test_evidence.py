@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vaultline.attest.evidence import (
-    EVIDENCE_BYTES_MAX,
     PUBLIC_KEY_BYTES,
     QUOTE_BYTES_MAX,
     Evidence,
 )
+from vaultline.attest.granting import EVIDENCE_BYTES_MAX, read_evidence
 from vaultline.core.errors import RemoteProtocolError
 from vaultline.core.serde import to_msgpack
 
@@ -22,7 +22,7 @@ KEY = b"k" * PUBLIC_KEY_BYTES
 def test_decoding_gives_back_what_was_encoded() -> None:
     for kind in ("simulated", "sgx", "tdx", "snp"):
         evidence = Evidence(kind=kind, public_key=KEY, quote=b"q" * QUOTE_BYTES_MAX)
-        assert Evidence.decode(evidence.encode()) == evidence
+        assert read_evidence(evidence.encode()) == evidence
 
 
 MALFORMED = {
@@ -43,12 +43,12 @@ MALFORMED = {
 @pytest.mark.parametrize("fields", MALFORMED.values(), ids=MALFORMED.keys())
 def test_evidence_is_refused_with(fields: dict[str, object]) -> None:
     with pytest.raises(RemoteProtocolError):
-        Evidence.decode(to_msgpack(fields))
+        read_evidence(to_msgpack(fields))
 
 
 def test_evidence_over_the_limit_is_refused_before_parsing() -> None:
     with pytest.raises(RemoteProtocolError, match="too long"):
-        Evidence.decode(b"\xc1" * (EVIDENCE_BYTES_MAX + 1))
+        read_evidence(b"\xc1" * (EVIDENCE_BYTES_MAX + 1))
 
 
 @given(st.data())
@@ -59,7 +59,7 @@ def test_mutated_evidence_raises_only_protocol_errors(data: st.DataObject) -> No
         encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
     end = data.draw(st.integers(0, len(encoded)))
     try:
-        evidence = Evidence.decode(bytes(encoded[:end]))
+        evidence = read_evidence(bytes(encoded[:end]))
     except RemoteProtocolError:
         return
     assert msgspec.msgpack.decode(evidence.encode()) == msgspec.structs.asdict(evidence)

@@ -17,7 +17,7 @@ from vaultline.attest.policy import Accepted, Policy
 from vaultline.core.serde import canonical_json
 from vaultline.enclave.evidence import answer, fresh_key
 from vaultline.enclave.pinned_quotes import PinnedProvider
-from vaultline.testing.attestation import MEASUREMENT, NOW_S, challenge, evidence
+from vaultline.testing.attestation import NOW_S, challenge, evidence
 from vaultline.testing.attestation import policy as enclaves
 
 KEY = AcceleratorKey(version=1, private_key=bytes(range(32)))
@@ -32,7 +32,7 @@ def pinned(*keys: AcceleratorKey) -> Policy:
 
 def signed(asked: Challenge | None = None, key: AcceleratorKey = KEY) -> Evidence:
     provider = PinnedProvider(canonical_json(key))
-    return answer(provider, asked or challenge(), fresh_key(), MEASUREMENT)
+    return answer(provider, asked or challenge(), fresh_key())
 
 
 def judge(

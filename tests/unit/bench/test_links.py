@@ -137,7 +137,7 @@ def answering(reply: bytes) -> tuple[Address, threading.Thread]:
     listener = Listener(ANYWHERE)
 
     def run() -> None:
-        with listener.accept(10.0) as sock:
+        with listener.accept() as sock:
             sock.sendall(reply)
             sock.shutdown(socket.SHUT_WR)
             while sock.recv(1 << 16):

@@ -9,9 +9,15 @@ import msgspec
 import pytest
 
 from vaultline.channel.chunks import VaultFormatError
-from vaultline.channel.vaultfile import VERSION, SectionEntry, VaultHeader, read_front, write_front
+from vaultline.channel.vaultfile import (
+    VAULT_HEADER_BYTES_MAX,
+    VERSION,
+    SectionEntry,
+    VaultHeader,
+    read_front,
+    write_front,
+)
 from vaultline.core.errors import InputError
-from vaultline.core.limits import VAULT_HEADER_BYTES_MAX
 
 ENTRY = SectionEntry(offset=0, length=500, chunks=3, isa="portable", engine_version="1.0.0")
 HEADER = VaultHeader(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from vaultline.attest.evidence import Evidence
+from vaultline.attest.granting import read_evidence
 from vaultline.cli import main as cli
 from vaultline.cli.deploy_gramine import GLIBC, GramineOptions, render, worker_files
 from vaultline.core.control import ChallengeMessage, EvidenceMessage, ReadyLine, WorkerLine
@@ -222,7 +222,7 @@ def test_a_worker_starts_and_answers_with_nothing_but_what_the_manifest_names(
         sock = connect(Address.parse(ready.control), timeout_s=10.0)
         send_control(sock, ChallengeMessage(challenge=challenge().encode()))
         answer = receive_control(sock, EvidenceMessage, timeout_s=10.0)
-        assert Evidence.decode(answer.evidence).kind == "simulated"
+        assert read_evidence(answer.evidence).kind == "simulated"
         hang_up(sock)
     finally:
         popen.kill()

@@ -14,12 +14,13 @@ from program_cases import Array, Weights, chain, random_frames, run
 from vaultline.channel.chunks import VaultTamperedError
 from vaultline.core.errors import MachineError
 from vaultline.core.frames import StageTimes
-from vaultline.core.program import StageProgram, kept_bytes
+from vaultline.core.program import StageProgram
 from vaultline.enclave.executor import FrameBuffer
 from vaultline.enclave.groups import (
     Group,
     GroupExecutor,
     check_chain,
+    kept_bytes,
     release_frames,
     take_frames,
 )

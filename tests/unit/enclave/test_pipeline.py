@@ -17,14 +17,13 @@ from vaultline.core.frame_meta import (
     read_times,
     write_meta,
 )
-from vaultline.core.frames import OUTPUT_FRAMES_EXTRA, FrameLayout, StageTimes
+from vaultline.core.frames import OUTPUT_FRAMES_EXTRA, FrameLayout, HopClock, StageTimes
 from vaultline.core.program import StageProgram
 from vaultline.core.tensors import TensorSpec
 from vaultline.enclave.executor import FrameBuffer
 from vaultline.enclave.ledger import BudgetExceededError, Ledger
 from vaultline.enclave.pipeline import Pipeline, Progress, StageBuffers
 from vaultline.testing.vaults import small_stage
-from vaultline.transport.streams import HopClock
 
 #: Queue, frames a pass, floats of the frame: messages shorter and longer than one record; replicas
 #: before, of the stage and after, and how many connections they make.

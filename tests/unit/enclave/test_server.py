@@ -35,7 +35,7 @@ from vaultline.enclave.ledger import BudgetExceededError
 from vaultline.enclave.simulated_quotes import SimulatedProvider
 from vaultline.graph.engine import run_plain
 from vaultline.graph.model import Model
-from vaultline.testing.attestation import devroot
+from vaultline.testing.attestation import MEASUREMENT, devroot
 from vaultline.testing.servermodels import (
     SealedModel,
     feeds_of,
@@ -63,7 +63,7 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> tuple[SealedModel, Seale
 
 @pytest.fixture(scope="module")
 def provider() -> SimulatedProvider:
-    return SimulatedProvider(devroot().platform)
+    return SimulatedProvider(devroot().platform, MEASUREMENT)
 
 
 @pytest.fixture

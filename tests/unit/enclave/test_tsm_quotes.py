@@ -13,14 +13,14 @@ from vaultline.attest.grant import public_key_bytes
 from vaultline.core.errors import InputError, MachineError
 from vaultline.enclave.evidence import answer, fresh_key, open_provider
 from vaultline.enclave.tsm_quotes import TsmProvider
-from vaultline.testing.attestation import MEASUREMENT, challenge
+from vaultline.testing.attestation import challenge
 from vaultline.testing.tsm import FakeTsm, sign
 
 DATA = bytes(range(64))
 
 
 def quote(tsm: FakeTsm, kind: str = "tdx", data: bytes = DATA) -> bytes:
-    return TsmProvider(kind, system=tsm).quote(data, MEASUREMENT)  # type: ignore[arg-type]
+    return TsmProvider(kind, system=tsm).quote(data)  # type: ignore[arg-type]
 
 
 def refusal(tsm: FakeTsm, kind: str = "tdx", data: bytes = DATA) -> str:
@@ -41,7 +41,7 @@ def failing(code: int) -> FakeTsm:
 def test_a_trust_domain_answers_with_its_report() -> None:
     tsm = FakeTsm()
     key = fresh_key()
-    evidence = answer(TsmProvider("tdx", system=tsm), challenge(), key, MEASUREMENT)
+    evidence = answer(TsmProvider("tdx", system=tsm), challenge(), key)
     assert evidence.kind == "tdx"
     assert evidence.quote == sign(report_data(challenge(), public_key_bytes(key)))
     assert (tsm.requests, tsm.open_files) == ({}, 0)
@@ -93,7 +93,7 @@ def test_another_write_between_report_and_certificates_is_noticed() -> None:
             return opened(path, flags)
 
     with pytest.raises(MachineError, match="others wrote"):
-        TsmProvider("snp", system=Interrupted()).quote(DATA, MEASUREMENT)
+        TsmProvider("snp", system=Interrupted()).quote(DATA)
     assert (tsm.requests, tsm.open_files) == ({}, 0)
 
 
@@ -111,7 +111,7 @@ def test_what_the_kernel_drops_without_a_word_is_noticed() -> None:
             tsm.put(tsm.requests[path.rpartition("/")[2]], b"z" * 64)
 
     with pytest.raises(MachineError, match="did not take") as caught:
-        TsmProvider("tdx", system=OldData()).quote(DATA, MEASUREMENT)
+        TsmProvider("tdx", system=OldData()).quote(DATA)
     assert "0 writes" in caught.value.diagnostics()
 
 
@@ -146,7 +146,7 @@ def test_without_a_driver_or_interface_nothing_is_tried() -> None:
 def test_a_report_without_end_is_cut_off_and_refused() -> None:
     tsm = FakeTsm(report=lambda _: bytes(3 * QUOTE_BYTES_MAX))
     with pytest.raises(InputError, match="too long"):
-        answer(TsmProvider("tdx", system=tsm), challenge(), fresh_key(), MEASUREMENT)
+        answer(TsmProvider("tdx", system=tsm), challenge(), fresh_key())
 
 
 def test_this_machine_says_that_it_is_none() -> None:
@@ -155,4 +155,4 @@ def test_this_machine_says_that_it_is_none() -> None:
         assert provider.kind == name
         if not os.path.isdir("/sys/kernel/config/tsm/report"):  # noqa: PTH112
             with pytest.raises(MachineError):
-                provider.quote(DATA, MEASUREMENT)
+                provider.quote(DATA)

@@ -13,6 +13,7 @@ from vaultline.core.program import Step, StepWeight
 from vaultline.core.serde import canonical_json, from_json
 from vaultline.core.tensors import TensorSpec
 from vaultline.enclave.__main__ import hops
+from vaultline.enclave.evidence import fresh_key
 from vaultline.enclave.executor import Executor
 from vaultline.enclave.ledger import BudgetExceededError, Ledger
 from vaultline.enclave.pipeline import StageBuffers
@@ -100,6 +101,7 @@ def loaded(replica: int) -> LoadedStage:
     buffers = StageBuffers(program, ledger)
     return LoadedStage(
         grant=grant(replica=replica),
+        key=fresh_key(),
         program=program,
         executor=Executor(program, Zeros(), ledger),
         buffers=buffers,

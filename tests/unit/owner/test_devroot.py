@@ -37,7 +37,7 @@ def test_from_files_to_a_verdict(tmp_path: Path) -> None:
         allow_simulated=True,
     )
     platform = (tmp_path / "dev" / PLATFORM_FILE).read_bytes()
-    evidence = answer(SimulatedProvider(platform), challenge(), fresh_key(), MEASUREMENT)
+    evidence = answer(SimulatedProvider(platform, MEASUREMENT), challenge(), fresh_key())
     assert appraiser.appraise(evidence, challenge(), NOW_S).simulated
 
 

@@ -295,7 +295,7 @@ class _Altering:
         self._listener = Listener(Address("tcp", "127.0.0.1", 0))
 
         def forward() -> None:
-            here = self._listener.accept(10)
+            here = self._listener.accept()
             there = connect(self._target, timeout_s=10)
             back = threading.Thread(target=self._copy, args=(there, here), daemon=True)
             back.start()

@@ -14,7 +14,8 @@ from vaultline.channel.keys import derive_hop_keys
 from vaultline.channel.records import RecordHeaderError, RecordTamperedError
 from vaultline.core.control import ChallengeMessage, GrantedMessage, RefusedMessage
 from vaultline.core.errors import InputError, RemoteProtocolError
-from vaultline.transport.control import RefusedByPeerError, receive_control, send_control
+from vaultline.owner.release import RefusedByPeerError, receive_answer
+from vaultline.transport.control import receive_control, send_control
 from vaultline.transport.sockets import (
     Address,
     ConnectionLostError,
@@ -44,7 +45,7 @@ def in_thread(work: object) -> threading.Thread:
 
 
 def receiver(listener: Listener, size: int = SIZE) -> HopReceiver:
-    return HopReceiver(lambda: listener.accept(5.0), KEYS, message_bytes=size)
+    return HopReceiver(listener.accept, KEYS, message_bytes=size)
 
 
 def test_messages_arrive_and_the_end_is_told_apart_from_a_loss(listener: Listener) -> None:
@@ -224,7 +225,7 @@ class TestControl:
         ours, theirs = socket.socketpair()
         send_control(ours, RefusedMessage(code="X", message="no"))
         with pytest.raises(RefusedByPeerError, match="no"):
-            receive_control(theirs, GrantedMessage, timeout_s=5)
+            receive_answer(theirs, GrantedMessage, timeout_s=5)
 
     def test_another_message_is_refused(self) -> None:
         ours, theirs = socket.socketpair()

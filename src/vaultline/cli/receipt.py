@@ -1,0 +1,267 @@
+"""``vaultline receipt``: what the enclaves of a run signed, against a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from vaultline.attest.receipts import ReceiptOutcome, ReceiptRequest, verify_receipt
+from vaultline.attest.refusals import EvidenceRefused, ReceiptForAnotherPlan, ResultsDiffer
+from vaultline.cli.common import JsonFlag, print_json, printable, results
+from vaultline.cli.files import load_plan, read_file
+from vaultline.core.errors import InputError
+from vaultline.core.plan import Plan
+from vaultline.core.serde import from_json
+from vaultline.owner.appraisal import load_policy
+from vaultline.owner.receipts import (
+    SECRET_FILE,
+    Array,
+    Receipt,
+    input_digests,
+    load_receipt,
+    output_digests,
+    results_of,
+)
+from vaultline.owner.verification import parse_time
+from vaultline.video.preprocess import Preprocessor, default_preprocessing, load_preprocessing
+from vaultline.video.sinks import top
+from vaultline.video.sources import open_source
+
+EXAMPLE = (
+    "Example: vaultline receipt verify receipt --policy trust/policy.yaml --allow-simulated "
+    "--frames video.mp4 --results results.jsonl --raw raw"
+)
+EXIT_REFUSED = 1
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    group = typer.Typer(
+        no_args_is_help=True, help="Verify what the enclaves of a run signed.", epilog=EXAMPLE
+    )
+    group.callback()(_group)
+    group.command("verify", epilog=EXAMPLE)(verify)
+    app.add_typer(group, name="receipt")
+
+
+def _group() -> None:
+    """A group even while it has one command."""
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="What `vaultline run --receipts` wrote.")],
+    policy: Annotated[
+        list[Path], typer.Option("--policy", help="What is accepted. Repeatable: each must accept.")
+    ],
+    allow_simulated: Annotated[
+        bool, typer.Option("--allow-simulated", help="Accept simulated enclaves.")
+    ] = False,
+    plan: Annotated[
+        Path | None, typer.Option(help="The plan that was to be run; else the receipt's own.")
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option(help="The time for which to verify; the receipt's, unless stated.")
+    ] = None,
+    frames: Annotated[
+        str | None, typer.Option(help="The run's source: shows that it is what went in.")
+    ] = None,
+    preprocess: Annotated[
+        Path | None, typer.Option(help="How frames became the model's input (YAML), as in the run.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Frames of the source, as in the run.")
+    ] = None,
+    results_file: Annotated[
+        Path | None, typer.Option("--results", help="The run's JSON lines: what came out.")
+    ] = None,
+    raw: Annotated[
+        Path | None, typer.Option(help="The run's raw outputs, which --results needs.")
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="The run was stopped: verify what all stages signed.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Verify a receipt: each enclave's evidence, its signed links, and that they fit together.
+
+    Exit code 0 if it holds, 1 if not, 2 for files that are none.
+    """
+    receipt = load_receipt(folder)
+    if plan is not None and load_plan(plan).digest != receipt.plan.digest:
+        raise ReceiptForAnotherPlan(
+            "the receipt is of another plan than the one given",
+            got=receipt.plan.digest.hex(),
+            expected=load_plan(plan).digest.hex(),
+        )
+    lines = _Results(results_file, raw, receipt) if results_file is not None else None
+    request = ReceiptRequest(
+        plan=receipt.plan,
+        record=receipt.record,
+        links=receipt.links,
+        policies=tuple(load_policy(path) for path in policy),
+        allow_simulated=allow_simulated,
+        now_s=None if at is None else parse_time(at),
+        secret=receipt.secret,
+        partial=partial,
+        inputs=None if frames is None else _inputs(frames, preprocess, limit, receipt),
+        outputs=None if lines is None else lines.digests(),
+    )
+    outcome = verify_receipt(request)
+    refusals = [*outcome.refusals, *([] if lines is None else lines.refusals)]
+    if as_json:
+        print_json(_document(request, outcome, refusals))
+    else:
+        _show(folder, request, outcome, refusals)
+    if refusals:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+def _secret(receipt: Receipt) -> bytes:
+    if receipt.secret is None:
+        raise InputError(
+            "frames and results can't be checked without the receipt's secret",
+            remedy=f"get {SECRET_FILE} from the owner of the run, and put it into the folder",
+        )
+    return receipt.secret
+
+
+def _inputs(
+    source: str, preprocess: Path | None, limit: int | None, receipt: Receipt
+) -> list[bytes]:
+    specs = receipt.plan.stages[0].inputs
+    if len(specs) != 1:
+        raise InputError("only models with one input are fed from a source", got=str(len(specs)))
+    how = default_preprocessing(specs[0]) if preprocess is None else load_preprocessing(preprocess)
+    preprocessor = Preprocessor(how, specs[0])
+    with open_source(source, limit=limit) as opened:
+        tensors = ([preprocessor(frame.image)] for frame in opened)
+        return list(input_digests(_secret(receipt), tensors))
+
+
+class _Results:
+    """A run's lines and raw outputs; a line that its raw output contradicts is refused."""
+
+    def __init__(self, path: Path, raw: Path | None, receipt: Receipt) -> None:
+        if raw is None:
+            raise InputError(
+                "--results needs --raw: lines name only the largest values",
+                remedy="run with --raw FOLDER, and give the same folder here",
+            )
+        self._path, self._raw, self._receipt = path, raw, receipt
+        self.refusals: list[EvidenceRefused] = []
+
+    def digests(self) -> list[bytes]:
+        """Of the raw outputs, in the order of the lines."""
+        plan = self._receipt.plan
+        arrays = results_of(self._lines(plan), self._raw, plan, self._check)
+        return list(output_digests(_secret(self._receipt), plan, arrays))
+
+    def _lines(self, plan: Plan) -> Iterator[dict[str, Any]]:
+        for number, text in enumerate(read_file(self._path, "the results").splitlines()):
+            line = from_json(text, dict[str, Any], what=f"line {number + 1} of the results")
+            said = (line.get("frame"), line.get("plan_digest"), line.get("epoch"))
+            expected = (number, plan.digest.hex(), self._receipt.record.epoch)
+            if said != expected:
+                wrong = f"line {number + 1} is of another frame, plan or epoch"
+                self._refuse(wrong, said, expected)
+            yield line
+
+    def _check(self, number: int, part: dict[str, Any], array: Array) -> None:
+        said: Sequence[Any] = part.get("top") or []
+        computed = top(array, len(said)) if isinstance(said, list) else []
+        shown = [(entry["index"], entry["value"]) for entry in computed]
+        named = [(e.get("index"), e.get("value")) for e in said if isinstance(e, dict)]
+        if named != shown:
+            text = f"line {number + 1} names other values than its raw output has"
+            self._refuse(text, named[:1], shown[:1])
+
+    def _refuse(self, text: str, got: object, expected: object) -> None:
+        if not self.refusals:  # the first one says enough
+            self.refusals.append(ResultsDiffer(text, got=str(got), expected=str(expected)))
+
+
+def _document(
+    request: ReceiptRequest, outcome: ReceiptOutcome, refusals: Sequence[EvidenceRefused]
+) -> dict[str, Any]:
+    record = request.record
+    return {
+        "accepted": not refusals,
+        "frames": outcome.frames,
+        "model_digest": request.plan.model_digest,
+        "plan_digest": request.plan.digest.hex(),
+        "epoch": record.epoch,
+        "at_s": record.at_s if request.now_s is None else request.now_s,
+        "gaps": [
+            {"stage": stage, "devices": devices, "why": _GAP}
+            for stage, devices in outcome.gaps.items()
+        ],
+        "enclaves": [
+            {
+                "stage": stage,
+                "replica": replica,
+                "kind": verdict.kind,
+                "measurement": verdict.measurement,
+                "unsafe": verdict.unsafe,
+            }
+            for (stage, replica), verdict in sorted(outcome.verdicts.items())
+        ],
+        "checks": [
+            {"name": check.name, "passed": check.refusal is None} for check in outcome.checks
+        ],
+        "refusals": [
+            {
+                "code": error.code,
+                "message": error.message,
+                "got": error.got,
+                "expected": error.expected,
+                "why": error.why,
+                "fix": error.remedy,
+            }
+            for error in refusals
+        ],
+    }
+
+
+_GAP = "an untrusted accelerator signs nothing: what it took in and gave out is not shown"
+
+
+def _show(
+    folder: Path,
+    request: ReceiptRequest,
+    outcome: ReceiptOutcome,
+    refusals: Sequence[EvidenceRefused],
+) -> None:
+    console = results()
+    head = "[bold red]refused[/]" if refusals else "[bold green]holds[/]"
+    console.print(
+        f"{escape(str(folder))}: {head}, {outcome.frames} frames, epoch {request.record.epoch}"
+    )
+    if any(verdict.simulated for verdict in outcome.verdicts.values()):
+        console.print("  SIMULATED: whoever holds platform.json can forge this", style="yellow")
+    for option in sorted({name for v in outcome.verdicts.values() for name in v.unsafe}):
+        console.print(f"  unsafe option of the policy: {option}", style="yellow")
+    for stage, devices in outcome.gaps.items():
+        names = escape(printable(", ".join(devices)))
+        console.print(f"  GAP: stage {stage} on {names}: {_GAP}", style="yellow")
+    for check in outcome.checks:
+        if check.refusal is None:
+            console.print(f"  passed: {check.name}", style="dim")
+    for error in refusals:
+        console.print(f"  [red]failed:[/] {error.code}")
+        lines = {
+            "what": error.message,
+            "got": error.got,
+            "expected": error.expected,
+            "why": error.why,
+            "to fix": error.remedy,
+        }
+        for label, text in lines.items():
+            if text:
+                console.print(escape(f"    {label}: {printable(text)}"), soft_wrap=True)
+    given = {"frames": request.inputs, "results": request.outputs}
+    for option in [name for name, value in given.items() if value is None]:
+        console.print(f"  not checked: {option} (say --{option})", style="yellow")

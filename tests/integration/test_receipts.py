@@ -1,0 +1,112 @@
+"""Receipts of real workers, from ``run --receipts`` to ``receipt verify``."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vaultline.bench.cutting import cut_plan
+from vaultline.bench.rig import make_rig
+from vaultline.graph.model import load_model
+from vaultline.testing.deployment import Files, run_command, write_files
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits"
+SOURCE, HOW = str(DIGITS / "digits.mp4"), DIGITS / "digits.preprocess.yaml"
+FRAMES = 23
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    folder = tmp_path_factory.mktemp("sealed")
+    model = load_model(DIGITS / "digits.onnx")
+    rig = make_rig(model, cut_plan(model, [23], replicas=(1, 2), frames_per_pass=2), folder)
+    return write_files(rig, folder)
+
+
+@pytest.fixture(scope="module")
+def ran(files: Files) -> Path:
+    """A folder with the run's lines, raw outputs and receipt."""
+    folder = files.plan.parent
+    with tempfile.TemporaryDirectory(prefix="vlt") as temporary:
+        command = run_command(files, source=SOURCE, sink=folder / "lines", preprocess=HOW)
+        more = ["--receipts", str(folder / "receipt"), "--frames-per-link", "4", "--json"]
+        more += ["--raw", str(folder / "raw"), "--limit", str(FRAMES)]
+        done = subprocess.run(
+            [*command, *more],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "TMPDIR": temporary},
+        )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    # Six links of stage 0; of stage 1's replicas three each: 12 and 11 frames, and their ends.
+    assert (summary["links"], summary["links_refused"]) == (6 + 4 + 3, 0)
+    return folder
+
+
+def verify(files: Files, *more: str, receipt: str | Path = "receipt") -> tuple[int, dict[str, Any]]:
+    folder = files.plan.parent
+    command = [sys.executable, "-m", "vaultline", "receipt", "verify", str(folder / receipt)]
+    command += ["--policy", str(files.policy), "--allow-simulated", "--json", *more]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_a_receipt_of_a_run_holds(files: Files, ran: Path) -> None:
+    code, found = verify(files, "--plan", str(files.plan))
+    assert (code, found.get("refusals"), found.get("frames")) == (0, [], FRAMES)
+    assert found["accepted"] and found["gaps"] == []
+
+
+def test_frames_and_results_are_those_of_the_receipt(files: Files, ran: Path) -> None:
+    given = ("--results", str(ran / "lines"), "--raw", str(ran / "raw"))
+    source = ("--frames", SOURCE, "--preprocess", str(HOW))
+    code, found = verify(files, *given, *source, "--limit", str(FRAMES))
+    assert (code, found.get("refusals")) == (0, [])
+    assert {"frames", "results"} <= {check["name"] for check in found["checks"]}
+    code, found = verify(files, *source)  # the whole video: more than went in
+    assert (code, [each["code"] for each in found["refusals"]]) == (1, ["FramesDiffer"])
+
+
+def test_altered_results_are_refused(files: Files, ran: Path, tmp_path: Path) -> None:
+    raw = sorted((ran / "raw").iterdir())
+    (tmp_path / "raw").mkdir()
+    for file in raw:
+        shutil.copy(file, tmp_path / "raw")
+    given = ("--results", str(ran / "lines"), "--raw", str(tmp_path / "raw"))
+    assert verify(files, *given)[0] == 0
+    scores = np.load(raw[5])
+    np.save(tmp_path / "raw" / raw[5].name, scores + np.float32(1))
+    code, found = verify(files, *given)
+    # The array is not what was signed, nor are its values those of the line.
+    assert (code, [each["code"] for each in found["refusals"]]) == (1, ["ResultsDiffer"] * 2)
+    lines = (ran / "lines").read_text().splitlines()
+    line = json.loads(lines[7])
+    next(iter(line["outputs"].values()))["top"][0]["index"] ^= 1
+    lines[7] = json.dumps(line)
+    (tmp_path / "lines").write_text("\n".join(lines) + "\n")
+    code, found = verify(files, "--results", str(tmp_path / "lines"), "--raw", str(ran / "raw"))
+    assert (code, [each["code"] for each in found["refusals"]]) == (1, ["ResultsDiffer"])
+    assert "line 8" in found["refusals"][0]["message"]
+
+
+def test_bad_input_is_no_refusal(files: Files, ran: Path, tmp_path: Path) -> None:
+    shutil.copytree(ran / "receipt", tmp_path / "receipt")
+    assert verify(files, "--results", str(ran / "lines"))[0] == 2
+    (tmp_path / "receipt" / "secret.json").unlink()
+    code, found = verify(files, receipt=tmp_path / "receipt")
+    assert (code, found.get("refusals")) == (0, [])
+    given = ("--results", str(ran / "lines"), "--raw", str(ran / "raw"))
+    assert verify(files, *given, receipt=tmp_path / "receipt")[0] == 2
+    (tmp_path / "receipt" / "receipt.json").write_text("{}")
+    assert verify(files, receipt=tmp_path / "receipt")[0] == 2
+    assert verify(files, receipt=tmp_path / "nowhere")[0] == 2
