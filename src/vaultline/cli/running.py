@@ -7,9 +7,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vaultline.cli.common import device_names
 from vaultline.cli.run_metrics import memory_rows, worker_uses
@@ -17,11 +17,12 @@ from vaultline.core.errors import InputError
 from vaultline.core.plan import Plan
 from vaultline.owner.accelerator import ACCELERATOR_FILE, check_accelerator_key
 from vaultline.owner.appraisal import Appraiser, load_collateral, load_policy
-from vaultline.owner.deploy import Place, check_platform, launch_workers, stage_secrets
+from vaultline.owner.deploy import launch_workers, stage_secrets
 from vaultline.owner.disclosure import Disclosure, untrusted_stages
 from vaultline.owner.keyfile import SealedKeys
 from vaultline.owner.seal import check_vault
 from vaultline.owner.session import OwnerFrame, ResultFrame, Session, SessionSettings
+from vaultline.owner.starting import Place, Transport, check_platform, transport_for
 from vaultline.video.frames import Source
 from vaultline.video.preprocess import Preprocessor
 from vaultline.video.sinks import JsonLinesSink, Result, StageTimes
@@ -30,6 +31,8 @@ from vaultline.video.sinks import JsonLinesSink, Result, StageTimes
 _ATTESTED = {
     "simulated": "SIMULATED: development root, no protection from the host",
     "sgx": "SGX quote",
+    "tdx": "TDX quote of the whole VM",
+    "snp": "SEV-SNP report of the whole VM",
 }
 
 
@@ -56,7 +59,12 @@ class Trust:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
-    """One run of a sealed plan; ``disclosure`` says what untrusted stages may see."""
+    """One run of a sealed plan.
+
+    Attributes:
+        disclosure: what untrusted stages may see.
+        transport: instead of the one of ``settings``; None for what all workers can use.
+    """
 
     plan: Plan
     vault: Path
@@ -64,6 +72,7 @@ class RunRequest:
     trust: Trust
     places: Mapping[str, Place] = field(default_factory=dict)
     disclosure: Disclosure = field(default_factory=Disclosure)
+    transport: Transport | None = None
     settings: SessionSettings = field(default_factory=SessionSettings)
 
 
@@ -150,12 +159,13 @@ def open_session(request: RunRequest) -> Session:
         places=request.places,
         accelerator_key=accelerator_key,
     )
+    transport = transport_for((worker.start for worker in workers), request.transport)
     return Session(
         request.plan,
         request.disclosure.attach(request.plan, stage_secrets(request.plan, request.keys)),
         workers,
         appraiser.appraise_now,
-        request.settings,
+        replace(request.settings, transport=transport),
     )
 
 
@@ -294,6 +304,3 @@ def _close_summary(
                 "seal_s": statistics.median(row.seal_s for row in rows),
             }
         )
-
-
-Transport = Literal["unix", "tcp"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vaultline.core.control import BeatLine, FailedLine, ReadyLine, StageMetrics
-from vaultline.core.hostline import LaunchWorker
-from vaultline.host.supervisor import FOLLOWING_S, SILENCE_S_MAX, START_S_MAX, Supervisor
+from vaultline.core.hostline import START_S_MAX, LaunchWorker, Start
+from vaultline.host.supervisor import FOLLOWING_S, SILENCE_S_MAX, Supervisor
 
 
 def worker(name: str) -> LaunchWorker:
@@ -13,8 +13,7 @@ def worker(name: str) -> LaunchWorker:
         stage=0,
         cores=(),
         vault="v",
-        provider="simulated",
-        platform_file=None,
+        start=Start(provider="simulated", platform_file=None),
         busy_s_max=2.0,
     )
 

@@ -12,14 +12,12 @@ from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.plan import Plan, PlannedStage
 from vaultline.graph.model import Model, load_model
 from vaultline.owner.deploy import (
-    Place,
     PlanForAnotherModelError,
-    check_platform,
     compile_stages,
     launch_workers,
-    parse_place,
     stage_settings,
 )
+from vaultline.owner.starting import Place, check_platform, parse_place
 from vaultline.planner import make_plan
 from vaultline.testing import planning
 
