@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from vaultline.attest import refusals as r
-from vaultline.attest.appraise import verify_and_judge
+from vaultline.attest.bundled import verify_and_judge
 from vaultline.attest.claims import Claims
 from vaultline.attest.judging import Judgement
 from vaultline.attest.policy import Accepted, Grace, Policy, Signer, TrustDomain
