@@ -336,7 +336,8 @@ def test_servers_of_each_kind_answer_requests(machines: Machines, tmp_path: Path
             for kind, how in SERVERS.items()
         ).format(**places)
         devices = "".join(
-            f"  - {{name: {kind}, host: {kind}-host, kind: {kind}, trust: attested, memory: 1GiB}}\n"
+            f"  - {{name: {kind}, host: {kind}-host, kind: {kind}, memory: 93MiB, "
+            "trust: attested}\n"
             for kind in SERVERS
         )
         links = "".join(
