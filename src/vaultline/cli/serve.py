@@ -230,6 +230,9 @@ def _trust(
         return ServingTrust(
             platform_file=trust.platform_file, appraise=trust.appraise, measuring=trust
         )
+    platform = platform or policy.parent / PLATFORM_FILE
+    if "simulated" in kinds:
+        check_platform(platform)
     path = collateral or policy.parent / COLLATERAL_FILE
     appraiser = Appraiser(
         policy=load_policy(policy),
@@ -240,8 +243,6 @@ def _trust(
         return ServingTrust(
             platform_file=None, appraise=appraiser.appraise_now, measuring=_development(stack)
         )
-    platform = platform or policy.parent / PLATFORM_FILE
-    check_platform(platform)
     trust = WorkerTrust(platform_file=platform, appraise=appraiser.appraise_now)
     return ServingTrust(platform_file=platform, appraise=trust.appraise, measuring=trust)
 
