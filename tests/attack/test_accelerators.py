@@ -20,7 +20,7 @@ from vaultline.bench.cutting import cut_plan
 from vaultline.bench.rig import Rig, make_rig, make_trust
 from vaultline.channel.chunks import VaultOtherPlanError
 from vaultline.core.errors import InputError, VaultlineError
-from vaultline.core.hostline import LaunchWorker
+from vaultline.core.hostline import LaunchWorker, Start
 from vaultline.core.plan import Plan, read_plan, write_plan
 from vaultline.core.serde import canonical_json
 from vaultline.graph.model import load_model
@@ -242,7 +242,7 @@ def test_a_worker_in_anothers_place_gets_no_key(
     def exchange(worker: LaunchWorker) -> LaunchWorker:
         if worker.name != name:
             return worker
-        return msgspec.structs.replace(worker, **instead(files))
+        return msgspec.structs.replace(worker, start=Start(**instead(files)))
 
     with pytest.raises(EvidenceRefused) as caught, unchecked(rig, exchange):
         pass

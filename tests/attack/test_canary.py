@@ -30,9 +30,9 @@ from vaultline.core.hostline import HostLine, LaunchRequest
 from vaultline.core.serde import canonical_json
 from vaultline.graph.engine import run_plain
 from vaultline.graph.structure import Model
-from vaultline.owner.deploy import Place
 from vaultline.owner.hostlink import HostLink
 from vaultline.owner.session import OwnerFrame, ResultFrame, Session, SessionSettings
+from vaultline.owner.starting import Place
 from vaultline.testing.canaries import (
     NEEDLE_BYTES,
     WIDTH,

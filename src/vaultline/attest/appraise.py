@@ -15,15 +15,14 @@ key that the policy pins: `pinning` checks that in place of 2 and 3, and it vouc
 
 from __future__ import annotations
 
+from vaultline.attest.bundled import verify_by_newest
 from vaultline.attest.challenge import Challenge
-from vaultline.attest.claims import Claims
 from vaultline.attest.evidence import Evidence
-from vaultline.attest.judging import Judgement, entries_of, judge
+from vaultline.attest.judging import entries_of
 from vaultline.attest.mismatch import Known, check_report_data, check_signing_key, committed_keys
 from vaultline.attest.pinning import check_pinned
 from vaultline.attest.policy import Policy
 from vaultline.attest.refusals import SimulatedNotAllowed
-from vaultline.attest.verifiers import verify
 from vaultline.core.serde import Struct
 
 
@@ -67,7 +66,7 @@ def appraise(
         evidence: what the enclave answered.
         challenge: what this enclave was asked, never another one.
         policy: reference values.
-        collateral: JSON of certificates, revocation lists and TCB levels for this kind.
+        collateral: JSON of certificates, revocation lists and TCB levels: a bundle, or one kind's.
         now_s: Unix time.
         allow_simulated: the owner's consent to simulated enclaves, beside the policy.
         known: earlier challenges and keys, to name what mismatched evidence was made for.
@@ -81,7 +80,7 @@ def appraise(
     check_signing_key(evidence, challenge)
     if evidence.kind == "accelerator":
         return _appraise_pinned(evidence, challenge, policy, known)
-    claims, judgement = verify_and_judge(evidence.kind, evidence.quote, policy, collateral, now_s)
+    claims, judgement = verify_by_newest(evidence.kind, evidence.quote, policy, collateral, now_s)
     if judgement.refusals:
         raise judgement.refusals[0]
     found = bytes.fromhex(claims.report_data)
@@ -111,21 +110,6 @@ def check_consent(kind: str, policy: Policy, allow_simulated: bool) -> None:
             "this enclave is simulated: nothing protects it from its host",
             remedy="say --allow-simulated if that is what you want, beside naming the root",
         )
-
-
-def verify_and_judge(
-    kind: str, evidence: bytes, policy: Policy, collateral: bytes, now_s: int
-) -> tuple[Claims, Judgement]:
-    """Verify evidence under the roots that a policy names, and judge what it claims.
-
-    Raises:
-        EvidenceRefused: it does not verify. What the policy has against it is in the judgement.
-        InputError: there is no collateral, or it is not readable.
-    """
-    entries = entries_of(policy, kind)
-    roots = frozenset().union(*(entry.root_ids for _, entry in entries))
-    claims = verify(kind, evidence, collateral, roots, now_s)
-    return claims, judge(policy, kind, claims, now_s)
 
 
 def _appraise_pinned(

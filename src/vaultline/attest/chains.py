@@ -13,7 +13,9 @@ from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from vaultline.attest.refusals import (
     CertificateRefused,
@@ -21,12 +23,13 @@ from vaultline.attest.refusals import (
     CollateralExpired,
     RootRefused,
 )
-from vaultline.attest.roots import root_key_id
+from vaultline.attest.roots import SELF_SIGNED, root_key_id
 from vaultline.core.errors import InputError
 
 #: NVIDIA's chains have five certificates, AMD's three.
 CERTIFICATES_MAX = 16
 CRLS_MAX = 16
+_HELD_MAX = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,13 @@ def load_certificates(text: str) -> list[x509.Certificate]:
     Raises:
         InputError: none, too many, or not certificates.
     """
+    return list(_parsed(text))
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> tuple[x509.Certificate, ...]:
+    """Certificates of a text; those of collateral are the same at each verification, and what has
+    been looked up in a certificate stays with it."""
     with warnings.catch_warnings():  # AMD numbers chip certificates 0, which RFC 5280 forbids
         warnings.simplefilter("ignore")
         try:
@@ -59,7 +69,7 @@ def load_certificates(text: str) -> list[x509.Certificate]:
             raise InputError("not PEM certificates", got=str(error)) from error
     if len(found) > CERTIFICATES_MAX:
         raise InputError("too many certificates", got=str(len(found)))
-    return found
+    return tuple(found)
 
 
 def order_chain(pool: Sequence[x509.Certificate]) -> list[x509.Certificate]:
@@ -171,11 +181,25 @@ def _check_issued(certificate: x509.Certificate, issuer: x509.Certificate, below
         ) from error
 
 
-@lru_cache(maxsize=256)
+#: Certificates that hold under these issuers (exact bytes of both), by age.
+_held: dict[tuple[x509.Certificate, x509.Certificate], None] = {}
+
+
 def _verify_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
     """Signature and names. Only success is remembered, and of equal bytes: a vendor's authorities
-    are the same for each of its devices, and P-384 takes a millisecond a signature."""
+    are the same for each of its devices, and P-384 takes half a millisecond a signature or more.
+    Dates, revocation and the right to issue depend on time and place, and are always looked at."""
+    pair = certificate, issuer
+    if pair in _held or (certificate == issuer and _is_known_root(certificate)):
+        return
     certificate.verify_directly_issued_by(issuer)
+    while len(_held) >= _HELD_MAX:
+        _held.pop(next(iter(_held), pair), None)
+    _held[pair] = None
+
+
+def _is_known_root(certificate: x509.Certificate) -> bool:
+    return certificate.fingerprint(SHA256()).hex() in SELF_SIGNED
 
 
 @lru_cache(maxsize=64)
@@ -185,10 +209,23 @@ def _is_signed(crl: bytes, issuer: x509.Certificate) -> bool:
     return bool(loaded.is_signature_valid(issuer.public_key()))  # type: ignore[arg-type]
 
 
-def forget_chains() -> None:
-    """Forget which certificates and lists have been verified; for measuring."""
-    _verify_issued.cache_clear()
-    _is_signed.cache_clear()
+def forget_chains(*, devices_only: bool = False) -> None:
+    """Forget which certificates and lists have been verified; for measuring.
+
+    Args:
+        devices_only: keep what was verified of a vendor's authorities, as if another of its
+            devices came: forget leaves, and issuers that have a serial number in their names, as
+            keys of single chips do.
+    """
+    _parsed.cache_clear()
+    if not devices_only:
+        _held.clear()
+        _is_signed.cache_clear()
+    issuers = {issuer for certificate, issuer in _held if certificate != issuer}
+    for certificate, issuer in list(_held):
+        serial = certificate.subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER)
+        if certificate not in issuers or serial:
+            del _held[certificate, issuer]
 
 
 def _current(

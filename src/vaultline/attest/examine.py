@@ -13,22 +13,15 @@ from dataclasses import dataclass
 
 import dcap_qvl
 
-from vaultline.attest.appraise import check_consent, verify_and_judge
+from vaultline.attest.appraise import check_consent
+from vaultline.attest.bundled import verify_by_newest
 from vaultline.attest.claims import Claims
-from vaultline.attest.collateral import candidates
-from vaultline.attest.judging import Check, Judgement
+from vaultline.attest.judging import Check
 from vaultline.attest.policy import DEVELOPMENT_FMSPC, Policy
 from vaultline.attest.refusals import (
-    CertificateRefused,
-    ChipMismatch,
-    CollateralExpired,
-    CollateralMismatch,
     EvidenceRefused,
     ReportDataMismatch,
     ReportDataUnknown,
-    RootRefused,
-    SigningKeyMismatch,
-    TcbMismatch,
 )
 from vaultline.attest.verifiers import VerifiedKind, detect_kind
 from vaultline.core.errors import InputError
@@ -106,7 +99,9 @@ def examine(request: Request) -> Outcome:
         prefix = f"policy {number + 1}: " if len(request.policies) > 1 else ""
         try:
             check_consent(kind, policy, request.allow_simulated)
-            claims, judged = _verify(kind, request, policy)
+            claims, judged = verify_by_newest(
+                kind, request.evidence, policy, request.collateral, request.now_s
+            )
         except EvidenceRefused as error:
             checks.append(Check(name=prefix + "evidence", refusal=error))
             unsafe |= set(policy.unsafe)
@@ -141,42 +136,6 @@ def kind_of(evidence: bytes) -> VerifiedKind:
             return kind
         return "simulated" if family.upper() == DEVELOPMENT_FMSPC else "sgx"
     return kind
-
-
-#: What is refused with collateral for another platform, or with that of another time.
-_NOT_ITS_OWN = (
-    CollateralMismatch,
-    RootRefused,
-    CertificateRefused,
-    ChipMismatch,
-    TcbMismatch,
-    SigningKeyMismatch,
-    CollateralExpired,
-)
-
-
-def _verify(kind: str, request: Request, policy: Policy) -> tuple[Claims, Judgement]:
-    """By the newest collateral that is for this platform and this time.
-
-    Any other refusal counts, whichever collateral shows it: an older revocation list in the bundle
-    does not outweigh a newer one.
-    """
-    texts = candidates(kind, request.collateral) if request.collateral else (b"",)
-    held: list[tuple[Claims, Judgement]] = []
-    refused: list[EvidenceRefused] = []
-    for text in texts:
-        try:
-            held.append(verify_and_judge(kind, request.evidence, policy, text, request.now_s))
-        except _NOT_ITS_OWN as error:
-            refused.append(error)
-    if held:
-        return max(held, key=lambda pair: pair[0].issued_s)
-    raise min(refused, key=_distance)
-
-
-def _distance(error: EvidenceRefused) -> bool:
-    """Expired collateral is closer than another platform's: it may be this one's."""
-    return not isinstance(error, CollateralExpired)
 
 
 def _check_report_data(kind: str, claims: Claims | None, request: Request) -> list[Check]:

@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from vaultline.attest.claims import Claims, TcbState
+from vaultline.attest.intel_statements import check_statements
 from vaultline.attest.intel_unlisted import explain_chain, unlisted_claims
 from vaultline.attest.policy import DEVELOPMENT_FMSPC
 from vaultline.attest.refusals import (
@@ -100,6 +101,7 @@ def verify_intel(quote: bytes, collateral: bytes, roots: frozenset[str], now_s: 
     check_length(quote)
     root = _collateral_root(collateral, roots)
     qvl, unlisted = _verify(quote, collateral, root, now_s)
+    check_statements(quote, collateral, root)
     start = max(qvl.latest_issue_date, qvl.qe_iden_latest_issue_date)
     end = min(qvl.earliest_expiration_date, qvl.qe_iden_earliest_expiration_date)
     check_dates(start, end, now_s)

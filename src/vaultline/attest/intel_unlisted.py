@@ -163,6 +163,8 @@ def _verify_signatures(
         signature = bytes.fromhex(str(fields[f"{name}_signature"]))
         _check_signature(chain[0].public_key(), signature, str(fields[name]).encode(), name)
     held = [verify_chain(chain, crls, roots, now_s) for chain in chains]
+    if not {pck[0].issuer, pck[-1].subject} <= {crl.issuer for crl in crls}:
+        raise CollateralMismatch("a revocation list is by another authority than the platform's")
     _check_signature(pck[0].public_key(), parts.qe_signature, parts.qe_report, "QE report")
     bound = hashlib.sha256(parts.key + parts.qe_auth).digest()
     if parts.qe_report[320:352] != bound:
@@ -266,7 +268,14 @@ def _lowest_level(tcb_info: dict[str, Any], extension: Any, td: Any | None) -> d
             _disagree()
     if not tcb_info["tcbLevels"]:
         raise TcbRefused("the vendor lists no TCB level for this platform")
-    return dict(tcb_info["tcbLevels"][-1])
+    lowest = dict(tcb_info["tcbLevels"][-1])
+    if lowest["tcbStatus"] == "Revoked":
+        raise TcbRefused(
+            "the platform is below a TCB level that the vendor has revoked",
+            got=f"every listed level is higher, and that of {lowest['tcbDate']} is revoked",
+            remedy="update the platform's firmware; no grace covers a revoked level",
+        )
+    return lowest
 
 
 def _disagree() -> NoReturn:

@@ -13,9 +13,9 @@ from vaultline.bench.rig import make_rig
 from vaultline.core.plan import Plan
 from vaultline.cost.time import chunk_s
 from vaultline.graph.structure import Model
-from vaultline.owner.deploy import Place
 from vaultline.owner.disclosure import Disclosure
 from vaultline.owner.session import SessionSettings
+from vaultline.owner.starting import Place
 
 #: Frames that travel alone, for the latency.
 _ALONE_FRAMES = 5

@@ -11,8 +11,8 @@ from queue import SimpleQueue
 from vaultline.bench.noise import frames_of
 from vaultline.bench.rig import Rig
 from vaultline.core.tensors import TensorSpec
-from vaultline.owner.deploy import Place
 from vaultline.owner.session import OwnerFrame, ResultFrame, SessionSettings
+from vaultline.owner.starting import Place
 
 #: Frames before and after the timed ones, so that the pipeline is full at both ends.
 MARGIN_FRAMES = 16

@@ -12,7 +12,7 @@ from vaultline.enclave.measurement import measure
 from vaultline.graph.structure import Model
 from vaultline.owner.accelerator import ACCELERATOR_FILE, create_accelerator
 from vaultline.owner.appraisal import Appraiser, load_collateral, load_policy
-from vaultline.owner.deploy import Place, compile_stages, launch_workers, stage_secrets
+from vaultline.owner.deploy import compile_stages, launch_workers, stage_secrets
 from vaultline.owner.devroot import (
     COLLATERAL_FILE,
     PLATFORM_FILE,
@@ -23,6 +23,7 @@ from vaultline.owner.disclosure import Disclosure
 from vaultline.owner.keyfile import SealedKeys, new_keys
 from vaultline.owner.seal import seal_vault
 from vaultline.owner.session import Session, SessionSettings
+from vaultline.owner.starting import Place
 
 POLICY_FILE = "policy.yaml"
 #: A root that is valid from this instant would be refused by a clock that is a little behind.

@@ -45,9 +45,9 @@ from vaultline.core.tensors import TensorSpec
 from vaultline.graph.model import load_model
 from vaultline.graph.structure import Model
 from vaultline.graph.zoo import ZOO, build
-from vaultline.owner.deploy import Place
 from vaultline.owner.disclosure import Disclosure
 from vaultline.owner.session import SessionSettings
+from vaultline.owner.starting import Place
 from vaultline.planner.baselines import compare
 from vaultline.planner.plan import plan_request
 from vaultline.planner.problem import Release

@@ -17,8 +17,10 @@ from vaultline.cli.common import JsonFlag, print_json, results
 from vaultline.cli.deploy_files import fill, plain, write_files
 from vaultline.cli.deploy_gramine import (
     GRAMINE_LIBRARIES,
+    MODULES,
     GramineOptions,
     Variant,
+    WorkerName,
     configuration,
     render,
     worker_files,
@@ -36,6 +38,10 @@ _QUANTITY = re.compile(r"[1-9]\d{0,5}(Ki|Mi|Gi)?")
 _IMAGE = re.compile(r"[a-z0-9][a-z0-9._/:-]*@sha256:[0-9a-f]{64}")
 _CIDR = re.compile(r"\d{1,3}(\.\d{1,3}){3}/\d{1,2}|[0-9a-f:]+/\d{1,3}")
 
+WorkerOption = Annotated[
+    WorkerName,
+    typer.Option("--worker", help="`stage`: for `vaultline run`; `server`: for `serve`."),
+]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the files; made if missing.")]
 
 
@@ -57,6 +63,7 @@ def register(app: typer.Typer) -> None:
 
 def gramine(
     out: OutOption,
+    worker: WorkerOption = "stage",
     mode: Annotated[Variant, typer.Option(help="`direct` has no SGX: only to try it out.")] = "sgx",
     vaults: Annotated[
         Path, typer.Option(help="Folder of sealed models on the machine that runs the worker.")
@@ -91,6 +98,7 @@ def gramine(
         product_id=product_id,
         svn=svn,
         platform_file=platform,
+        worker=worker,
         libraries=libraries,
     )
     text = render(options, worker_files())
@@ -114,6 +122,7 @@ def systemd(
         str, typer.Option(help="Where the launcher connects: a vsock port, or ADDRESS:PORT.")
     ] = "vsock::7000",
     workers: Annotated[int, typer.Option(help="At most at a time.", min=1, max=256)] = 8,
+    worker: WorkerOption = "stage",
     here: Annotated[
         bool, typer.Option("--here", help="For the vaultline that is installed here, no image.")
     ] = False,
@@ -134,7 +143,8 @@ def systemd(
         "protect_home": "read-only" if home else "yes",
         "listen": plain(listen, "where to listen"),
         "workers": str(workers),
-        "module": _MODULES[kind],
+        "driver": _MODULES[kind],
+        "module": MODULES[worker],
         "packages": _PACKAGES,
         "version": vaultline.__version__,
     }
@@ -165,12 +175,14 @@ def kubernetes(
     vaults: Annotated[str, typer.Option(help="Volume claim with the sealed models.")] = "vaults",
     cpu: Annotated[str, typer.Option(help="Cores.")] = "1",
     memory: Annotated[str, typer.Option(help="Memory, such as 2Gi.")] = "2Gi",
+    worker: WorkerOption = "stage",
     epc: Annotated[str, typer.Option(help="Protected memory, for sgx.")] = "2Gi",
     as_json: JsonFlag = False,
 ) -> None:
     """Write Kubernetes manifests of a worker: deployment, service, network policy."""
     values = {
         "kind": kind,
+        "module": MODULES[worker],
         "runtime_class": _RUNTIME_CLASSES.get(kind, ""),
         "image": _matching(_IMAGE, image, "an image by its digest", "REPO@sha256:..."),
         "owner": _matching(_CIDR, owner, "the owner's addresses", "such as 10.1.2.0/24"),

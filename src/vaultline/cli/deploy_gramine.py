@@ -25,6 +25,9 @@ from vaultline.core.errors import InputError, MachineError
 from vaultline.enclave.measurement import DISTRIBUTIONS, PACKAGES
 
 Variant = Literal["sgx", "direct"]
+#: What a worker is for, and what starts it.
+WorkerName = Literal["stage", "server"]
+MODULES = {"stage": "vaultline.enclave", "server": "vaultline.enclave.server"}
 GRAMINE_LIBRARIES = Path("/usr/lib/x86_64-linux-gnu/gramine")
 #: The main thread, three of a stage, one for each neighbour, heartbeat, host; four of Gramine's.
 THREADS_MIN = 16
@@ -46,7 +49,7 @@ _UNUSED = {
 }
 _PROBE = """
 import json, sys
-import vaultline.enclave.__main__, vaultline.enclave.gramine_quotes
+import vaultline.enclave.__main__, vaultline.enclave.server, vaultline.enclave.gramine_quotes
 import vaultline.enclave.simulated_quotes
 from vaultline.enclave.executor import warm_up
 warm_up()
@@ -67,6 +70,7 @@ class GramineOptions:
         threads: at most at a time, Gramine's own included.
         vaults: folder of sealed models.
         platform_file: of a simulated platform, for ``direct`` only.
+        worker: of a pipeline's stage, or a server's.
         libraries: Gramine's folder, with ``libsysdb.so`` and ``runtime/glibc``.
     """
 
@@ -78,6 +82,7 @@ class GramineOptions:
     product_id: int = 0
     svn: int = 0
     platform_file: Path | None = None
+    worker: WorkerName = "stage"
     libraries: Path = GRAMINE_LIBRARIES
 
     def __post_init__(self) -> None:
@@ -229,6 +234,7 @@ def render(options: GramineOptions, files: WorkerFiles) -> str:
         "gramine/worker.manifest",
         {
             "variant": "SGX" if sgx else "direct: without SGX, which protects and proves nothing",
+            "module": MODULES[options.worker],
             "libos": quoted(f"file:{libos}"),
             "python": quoted(str(files.python)),
             "library_path": quoted(":".join(map(str, library_path))),
@@ -272,13 +278,15 @@ def _sha256(path: Path) -> str:
 def configuration(options: GramineOptions, name: str = "worker") -> dict[str, object]:
     """The first line for this worker's standard input, but for addresses and the vault's name."""
     platform = options.platform_file
+    vault, commands = f"{options.vaults.absolute()}/model.vault", "tcp:0.0.0.0:7002"
+    stage: dict[str, object] = {"vault": vault, "data": [commands]}
+    server: dict[str, object] = {"vaults": [vault], "commands": commands}
     return {
         "name": plain(name, "a worker's name"),
         "platform": "gramine",
         "provider": "gramine" if options.variant == "sgx" else "simulated",
         "platform_file": None if platform is None else str(platform.absolute()),
-        "vault": f"{options.vaults.absolute()}/model.vault",
         "control": "tcp:0.0.0.0:7001",
-        "data": ["tcp:0.0.0.0:7002"],
         "runtime_dir": "/",
+        **(stage if options.worker == "stage" else server),
     }

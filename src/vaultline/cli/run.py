@@ -13,12 +13,11 @@ from rich.table import Table
 
 from vaultline.attest.linkwire import FRAMES_PER_LINK_MAX
 from vaultline.cli.common import JsonFlag, device_names, note, print_json, progress, results, table
-from vaultline.cli.files import load_plan, read_text
+from vaultline.cli.files import load_cluster, load_plan, read_text
 from vaultline.cli.run_metrics import StageCollector, serving
 from vaultline.cli.running import (
     RunRequest,
     RunSummary,
-    Transport,
     Trust,
     check_image_model,
     run_video,
@@ -28,11 +27,11 @@ from vaultline.cli.running import (
 from vaultline.cli.seal import KekOption, PrivacyOption
 from vaultline.core.limits import MIB
 from vaultline.core.plan import Plan
-from vaultline.owner.deploy import parse_place
 from vaultline.owner.disclosure import load_disclosure
 from vaultline.owner.keyfile import load_kek, read_keyfile
 from vaultline.owner.receipts import FRAMES_PER_LINK
 from vaultline.owner.session import ResultFrame, SessionSettings
+from vaultline.owner.starting import Place, Transport, merge_places, parse_place, places_of
 from vaultline.video.preprocess import Preprocessor, default_preprocessing, load_preprocessing
 from vaultline.video.sinks import JsonLinesSink
 from vaultline.video.sources import open_source
@@ -83,7 +82,17 @@ def run(
     topk: Annotated[int, typer.Option(min=0, help="Largest values of each output.")] = 5,
     raw: Annotated[Path | None, typer.Option(help="Folder for raw output tensors.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
-    transport: Annotated[Transport, typer.Option(help="Sockets between places.")] = "unix",
+    cluster: Annotated[
+        Path | None,
+        typer.Option(
+            help="Cluster file: how workers are started on the plan's hosts (`gramine`, `launch`), "
+            "and their addresses."
+        ),
+    ] = None,
+    transport: Annotated[
+        Transport | None,
+        typer.Option(help="Sockets between places; unix unless a worker can't use those."),
+    ] = None,
     result_bind: Annotated[
         str, typer.Option(help="Address on which the owner takes results, for tcp.")
     ] = "127.0.0.1",
@@ -123,9 +132,10 @@ def run(
         vault=vault,
         keys=keys,
         trust=trust,
-        places=dict(parse_place(text) for text in place or []),
+        places=_places(planned, cluster, place or []),
         disclosure=load_disclosure(privacy, leakage),
-        settings=SessionSettings(transport=transport, result_bind=result_bind, stall_s=stall),
+        transport=transport,
+        settings=SessionSettings(result_bind=result_bind, stall_s=stall),
         receipts=receipts,
         frames_per_link=frames_per_link,
     )
@@ -152,6 +162,14 @@ def run(
         print_json(asdict(summary))
     else:
         show_summary(summary, sink)
+
+
+def _places(plan: Plan, cluster: Path | None, stated: list[str]) -> dict[str, Place]:
+    """Of the plan's hosts, by the cluster file; addresses rather by --place."""
+    hosts = {device.host for stage in plan.stages for device in stage.devices}
+    known = {} if cluster is None else places_of(load_cluster(cluster))
+    known = {host: place for host, place in known.items() if host in hosts}
+    return merge_places(known, dict(parse_place(text) for text in stated))
 
 
 class FrameBar:

@@ -7,9 +7,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vaultline.cli.common import device_names
 from vaultline.cli.run_metrics import memory_rows, worker_uses
@@ -17,12 +17,13 @@ from vaultline.core.errors import InputError
 from vaultline.core.plan import Plan
 from vaultline.owner.accelerator import ACCELERATOR_FILE, check_accelerator_key
 from vaultline.owner.appraisal import Appraiser, load_collateral, load_policy
-from vaultline.owner.deploy import Place, check_platform, launch_workers, stage_secrets
+from vaultline.owner.deploy import launch_workers, stage_secrets
 from vaultline.owner.disclosure import Disclosure, untrusted_stages
 from vaultline.owner.keyfile import SealedKeys
 from vaultline.owner.receipts import FRAMES_PER_LINK, Recorder
 from vaultline.owner.seal import check_vault
 from vaultline.owner.session import OwnerFrame, ResultFrame, Session, SessionSettings
+from vaultline.owner.starting import Place, Transport, check_platform, transport_for
 from vaultline.video.frames import Source
 from vaultline.video.preprocess import Preprocessor
 from vaultline.video.sinks import JsonLinesSink, Result, StageTimes
@@ -33,6 +34,8 @@ _METRICS_S, _LINKS_S = 2.0, 20.0
 _ATTESTED = {
     "simulated": "SIMULATED: development root, no protection from the host",
     "sgx": "SGX quote",
+    "tdx": "TDX quote of the whole VM",
+    "snp": "SEV-SNP report of the whole VM",
 }
 
 
@@ -59,9 +62,12 @@ class Trust:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
-    """One run of a sealed plan; ``disclosure`` says what untrusted stages may see.
+    """One run of a sealed plan.
 
-    ``receipts``: a new folder for the links that enclaves sign, for so many frames each.
+    Attributes:
+        disclosure: what untrusted stages may see.
+        transport: instead of the one of ``settings``; None for what all workers can use.
+        receipts: a new folder for the links that enclaves sign, for so many frames each.
     """
 
     plan: Plan
@@ -70,6 +76,7 @@ class RunRequest:
     trust: Trust
     places: Mapping[str, Place] = field(default_factory=dict)
     disclosure: Disclosure = field(default_factory=Disclosure)
+    transport: Transport | None = None
     settings: SessionSettings = field(default_factory=SessionSettings)
     receipts: Path | None = None
     frames_per_link: int = FRAMES_PER_LINK
@@ -188,7 +195,9 @@ def open_session(
         accelerator_key=accelerator_key,
     )
     secrets = request.disclosure.attach(request.plan, stage_secrets(request.plan, request.keys))
-    parts = (workers, appraiser.appraise_now, request.settings)
+    transport = transport_for((worker.start for worker in workers), request.transport)
+    settings = replace(request.settings, transport=transport)
+    parts = (workers, appraiser.appraise_now, settings)
     if recorder is None:
         return Session(request.plan, secrets, *parts)
     return Session(request.plan, recorder.attach(secrets), *parts, on_link=recorder.link)
@@ -329,6 +338,3 @@ def _close_summary(
                 "seal_s": statistics.median(row.seal_s for row in rows),
             }
         )
-
-
-Transport = Literal["unix", "tcp"]

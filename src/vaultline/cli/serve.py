@@ -10,15 +10,17 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.live import Live
 
+from vaultline.attest.challenge import Challenge
+from vaultline.attest.evidence import Evidence
 from vaultline.bench.rig import make_trust
 from vaultline.cli.common import JsonFlag, messages, note, print_json, progress, results, table
 from vaultline.cli.files import load_cluster
@@ -28,20 +30,21 @@ from vaultline.cli.seal import KekOption
 from vaultline.cli.serve_table import Rates, live_table
 from vaultline.core.errors import InputError, PeerError
 from vaultline.core.limits import MIB
+from vaultline.core.plan import DeviceKind
 from vaultline.core.program import PageMode
 from vaultline.owner.appraisal import Appraiser, load_collateral, load_policy
-from vaultline.owner.deploy import check_platform
 from vaultline.owner.devroot import COLLATERAL_FILE, PLATFORM_FILE
 from vaultline.owner.keyfile import Kek, load_kek
 from vaultline.owner.prepare import prepare, write_served
 from vaultline.owner.served import MANIFEST_SUFFIX
+from vaultline.owner.starting import check_platform, transport_for
 from vaultline.sched.policies import ServingPolicy
 from vaultline.sched.policies import policy as policy_named
 from vaultline.serve.answers import ServersLostError
 from vaultline.serve.clientwire import create_credential, read_credential
 from vaultline.serve.cluster import servers_of
 from vaultline.serve.front import Front
-from vaultline.serve.gateway import Gateway
+from vaultline.serve.gateway import Gateway, GatewaySettings
 from vaultline.serve.lone_worker import WorkerTrust
 from vaultline.serve.measuring import measure
 from vaultline.serve.metrics import GatewayCollector
@@ -51,6 +54,8 @@ from vaultline.serve.stock import PAGED_FOLDER
 from vaultline.transport.sockets import Address
 
 _POLL_S = 0.25
+#: Grants and the installation of models, beyond what a worker may take to start.
+_START_S = 120.0
 #: After the last answer: for clients to take it.
 _WRITE_S = 5.0
 _EXAMPLE = "vaultline serve --cluster examples/clusters/one-box.yaml --models models/"
@@ -110,14 +115,18 @@ def serve(
     with ExitStack() as stack:
         stack.enter_context(signals.handled())
         secret = _credential(address, credential)
-        trust = _trust(stack, policy_file, collateral, platform, allow_simulated)
-        prepared = prepare_models(models, chosen, load_kek(kek, create=True), trust)
+        kinds = {server.kind for server in servers}
+        trust = _trust(stack, policy_file, collateral, platform, allow_simulated, kinds)
+        starts = [server.start(trust.platform_file) for server in servers]
+        prepared = prepare_models(models, chosen, load_kek(kek, create=True), trust.measuring)
         gateway = Gateway(
             prepared,
             servers,
             chosen.name,
             platform_file=trust.platform_file,
             appraise=trust.appraise,
+            transport=transport_for(starts, None),
+            settings=GatewaySettings(start_s=_START_S + max(s.start_s_max for s in starts)),
             log_dir=log_dir,
         )
         note(f"starting {len(servers)} servers")
@@ -177,32 +186,77 @@ def _credential(address: Address, path: Path | None) -> bytes | None:
     return read_credential(path) if path.exists() else create_credential(path)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingTrust:
+    """Whose evidence counts.
+
+    Attributes:
+        platform_file: of simulated servers, if there are any.
+        measuring: for the simulated worker in which models are measured before they are served.
+    """
+
+    platform_file: Path | None
+    appraise: Callable[[Evidence, Challenge], object]
+    measuring: WorkerTrust
+
+
 def _trust(
     stack: ExitStack,
     policy: Path | None,
     collateral: Path | None,
     platform: Path | None,
     allow_simulated: bool,
-) -> WorkerTrust:
-    """Of a development root that is made for this run, unless a policy is named."""
+    kinds: Collection[DeviceKind],
+) -> ServingTrust:
+    """Of a policy; simulated servers may do with a development root that is made for this run.
+
+    Raises:
+        InputError: a file is missing, or hardware would be judged by no policy.
+    """
     if policy is None:
         if platform is not None or collateral is not None:
             raise InputError(
                 "a platform or collateral without its policy",
                 remedy="name the policy with --policy-file; `vaultline policy dev` makes all three",
             )
-        folder = tempfile.TemporaryDirectory(prefix="vaultline-trust-")
-        files = make_trust(Path(stack.enter_context(folder)))
-        policy, platform, allow_simulated = files["policy"], files["platform"], True
+        if hardware := sorted(set(kinds) - {"simulated"}):
+            raise InputError(
+                "nothing says which evidence of hardware is accepted",
+                got=f"servers of kind {', '.join(hardware)}, and no policy",
+                remedy="name a policy with --policy-file; `vaultline policy from` drafts one",
+            )
+        trust = _development(stack)
         note("SIMULATED: enclaves of a development root, which protects nothing from the host")
+        return ServingTrust(
+            platform_file=trust.platform_file, appraise=trust.appraise, measuring=trust
+        )
     platform = platform or policy.parent / PLATFORM_FILE
-    check_platform(platform)
+    if "simulated" in kinds:
+        check_platform(platform)
+    path = collateral or policy.parent / COLLATERAL_FILE
     appraiser = Appraiser(
         policy=load_policy(policy),
-        collateral=load_collateral({"simulated": collateral or policy.parent / COLLATERAL_FILE}),
+        collateral=load_collateral(dict.fromkeys(sorted(kinds), path)),
         allow_simulated=allow_simulated,
     )
-    return WorkerTrust(platform_file=platform, appraise=appraiser.appraise_now)
+    if "simulated" not in kinds:
+        return ServingTrust(
+            platform_file=None, appraise=appraiser.appraise_now, measuring=_development(stack)
+        )
+    trust = WorkerTrust(platform_file=platform, appraise=appraiser.appraise_now)
+    return ServingTrust(platform_file=platform, appraise=trust.appraise, measuring=trust)
+
+
+def _development(stack: ExitStack) -> WorkerTrust:
+    """A development root for this process, whose enclaves are accepted."""
+    folder = tempfile.TemporaryDirectory(prefix="vaultline-trust-")
+    files = make_trust(Path(stack.enter_context(folder)))
+    appraiser = Appraiser(
+        policy=load_policy(files["policy"]),
+        collateral=load_collateral({"simulated": files["collateral"]}),
+        allow_simulated=True,
+    )
+    return WorkerTrust(platform_file=files["platform"], appraise=appraiser.appraise_now)
 
 
 def prepare_models(

@@ -5,6 +5,7 @@ Bytes and seconds here; the file that people write, with its units, is ``core.cl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import permutations
@@ -24,6 +25,7 @@ Trust = Literal["attested", "none"]
 DEVICES_MAX = 4096
 #: Every pair of them that is in use needs a link, and is looked up.
 HOSTS_MAX = 1024
+_LAUNCH = re.compile(r"tcp:[^\s]+:[1-9]\d{0,4}|vsock:\d{1,10}:\d{1,10}")
 
 
 class ClusterError(InputError):
@@ -51,12 +53,21 @@ class Host(Struct, frozen=True):
 
     Attributes:
         site: where it stands; links may be stated between sites. Empty: nowhere in particular.
+        address: that its workers listen on for TCP; empty for this machine's own.
+        gramine: folder with the manifest that its workers run under; empty for plain processes.
+        launch: where a connection starts a worker: ``tcp:HOST:PORT`` or ``vsock:CID:PORT``; empty
+            for this machine.
+        vaults: folder of sealed models on the machine that is connected to.
     """
 
     name: str
     cores: int
     memory_bytes: int
     site: str = ""
+    address: str = ""
+    gramine: str = ""
+    launch: str = ""
+    vaults: str = ""
 
 
 class Device(Struct, frozen=True):
@@ -274,6 +285,33 @@ def _check_hosts(cluster: Cluster) -> None:
                 expected="one of " + (", ".join(sorted(cluster.sites)) or "none: there are none"),
                 remedy=f"add `- {{name: {host.site}}}` under `sites:`, or correct `site:`",
             )
+        _check_launch(host, k)
+
+
+def _check_launch(host: Host, k: int) -> None:
+    """Workers are started in one way, which says where their models are."""
+    if host.launch and not _LAUNCH.fullmatch(host.launch):
+        raise ClusterError(
+            f"host {host.name} has no address where workers are started",
+            place=("hosts", k, "launch"),
+            got=host.launch,
+            expected="tcp:HOST:PORT or vsock:CID:PORT",
+        )
+    if host.launch and host.gramine:
+        raise ClusterError(
+            f"workers of host {host.name} would be started in two ways",
+            place=("hosts", k, "gramine"),
+            remedy="`gramine:` starts them here; with `launch:` the machine there does, "
+            "under its own Gramine if it is for SGX",
+        )
+    if (host.launch or host.vaults) and not (host.launch and host.vaults and host.address):
+        raise ClusterError(
+            f"host {host.name} is another machine in part only",
+            place=("hosts", k, "launch" if host.launch else "vaults"),
+            expected="`launch:`, `vaults:` and `address:` together",
+            remedy="`launch:` is where a connection starts a worker, `vaults:` the folder of "
+            "sealed models there, `address:` what its workers listen on",
+        )
 
 
 def _check_devices(cluster: Cluster) -> None:

@@ -67,6 +67,25 @@ class HostEntry(Struct, frozen=True):
     ]
     memory: Annotated[Size, Meta(description="That devices share.")]
     site: Annotated[str, Meta(description="Where it stands: one of `sites`.")] = ""
+    address: Annotated[
+        str, Meta(description="What its workers listen on, for TCP; 127.0.0.1 by default.")
+    ] = ""
+    gramine: Annotated[
+        str,
+        Meta(
+            description="Folder of `vaultline deploy gramine`: its workers run under Gramine, "
+            "`sgx` by gramine-sgx, `simulated` by gramine-direct."
+        ),
+    ] = ""
+    launch: Annotated[
+        str,
+        Meta(
+            description="Where a connection starts a worker, in a confidential VM or a container; "
+            "on this machine by default.",
+            examples=["vsock:3:7000", "tcp:10.0.0.5:7000"],
+        ),
+    ] = ""
+    vaults: Annotated[str, Meta(description="Folder of sealed models there, with `launch`.")] = ""
 
     def __post_init__(self) -> None:
         parse_bytes(self.memory)
@@ -163,6 +182,10 @@ def parse_cluster(text: str, path: str) -> Cluster:
             cores=entry.cores,
             memory_bytes=parse_bytes(entry.memory),
             site=entry.site,
+            address=entry.address,
+            gramine=entry.gramine,
+            launch=entry.launch,
+            vaults=entry.vaults,
         )
         for entry in file.hosts
     )

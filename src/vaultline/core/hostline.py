@@ -8,6 +8,54 @@ from vaultline.core.control import HardeningStep, LinkLine, ProviderName, StageM
 from vaultline.core.errors import InputError
 from vaultline.core.serde import Struct
 
+#: Importing the engine and measuring the code takes about a second on a busy machine; a cold disk
+#: takes longer. An SGX enclave is built page by page first, and Python compiles inside.
+START_S_MAX = 60.0
+START_ELSEWHERE_S_MAX = 300.0
+
+
+class Start(Struct, frozen=True, kw_only=True):
+    """How a worker comes to be, and who makes its evidence: one way each, and no other is tried.
+
+    Attributes:
+        provider, platform_file: as in ``WorkerConfig``.
+        gramine: folder with the manifest that it runs under, on the host's machine;
+            ``gramine-sgx`` for the provider ``gramine``, ``gramine-direct`` for any other.
+        at: where a connection starts a worker and is its line: ``tcp:HOST:PORT`` or
+            ``vsock:CID:PORT``. The machine there has ``platform_file`` and vaults of its own.
+    """
+
+    provider: ProviderName
+    platform_file: str | None = None
+    gramine: str | None = None
+    at: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.gramine is not None and self.at is not None:
+            raise InputError(
+                "a worker is started under Gramine here, or by a connection, and not both",
+                got=f"gramine: {self.gramine}, launch: {self.at}",
+                remedy="the machine that is connected to runs its own Gramine: leave one out",
+            )
+        if self.provider == "gramine" and self.gramine is None and self.at is None:
+            raise InputError("an SGX worker without a manifest", expected="gramine or at")
+
+    @property
+    def platform(self) -> Literal["process", "gramine"]:
+        """What the worker is told that it runs on."""
+        under_gramine = self.provider == "gramine" or self.gramine is not None
+        return "gramine" if under_gramine else "process"
+
+    @property
+    def needs_tcp(self) -> bool:
+        """Unix sockets leave neither a Gramine instance nor another machine."""
+        return self.platform == "gramine" or self.at is not None
+
+    @property
+    def start_s_max(self) -> float:
+        """How long it may take until the worker listens."""
+        return START_ELSEWHERE_S_MAX if self.needs_tcp else START_S_MAX
+
 
 class LaunchWorker(Struct, frozen=True, kw_only=True):
     """Owner to host: one worker to start.
@@ -16,6 +64,7 @@ class LaunchWorker(Struct, frozen=True, kw_only=True):
         stage, replica: what it runs, so that the host connects the right ones; an enclave
             believes its vault and its grant instead.
         cores: of this machine, that the worker may use; empty for any.
+        vault: the file, where the worker runs.
         bind: address that it listens on, for TCP.
         netns: network namespace that it runs in, to stand for another machine.
         busy_s_max: how long one pass may take before the worker counts as stuck.
@@ -26,8 +75,7 @@ class LaunchWorker(Struct, frozen=True, kw_only=True):
     replica: int = 0
     cores: tuple[int, ...]
     vault: str
-    provider: ProviderName
-    platform_file: str | None
+    start: Start
     busy_s_max: float
     bind: str = "127.0.0.1"
     netns: str | None = None
@@ -90,6 +138,7 @@ class WorkerLostLine(Struct, frozen=True, kw_only=True, tag="lost"):
 
     Attributes:
         replica: None where the stage has only one.
+        remedy: what the host's operator can do, if anything.
     """
 
     stage: int
@@ -98,6 +147,7 @@ class WorkerLostLine(Struct, frozen=True, kw_only=True, tag="lost"):
     code: str
     message: str
     refused: bool = False
+    remedy: str | None = None
 
 
 HostLine = EndpointsLine | BeatsLine | WorkerLostLine | LinkLine

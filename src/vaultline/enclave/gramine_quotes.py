@@ -37,7 +37,6 @@ class GramineProvider:
                 return (self._directory / "quote").read_bytes()
         except OSError as error:
             raise MachineError(
-                "Gramine gave no quote",
-                got=str(error),
+                f"Gramine gave no quote: {error}",
                 remedy='set sgx.remote_attestation = "dcap" and start the AESM service',
             ) from error

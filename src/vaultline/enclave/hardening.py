@@ -46,8 +46,9 @@ _SYSTEM_READS = (
     "/sys/fs/cgroup /dev/urandom"
 )
 
-#: Where the kernel of a confidential VM makes evidence; a request is a folder (`tsm_quotes`).
-_TSM_REPORTS = Path("/sys/kernel/config/tsm/report")
+#: Where the kernel of a confidential VM makes evidence; a request is a folder (`tsm_quotes`). Among
+#: the paths to be read, it may be written as well: only by workers whose evidence comes from there.
+TSM_REPORTS = Path("/sys/kernel/config/tsm/report")
 
 
 def harden(
@@ -128,7 +129,7 @@ def _interpreter_paths() -> list[Path]:
     return [path for path in map(Path, dict.fromkeys(paths)) if path.exists()]
 
 
-def _landlock(reads: Iterable[Path], socket_dirs: Iterable[Path], tcp: bool) -> str:
+def _landlock(reads: Sequence[Path], socket_dirs: Iterable[Path], tcp: bool) -> str:
     from py_landlock import AccessFs, Landlock, LandlockError
 
     try:
@@ -140,9 +141,9 @@ def _landlock(reads: Iterable[Path], socket_dirs: Iterable[Path], tcp: bool) -> 
         for path in socket_dirs:
             access = AccessFs.MAKE_SOCK | AccessFs.REMOVE_FILE | AccessFs.READ_DIR
             rules.add_path_rule(path, access=access)
-        if _TSM_REPORTS.exists():
+        if TSM_REPORTS in reads:
             access = AccessFs.READ_FILE | AccessFs.WRITE_FILE | AccessFs.MAKE_DIR
-            rules.add_path_rule(_TSM_REPORTS, access=access | AccessFs.REMOVE_DIR)
+            rules.add_path_rule(TSM_REPORTS, access=access | AccessFs.REMOVE_DIR)
         if tcp:
             rules.allow_all_network()
         rules.apply()

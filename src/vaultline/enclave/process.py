@@ -20,7 +20,7 @@ from vaultline.core.isa import isa_of
 from vaultline.core.program import Isa
 from vaultline.enclave.evidence import Provider, open_provider
 from vaultline.enclave.executor import warm_up
-from vaultline.enclave.hardening import harden
+from vaultline.enclave.hardening import TSM_REPORTS, harden
 from vaultline.enclave.lines import HostLines
 from vaultline.transport.sockets import Address, Listener
 
@@ -67,9 +67,10 @@ def start(
     files = [open_vault(path) for path in vaults]
     control, *others = (Listener(Address.parse(text)) for text in (config.control, *data))
     tcp = control.address.kind == "tcp"
+    reports = [TSM_REPORTS] if provider.kind in ("tdx", "snp") and TSM_REPORTS.exists() else []
     # Before any thread starts: what runs already would keep its rights.
     hardening = harden(
-        read_paths=[Path(path) for path in vaults],
+        read_paths=[*map(Path, vaults), *reports],
         socket_dirs=[] if tcp else [Path(config.runtime_dir)],
         tcp=tcp,
         platform=config.platform,

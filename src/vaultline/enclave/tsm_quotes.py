@@ -52,7 +52,7 @@ class TsmProvider:
             finally:
                 self._system.rmdir(request)
         except (OSError, ValueError) as error:
-            raise MachineError("no report of this VM", got=str(error), remedy=_REMEDY) from error
+            raise MachineError(f"no report of this VM: {error}", remedy=_REMEDY) from error
 
     def _report(self, request: str, data: bytes) -> bytes:
         found = self._read(f"{request}/provider").decode().strip()

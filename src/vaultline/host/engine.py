@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from vaultline.core.control import LinkLine, WorkerLine
-from vaultline.core.errors import InputError
+from vaultline.core.errors import InputError, MachineError, PeerError, VaultlineError
 from vaultline.core.hostline import (
     BeatsLine,
     EndpointsLine,
@@ -18,7 +18,8 @@ from vaultline.core.hostline import (
     WorkerLostLine,
 )
 from vaultline.core.serde import canonical_json, from_json
-from vaultline.host.launcher import Process, launch, sockets, stop
+from vaultline.host.gramine import diagnose
+from vaultline.host.launcher import Worker, launch, sockets, stop, wire
 from vaultline.host.supervisor import Lost, Supervisor
 from vaultline.host.wiring import next_addresses
 
@@ -35,7 +36,7 @@ class LocalEngine:
         self._request = request
         self._owner_in, self._owner_out = owner_in, owner_out
         self._selector = selectors.DefaultSelector()
-        self._processes: list[Process] = []
+        self._workers: list[Worker] = []
         self._partial: dict[int, bytes] = {}
         self._supervisor = Supervisor(request.workers, time.monotonic())
         self._wired = False
@@ -45,15 +46,19 @@ class LocalEngine:
         """Until every worker has ended (0), one was lost (4), or the owner has gone (0)."""
         runtime_dir = self._runtime_dir()
         try:
-            for number, worker in enumerate(self._request.workers):
-                process = launch(self._request, worker, runtime_dir)
-                self._processes.append(process)
-                self._partial[number] = b""
-                self._selector.register(process.stdout_fd, selectors.EVENT_READ, number)
             self._selector.register(self._owner_in, selectors.EVENT_READ, None)
+            for number, worker in enumerate(self._request.workers):
+                try:
+                    started = launch(self._request, worker, runtime_dir)
+                except (MachineError, PeerError) as error:
+                    self._report(_not_started(number, error))
+                    return 4
+                self._workers.append(started)
+                self._partial[number] = b""
+                self._selector.register(started.stdout_fd, selectors.EVENT_READ, number)
             return self._watch()
         finally:
-            stop(self._processes)
+            stop(self._workers)
             self._sweep(runtime_dir)
 
     def _runtime_dir(self) -> Path:
@@ -111,14 +116,14 @@ class LocalEngine:
         self._tell(BeatsLine(frames=frames, metrics=metrics, last=last))
 
     def _read(self, fd: int, number: int | None) -> None:
-        data = os.read(fd, 1 << 16)
+        data = _read(fd)
         if number is None:
             # The owner has nothing to say after its request: it closes the line to stop.
             self._owner_gone = not data
             return
         if not data:
             self._selector.unregister(fd)
-            self._supervisor.exited(number, self._processes[number].popen.wait())
+            self._supervisor.exited(number, self._workers[number].wait())
             return
         *lines, self._partial[number] = (self._partial[number] + data).split(b"\n")
         if len(self._partial[number]) > _LINE_BYTES_MAX:
@@ -135,10 +140,10 @@ class LocalEngine:
         ready = self._supervisor.ready
         if self._wired or ready is None:
             return
-        for process, addresses in zip(
-            self._processes, next_addresses(self._request, ready), strict=True
+        for worker, addresses in zip(
+            self._workers, next_addresses(self._request, ready), strict=True
         ):
-            process.wire(addresses)
+            wire(worker, addresses)
         self._wired = True
         self._tell(
             EndpointsLine(
@@ -146,7 +151,7 @@ class LocalEngine:
                 data=tuple(line.data for line in ready),
                 measurements=tuple(line.measurement for line in ready),
                 hardening=tuple(line.hardening for line in ready),
-                pids=tuple(process.popen.pid for process in self._processes),
+                pids=tuple(worker.pid for worker in self._workers),
             )
         )
 
@@ -162,9 +167,31 @@ class LocalEngine:
                 code=lost.code,
                 message=lost.message,
                 refused=lost.refused,
+                remedy=lost.remedy or self._remedy(lost),
             )
         )
+
+    def _remedy(self, lost: Lost) -> str | None:
+        """What to do about a worker that ended without a word."""
+        start = self._request.workers[lost.worker].start
+        silent = lost.code == "WorkerDied" and self._supervisor.ready is None
+        if silent and start.gramine is not None:
+            return diagnose(sgx=start.provider == "gramine")
+        return None
 
     def _tell(self, line: HostLine) -> None:
         with contextlib.suppress(OSError):  # the owner may have gone
             os.write(self._owner_out, canonical_json(line) + b"\n")
+
+
+def _read(fd: int) -> bytes:
+    """What there is; nothing where a line to another machine broke."""
+    with contextlib.suppress(ConnectionError):
+        return os.read(fd, 1 << 16)
+    return b""
+
+
+def _not_started(number: int, error: VaultlineError) -> Lost:
+    """A worker that this machine can't start, as one that was lost."""
+    text = f"{error.message}: {error.got}" if error.got else error.message
+    return Lost(worker=number, code=error.code, message=text, remedy=error.remedy)

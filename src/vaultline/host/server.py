@@ -21,6 +21,7 @@ from vaultline.core.control import ReadyLine, WorkerLine
 from vaultline.core.errors import (
     InfeasibleError,
     InputError,
+    MachineError,
     RemoteProtocolError,
     VaultlineError,
 )
@@ -34,7 +35,8 @@ from vaultline.core.serving import (
 )
 from vaultline.host.driver import ServerDriver
 from vaultline.host.eventlog import EventLog
-from vaultline.host.launcher import Process, start_module, stop
+from vaultline.host.gramine import diagnose
+from vaultline.host.launcher import SERVER_MODULE, Worker, start_worker, stop
 from vaultline.host.supervisor import Lost, Supervisor
 from vaultline.sched.policies import policy
 from vaultline.sched.replay import LogHeader
@@ -51,7 +53,6 @@ from vaultline.sched.wire import (
 from vaultline.transport.framing import Link, WatchedListener
 from vaultline.transport.sockets import Address, ConnectionLostError, connect
 
-WORKER_MODULE = "vaultline.enclave.server"
 _LAUNCH_BYTES_MAX = 64 << 20
 _LINE_BYTES_MAX = 64 << 10
 _TICK_S = 0.1
@@ -89,6 +90,7 @@ class ServerHost:
         )
         self._selector = selectors.DefaultSelector()
         self._interest: dict[int, int] = {}
+        self._started: Worker | None = None
         self._worker: Link[WorkerReply] | None = None
         self._gateway: Link[GatewayMessage] | None = None
         self._listener: WatchedListener | None = None
@@ -101,46 +103,62 @@ class ServerHost:
 
     def run(self) -> int:
         """Until the gateway has gone (0) or the server is lost (4)."""
-        self._process = Process(start_module(WORKER_MODULE, self._launch.cpus))
         try:
-            self._configure()
-            self._watch(self._process.stdout_fd, self._hear_worker)
+            self._started = self._start()
+            self._watch(self._started.stdout_fd, self._hear_worker)
             self._watch(self._owner_in, self._hear_owner)
             while not self._ended:
                 self._turn()
             return 0
         except _LostError as error:
             lost = error.lost
-            self._say(ServerLostLine(code=lost.code, message=lost.message, refused=lost.refused))
+            self._say(
+                ServerLostLine(
+                    code=lost.code,
+                    message=lost.message,
+                    refused=lost.refused,
+                    remedy=self._remedy(lost),
+                )
+            )
         except VaultlineError as error:
-            self._say(ServerLostLine(code=error.code, message=_text(error)))
+            self._say(ServerLostLine(code=error.code, message=_text(error), remedy=error.remedy))
         finally:
-            stop([self._process])
+            stop([self._started] if self._started else [])
             self._sweep()
         return 4
 
-    def _configure(self) -> None:
+    def _start(self) -> Worker:
         launch = self._launch
         config = ServerWorkerConfig(
             name=launch.facts.name,
-            platform="process",
-            provider=launch.provider,
-            platform_file=launch.platform_file,
+            platform=launch.start.platform,
+            provider=launch.start.provider,
+            platform_file=launch.start.platform_file,
             vaults=tuple(model.vault for model in launch.models),
             control=self._address("control"),
             commands=self._address("commands"),
             runtime_dir=launch.runtime_dir,
         )
-        stdin = self._process.popen.stdin
-        if stdin is not None:
-            with contextlib.suppress(OSError):  # a dead worker is the supervisor's to notice
-                stdin.write(canonical_json(config) + b"\n")
-                stdin.flush()
+        return start_worker(SERVER_MODULE, launch.start, config, launch.cpus, vaults=config.vaults)
+
+    def _remedy(self, lost: Lost) -> str | None:
+        """What to do about a worker that ended without a word."""
+        start = self._launch.start
+        if lost.code == "WorkerDied" and self._listener is None and start.gramine is not None:
+            return diagnose(sgx=start.provider == "gramine")
+        return None
+
+    @property
+    def _worker_process(self) -> Worker:
+        if self._started is None:
+            raise MachineError("the worker has not been started")
+        return self._started
 
     def _address(self, name: str) -> str:
         if self._launch.transport == "unix":
             return f"unix:{self._launch.runtime_dir}/{name}"
-        return f"tcp:{self._launch.bind}:0"
+        bind = self._launch.bind if name == "requests" else self._launch.worker_bind
+        return f"tcp:{bind}:0"
 
     # The loop.
 
@@ -223,12 +241,14 @@ class ServerHost:
         self._ended = not os.read(self._owner_in, 1 << 16)
 
     def _hear_worker(self) -> None:
-        fd = self._process.stdout_fd
-        data = os.read(fd, 1 << 16)
+        fd = self._worker_process.stdout_fd
+        data = b""
+        with contextlib.suppress(ConnectionError):  # another machine's worker, whose line broke
+            data = os.read(fd, 1 << 16)
         if not data:
             self._selector.unregister(fd)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._supervisor.exited(0, self._process.popen.wait(_REASON_S))
+                self._supervisor.exited(0, self._worker_process.wait(_REASON_S))
             self._hung_up_s = time.monotonic()
             return
         *lines, self._partial = (self._partial + data).split(b"\n")
@@ -258,7 +278,7 @@ class ServerHost:
                 requests=str(self._listener.address),
                 measurement=line.measurement,
                 hardening=line.hardening,
-                pids=(os.getpid(), self._process.popen.pid),
+                pids=(os.getpid(), self._worker_process.pid),
             )
         )
 
@@ -376,8 +396,7 @@ def _watched(launch: LaunchServer, busy_s_max: float) -> LaunchWorker:
         stage=0,
         cores=launch.cpus,
         vault="",
-        provider=launch.provider,
-        platform_file=launch.platform_file,
+        start=launch.start,
         busy_s_max=busy_s_max,
     )
 

@@ -17,9 +17,6 @@ from vaultline.core.hostline import LaunchWorker
 SILENCE_S_MAX = 1.5
 #: How long a worker that merely lost its neighbour waits for the neighbour's own end to be told.
 FOLLOWING_S = 0.3
-#: Importing the engine and measuring the code takes about a second on a busy machine; a cold disk
-#: takes longer.
-START_S_MAX = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +27,7 @@ class Lost:
     code: str
     message: str
     refused: bool = False
+    remedy: str | None = None
 
 
 @dataclass(slots=True)
@@ -61,7 +59,7 @@ class Supervisor:
     @property
     def finished(self) -> bool:
         """Whether every worker has exited after its end of stream."""
-        return all(watch.exit_code == 0 for watch in self._watches)
+        return all(watch.exit_code == 0 and watch.ready for watch in self._watches)
 
     @property
     def frames(self) -> tuple[int, ...]:
@@ -98,7 +96,7 @@ class Supervisor:
 
     def _judge(self, number: int, now_s: float) -> tuple[int, Lost] | None:
         watch = self._watches[number]
-        if watch.exit_code == 0 and watch.failed is None:
+        if watch.exit_code == 0 and watch.failed is None and watch.ready is not None:
             return None
         if watch.exit_code is not None and watch.exit_code < 0:
             return 0, Lost(
@@ -127,8 +125,9 @@ class Supervisor:
 
     def _judge_running(self, number: int, watch: _Watch, now_s: float) -> tuple[int, Lost] | None:
         name = watch.worker.name
-        if watch.ready is None and now_s - watch.started_s > START_S_MAX:
-            text = f"worker {name} did not start within {START_S_MAX:.0f} s"
+        start_s_max = watch.worker.start.start_s_max
+        if watch.ready is None and now_s - watch.started_s > start_s_max:
+            text = f"worker {name} did not start within {start_s_max:.0f} s"
             return 1, Lost(worker=number, code="WorkerStuck", message=text)
         if watch.heard_s is not None and now_s - watch.heard_s > SILENCE_S_MAX:
             text = f"worker {name} has been silent for {now_s - watch.heard_s:.1f} s"

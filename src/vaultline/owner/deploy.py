@@ -5,22 +5,19 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from vaultline.attest.sgx_quote import Platform
 from vaultline.channel.keys import SECRET_BYTES
 from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.hostline import LaunchWorker
-from vaultline.core.plan import Plan, PlannedDevice
+from vaultline.core.plan import Plan
 from vaultline.core.program import StageSettings
-from vaultline.core.serde import from_json
 from vaultline.core.tensors import TensorSpec
 from vaultline.graph.compile import CompiledStage, compile_segment
 from vaultline.graph.structure import Model
 from vaultline.owner.keyfile import SealedKeys
 from vaultline.owner.release import StageSecrets
+from vaultline.owner.starting import Place, start_of
 
 #: A pass counts as stuck after this many times its predicted time, but not before the minimum:
 #: machines are shared, and a pass that a neighbour slows down must not end a run.
@@ -30,30 +27,6 @@ _STUCK_S_MIN = 1.5
 
 class PlanForAnotherModelError(InputError):
     """The plan was made for another model than the one given."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a host of the plan is: the address its workers listen on, for TCP.
-
-    ``netns`` is a network namespace of this machine that stands for another machine.
-    """
-
-    bind: str = "127.0.0.1"
-    netns: str | None = None
-
-
-def parse_place(text: str) -> tuple[str, Place]:
-    """Read ``HOST=ADDRESS`` or ``HOST=ADDRESS%NETNS``.
-
-    Raises:
-        InputError: not of that form.
-    """
-    host, equals, rest = text.partition("=")
-    address, _, netns = rest.partition("%")
-    if not (host and equals and address):
-        raise InputError("not a place", got=text, expected="HOST=ADDRESS or HOST=ADDRESS%NETNS")
-    return host, Place(bind=address, netns=netns or None)
 
 
 def stage_settings(plan: Plan, stage: int) -> StageSettings:
@@ -157,22 +130,6 @@ def _tensors(specs: Sequence[TensorSpec]) -> str:
     return ", ".join(f"{spec.name}: {spec.dtype}{list(spec.shape)}" for spec in specs)
 
 
-def check_platform(path: Path) -> None:
-    """Read a simulated platform's file as its worker will, for a better message than it can send.
-
-    Raises:
-        InputError: there is no such file, or it holds no platform.
-    """
-    remedy = "name one with --platform; `vaultline policy dev` makes one"
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            "cannot read the simulated platform", got=f"{path}: {error.strerror}", remedy=remedy
-        ) from error
-    from_json(data, Platform, what="the simulated platform", remedy=remedy)
-
-
 def stage_secrets(plan: Plan, keys: SealedKeys) -> tuple[StageSecrets, ...]:
     """What each stage's grant carries: its key, and fresh secrets for its two hops.
 
@@ -202,7 +159,7 @@ def launch_workers(
     """What to ask the host for: one worker per device, by stage, each on cores of its own.
 
     Raises:
-        InputError: a device of a kind that the local engine can't start.
+        InputError: nothing says how a device's worker is started: see `start_of`.
     """
     places_of = [
         (stage, replica, planned, device)
@@ -212,8 +169,14 @@ def launch_workers(
     cores = share_cores([device.cores for *_, device in places_of])
     workers = []
     for (stage, replica, planned, device), share in zip(places_of, cores, strict=True):
-        provider, file = _provider(device, platform_file, accelerator_key)
         place = places.get(device.host, Place())
+        start = start_of(
+            device.name,
+            device.kind,
+            place,
+            platform_file=platform_file,
+            accelerator_key=accelerator_key,
+        )
         pass_s = planned.predicted_s * planned.frames_per_pass
         workers.append(
             LaunchWorker(
@@ -221,41 +184,14 @@ def launch_workers(
                 stage=stage,
                 replica=replica,
                 cores=share,
-                vault=str(vault.absolute()),
-                provider=provider,
-                platform_file=str(file.absolute()),
+                vault=place.vault(vault),
+                start=start,
                 busy_s_max=max(_STUCK_S_MIN, _STUCK_FACTOR * pass_s),
                 bind=place.bind,
                 netns=place.netns,
             )
         )
     return tuple(workers)
-
-
-def _provider(
-    device: PlannedDevice, platform_file: Path | None, accelerator_key: Path | None
-) -> tuple[Literal["simulated", "pinned"], Path]:
-    """Who makes a device's evidence, and that provider's file."""
-    if device.kind == "simulated":
-        if platform_file is not None:
-            return "simulated", platform_file
-        raise InputError(
-            f"simulated device {device.name} has no platform",
-            remedy="name one with --platform; `vaultline policy dev` makes one",
-        )
-    if device.kind == "accelerator":
-        if accelerator_key is not None:
-            return "pinned", accelerator_key
-        raise InputError(
-            f"accelerator {device.name} has no key",
-            remedy="name one with --accelerator-key; `vaultline policy accelerator` makes one",
-        )
-    raise InputError(
-        f"the local engine cannot start device {device.name}",
-        got=f"kind: {device.kind}",
-        expected="kind: simulated or accelerator",
-        remedy="plan for simulated devices, or start that worker where its hardware is",
-    )
 
 
 def share_cores(wanted: Sequence[int], among: Sequence[int] | None = None) -> list[tuple[int, ...]]:

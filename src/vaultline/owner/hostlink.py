@@ -43,7 +43,8 @@ def lost_error(line: WorkerLostLine) -> WorkerLostError:
     return kind(
         f"{which}stage {line.stage} was lost: {line.message}",
         got=line.code,
-        remedy="every result received before this is in the sink; start the run again",
+        remedy=line.remedy
+        or "every result received before this is in the sink; start the run again",
     )
 
 

@@ -45,8 +45,8 @@ from vaultline.transport.sockets import (
 )
 from vaultline.transport.streams import FanIn, FanOut, Hop
 
-#: Starting workers: imports, measurement, listening.
-_LAUNCH_S = 90.0
+#: For the host's word, beyond what the slowest worker may take to start.
+_LAUNCH_S = 30.0
 _CONNECT_S = 10.0
 #: How long to wait for the host's word on which worker was lost, once a hop has broken.
 _REASON_S = 2.0
@@ -320,14 +320,17 @@ class Session:
         return Address("tcp", self._settings.result_bind, 0)
 
     def _wait_endpoints(self) -> EndpointsLine:
-        deadline_s = time.monotonic() + _LAUNCH_S
+        start_s_max = max(worker.start.start_s_max for worker in self._workers) + _LAUNCH_S
+        deadline_s = time.monotonic() + start_s_max
         while (rest_s := deadline_s - time.monotonic()) > 0:
             line = self._host.poll(rest_s)
             if isinstance(line, EndpointsLine):
                 return line
             if isinstance(line, WorkerLostLine):
                 raise lost_error(line)
-        raise HostLostError("the host did not start the workers", expected=f"within {_LAUNCH_S} s")
+        raise HostLostError(
+            "the host did not start the workers", expected=f"within {start_s_max} s"
+        )
 
     def _grant_all(self, endpoints: EndpointsLine) -> None:
         """All are granted before the first is waited for: loading overlaps."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from vaultline.core.control import HardeningStep, StageMetrics
+from vaultline.core.hostline import Start
 from vaultline.core.serde import Struct
 from vaultline.sched.facts import ModelFacts, ServerFacts
 from vaultline.sched.report import Report
@@ -39,7 +40,8 @@ class LaunchServer(Struct, frozen=True, kw_only=True, tag="server"):
         policy: a name of ``sched.policies``.
         report_s: between reports.
         cpus: of this machine, that the worker may use; empty for any.
-        transport: how the gateway reaches host and worker; ``bind`` for TCP.
+        transport: how the gateway reaches host and worker; for TCP, ``bind`` is the host's
+            address and ``worker_bind`` the worker's, which may be another machine's.
         runtime_dir: for Unix sockets.
         log: file for events and actions, a JSON line each, or None.
     """
@@ -47,12 +49,12 @@ class LaunchServer(Struct, frozen=True, kw_only=True, tag="server"):
     facts: ServerFacts
     models: tuple[HostedModel, ...]
     policy: str
-    provider: Literal["simulated", "gramine", "pinned"]
-    platform_file: str | None
+    start: Start
     runtime_dir: str
     cpus: tuple[int, ...] = ()
     transport: Literal["unix", "tcp"] = "unix"
     bind: str = "127.0.0.1"
+    worker_bind: str = "127.0.0.1"
     report_s: float = 0.1
     log: str | None = None
 
@@ -73,6 +75,7 @@ class ServerLostLine(Struct, frozen=True, tag="lost"):
     code: str
     message: str
     refused: bool = False
+    remedy: str | None = None
 
 
 ServerLine = ServerReadyLine | ServerLostLine

@@ -24,7 +24,7 @@ from vaultline.core.control import FailedLine, ReadyLine, WorkerLine
 from vaultline.core.errors import MachineError, RemoteProtocolError, VaultlineError
 from vaultline.core.frame_meta import FrameMeta, write_meta
 from vaultline.core.frames import FrameLayout
-from vaultline.core.serde import canonical_json, from_json, from_msgpack
+from vaultline.core.serde import from_json, from_msgpack
 from vaultline.core.serving import (
     COMMAND_BYTES_MAX,
     DoneReply,
@@ -111,10 +111,7 @@ class LoneWorker:
             commands=f"unix:{self._folder.name}/commands",
             runtime_dir=self._folder.name,
         )
-        pipe = self._process.popen.stdin
-        if pipe is not None:
-            pipe.write(canonical_json(config) + b"\n")
-            pipe.flush()
+        self._process.say(config)
 
     def _hear(self) -> None:
         """Its lines, until it ends; beats are read only so that it is never held up."""

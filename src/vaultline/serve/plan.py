@@ -14,6 +14,7 @@ from vaultline.core.errors import InputError
 from vaultline.core.frame_meta import tensor_bytes
 from vaultline.owner.served import ServedModel
 from vaultline.owner.server_release import server_grant, server_memory
+from vaultline.owner.starting import Place
 from vaultline.sched.facts import ModelFacts, ServerFacts
 from vaultline.sched.policies import policy as policy_named
 from vaultline.sched.replay import LogHeader
@@ -112,17 +113,22 @@ class ServingPlan:
         report_s: float,
         log: Path | None,
     ) -> LaunchServer:
-        """What a server's host is told; ``folder`` is for its sockets."""
+        """What a server's host is told; ``folder`` is for its sockets.
+
+        Raises:
+            InputError: nothing says how the server's worker is started.
+        """
+        spec = self.specs[number]
         return LaunchServer(
             facts=self.facts[number],
-            models=tuple(_hosted(model) for model in self.models),
+            models=tuple(_hosted(model, spec.place) for model in self.models),
             policy=self.policy.name,
-            provider="simulated",
-            platform_file=None if platform_file is None else str(platform_file.absolute()),
+            start=spec.start(platform_file),
             runtime_dir=str(folder),
-            cpus=self.specs[number].cpus,
+            cpus=spec.cpus,
             transport=transport,
             bind=bind,
+            worker_bind=bind if spec.place == Place() else spec.place.bind,
             report_s=report_s,
             log=None if log is None else str(log.absolute()),
         )
@@ -142,11 +148,11 @@ class ServingPlan:
         )
 
 
-def _hosted(model: Prepared) -> HostedModel:
+def _hosted(model: Prepared, place: Place) -> HostedModel:
     served = model.served
     return HostedModel(
         facts=served.facts,
-        vault=str(model.vault.absolute()),
+        vault=place.vault(model.vault),
         request_bytes=served.input_layout.message_bytes + OVERHEAD_BYTES,
         answer_bytes=served.output_layout.message_bytes + OVERHEAD_BYTES,
     )

@@ -355,7 +355,8 @@ class ServerLink:
 
 
 def _lost(name: str, line: ServerLostLine) -> ServerLostError:
-    error = ServerLostError(f"server {name} was lost: {line.message}", got=line.code)
+    message = f"server {name} was lost: {line.message}"
+    error = ServerLostError(message, got=line.code, remedy=line.remedy)
     if line.refused:
         error.exit_code = 1
     return error

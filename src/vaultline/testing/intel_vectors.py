@@ -176,12 +176,12 @@ class Vector:
             data=bound,
         )
         chain = pem([self.authority(name) for name in ("pck", "ca", "root")]).encode()
-        inner = qe_report + _raw(self.authority("pck").key, qe_report)
+        inner = qe_report + sign_statement(self.authority("pck").key, qe_report)
         inner += struct.pack("<H", len(auth)) + auth + struct.pack("<HI", 5, len(chain)) + chain
         if self.tdx:
             inner = struct.pack("<HI", 6, len(inner)) + inner
         signed = header + body
-        section = _raw(attestation, signed) + _public(attestation) + inner
+        section = sign_statement(attestation, signed) + _public(attestation) + inner
         return signed + struct.pack("<I", len(section)) + section + self.tail
 
     def collateral(self) -> bytes:
@@ -211,10 +211,10 @@ class Vector:
             ).hex(),
             "tcb_info_issuer_chain": chain,
             "tcb_info": info,
-            "tcb_info_signature": _raw(signer.key, info.encode()).hex(),
+            "tcb_info_signature": sign_statement(signer.key, info.encode()).hex(),
             "qe_identity_issuer_chain": chain,
             "qe_identity": identity,
-            "qe_identity_signature": _raw(signer.key, identity.encode()).hex(),
+            "qe_identity_signature": sign_statement(signer.key, identity.encode()).hex(),
         }
         return json.dumps(collateral).encode()
 
@@ -296,7 +296,8 @@ def _stamp(moment: datetime.datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _raw(key: object, data: bytes) -> bytes:
+def sign_statement(key: object, data: bytes) -> bytes:
+    """ECDSA with SHA-256 as Intel writes it: r, then s."""
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise TypeError("Intel's chain has elliptic keys")
     r, s = decode_dss_signature(key.sign(data, ec.ECDSA(SHA256())))

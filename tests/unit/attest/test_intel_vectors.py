@@ -13,12 +13,12 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from vaultline.attest import refusals as r
-from vaultline.attest.appraise import verify_and_judge
+from vaultline.attest.bundled import verify_and_judge
 from vaultline.attest.claims import Claims
 from vaultline.attest.judging import Judgement
 from vaultline.attest.policy import Accepted, Grace, Policy, Signer, TrustDomain
 from vaultline.core.errors import RefusedError
-from vaultline.testing.certificates import ISSUED, NOW_S
+from vaultline.testing.certificates import ISSUED, NOW_S, pem
 from vaultline.testing.intel_vectors import (
     MRENCLAVE,
     MRSIGNER,
@@ -26,6 +26,7 @@ from vaultline.testing.intel_vectors import (
     RTMR1,
     RTMR2,
     Vector,
+    sign_statement,
 )
 
 DAY = datetime.timedelta(days=1)
@@ -322,6 +323,7 @@ UNLISTED_FAULTS = {
             "an outdated quoting enclave",
         )
     },
+    "another kind of key": ({"key_type": 3}, r.QuoteInvalid),
 }
 
 
@@ -340,6 +342,76 @@ def test_grace_for_unlisted_platforms_covers_no_debug(version: int) -> None:
     debug = {"attributes": 0x7, "td_attributes": 1 << 28 | 1}
     policy = accepts(version, tcb_grace=(Grace(status="Unlisted", days=30_000),))
     assert refusal(Vector(version=version, **UNLISTED | debug), policy) == (r.DebugRefused,)
+
+
+def signed_by(vector: Vector, *names: str) -> bytes:
+    """Its collateral, with the statements signed anew by the first of these certificates."""
+    fields = json.loads(vector.collateral())
+    for name in ("tcb_info", "qe_identity"):
+        fields[f"{name}_issuer_chain"] = pem([vector.authority(each) for each in names])
+        signature = sign_statement(vector.authority(names[0]).key, fields[name].encode())
+        fields[f"{name}_signature"] = signature.hex()
+    return json.dumps(fields).encode()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("changes", [{}, UNLISTED], ids=["listed", "unlisted"])
+def test_no_platform_rates_itself(version: int, changes: dict[str, Any]) -> None:
+    """With the key of its own certificate, which is under the same root as the vendor's signer."""
+    vector = Vector(version=version, **changes)
+    policy = accepts(version, tcb_grace=(Grace(status="Unlisted", days=30_000),))
+    assert not refusal(vector, policy, collateral=signed_by(vector, "signer", "root"))
+    for names in (("pck", "ca", "root"), ("ca", "root")):
+        found = refusal(vector, policy, collateral=signed_by(vector, *names))
+        assert found == (r.CertificateRefused,), names
+
+
+STATEMENTS: dict[str, tuple[tuple[str, Any], type[RefusedError]]] = {
+    "of another provisioning enclave": (("pceId", "0001"), r.CollateralMismatch),
+    "that compare in an unknown way": (("tcbType", 1), r.TcbRefused),
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("changes", [{}, UNLISTED], ids=["listed", "unlisted"])
+@pytest.mark.parametrize("change, reason", STATEMENTS.values(), ids=STATEMENTS.keys())
+def test_levels_are_refused(
+    version: int, changes: dict[str, Any], change: tuple[str, Any], reason: type[RefusedError]
+) -> None:
+    vector = Vector(version=version, statements=(change,), **changes)
+    policy = accepts(version, tcb_grace=(Grace(status="Unlisted", days=30_000),))
+    assert refusal(vector, policy) == (reason,)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_below_a_revoked_level_there_is_no_grace(version: int) -> None:
+    vector = Vector(version=version, tcb_status="Revoked", **UNLISTED)
+    policy = accepts(version, tcb_grace=(Grace(status="Unlisted", days=30_000),))
+    with pytest.raises(r.TcbRefused, match="the vendor has revoked"):
+        run(vector, policy)
+
+
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize("part", range(2, 16))
+def test_each_part_of_a_trust_domain_s_level_counts_alone(version: int, part: int) -> None:
+    """One part below is below, however much higher the others are (no lexical order)."""
+    svns = bytearray([5, 1, *[200] * 14])
+    svns[part] = 4
+    low = Vector(version=version, tee_tcb_svn=bytes(svns))
+    (found,) = refusal(low)
+    assert found is r.TcbRefused
+    claims, _ = run(low, accepts(version, tcb_grace=(Grace(status="Unlisted", days=30_000),)))
+    assert claims.tcb_status == "Unlisted"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("part", range(17))
+def test_each_part_of_a_processor_s_level_counts_alone(version: int, part: int) -> None:
+    parts = [255] * 17
+    parts[part] = 4
+    low = Vector(version=version, svns=tuple(parts[:16]), pce_svn=parts[16])
+    claims, _ = run(low, accepts(version, tcb_grace=(Grace(status="Unlisted", days=30_000),)))
+    assert claims.tcb_status == "Unlisted"
 
 
 def signed_regions(quote: bytes, version: int) -> list[range]:

@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from vaultline.attest import chains
 from vaultline.attest import refusals as r
-from vaultline.attest.appraise import verify_and_judge
+from vaultline.attest.bundled import verify_and_judge
 from vaultline.attest.claims import Claims
 from vaultline.attest.collateral import pack_certificates
 from vaultline.attest.judging import Judgement
 from vaultline.attest.policy import Accepted, Gpu, Policy
+from vaultline.attest.roots import SELF_SIGNED, root_key_id
 from vaultline.core.errors import RefusedError
 from vaultline.testing.attestation import recorded
 from vaultline.testing.certificates import ISSUED, NOW_S
@@ -195,3 +200,64 @@ def test_every_bit_flip_of_the_recorded_report_is_refused() -> None:
         kind="nvidia", roots=("nvidia",), gpus=(REFERENCE,), unsafe_skip_revocation=True
     )
     flips(report, collateral, Policy(version=1, accept=(entry,)), 1_750_000_000, 1)
+
+
+class TestRemembering:
+    """What was verified once need not be again; what depends on time and place is."""
+
+    def test_the_pinned_root_s_own_signature_holds_and_no_other_bytes_are_excused(self) -> None:
+        text = recorded("nvidia_hopper_chain.txt", Path(__file__))
+        if text is None:
+            pytest.skip("no recorded evidence here")
+        *_, root = x509.load_pem_x509_certificates(text)
+        assert root.fingerprint(SHA256()).hex() in SELF_SIGNED
+        root.verify_directly_issued_by(root)
+        der = bytearray(root.public_bytes(Encoding.DER))
+        der[-1] ^= 1  # of the signature: the same key, the same id
+        forged = x509.load_der_x509_certificate(bytes(der))
+        assert root_key_id(forged) == root_key_id(root)
+        with pytest.raises(r.CertificateRefused, match="not signed"):
+            chains.verify_chain([root, forged], [], frozenset({root_key_id(root)}), NOW_S)
+
+    def test_a_known_chain_is_refused_outside_its_dates_and_once_revoked(self) -> None:
+        good = NvidiaVector()
+        assert not refusal(good)
+        assert refusal(good, now_s=NOW_S + 400 * 86_400) == (r.CollateralExpired,)
+        assert refusal(good, now_s=NOW_S - 2 * 86_400) == (r.CollateralExpired,)
+        assert refusal(good.with_(revoked=("device",))) == (r.CertificateRevoked,)
+        assert refusal(good, accepts(roots=("00" * 48,))) == (r.RootRefused,)
+
+    def test_a_failure_is_never_remembered_as_a_success(self) -> None:
+        chains.forget_chains()
+        assert not refusal(NvidiaVector())
+        for _ in range(3):
+            assert refusal(NvidiaVector(device_issuer="other")) == (r.CertificateRefused,)
+
+    def test_an_authority_that_is_known_may_still_not_issue_what_it_must_not(self) -> None:
+        vector = NvidiaVector()
+        device, model, root = (
+            vector.authority(name).certificate() for name in ("device", "model", "root")
+        )
+        roots = frozenset({vector.root_id})
+        chains.verify_chain([device, model, root], [], roots, NOW_S)
+        with pytest.raises(r.CertificateRefused, match="may not issue"):
+            chains.verify_chain([model, device, model, root], [], roots, NOW_S)
+
+    def test_of_another_device_s_chain_only_the_authorities_are_known(self) -> None:
+        chains.forget_chains()
+        assert not refusal(NvidiaVector())
+        assert len(chains._held) == 3
+        chains.forget_chains(devices_only=True)
+        device = NvidiaVector().authority("device").certificate()
+        assert len(chains._held) == 2
+        assert device not in {certificate for certificate, _ in chains._held}
+
+    def test_no_more_is_remembered_than_there_is_room_for(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(chains, "_HELD_MAX", 2)
+        chains.forget_chains()
+        for family in ("a", "b"):
+            vector = NvidiaVector(family=family)
+            assert not refusal(vector, accepts(roots=(vector.root_id,)))
+            assert len(chains._held) <= 2

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vaultline.attest import refusals as r
-from vaultline.attest.appraise import verify_and_judge
+from vaultline.attest.bundled import verify_and_judge
 from vaultline.attest.claims import Claims
 from vaultline.attest.collateral import pack_certificates
 from vaultline.attest.judging import Judgement

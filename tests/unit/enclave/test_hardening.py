@@ -284,12 +284,21 @@ import os, sys
 from pathlib import Path
 from vaultline.enclave import hardening
 
-reports, other = map(Path, sys.argv[1:])
-hardening._TSM_REPORTS = reports
-steps = {step.name: step.state for step in hardening.harden(read_paths=[])}
+reports, other = map(Path, sys.argv[1:3])
+hardening.TSM_REPORTS = reports
+mine = [reports] if sys.argv[3] == "mine" else []
+steps = {step.name: step.state for step in hardening.harden(read_paths=mine)}
 if steps["landlock"] != "done":
     sys.exit(77)
 request = reports / "request"
+if not mine:
+    for denied in (request.mkdir, (reports / "outblob").read_bytes):
+        try:
+            denied()
+        except PermissionError:
+            continue
+        sys.exit("not denied to a worker of another kind")
+    sys.exit(0)
 request.mkdir()
 descriptor = os.open(reports / "inblob", os.O_WRONLY)
 os.write(descriptor, bytes(64))
@@ -308,8 +317,9 @@ for denied in (
 """
 
 
-def test_a_confidential_vm_s_worker_may_ask_for_reports_and_write_nothing_else(
-    tmp_path: Path,
+@pytest.mark.parametrize("whose", ["mine", "another's"])
+def test_only_a_confidential_vm_s_worker_may_ask_for_reports_and_it_writes_nothing_else(
+    tmp_path: Path, whose: str
 ) -> None:
     reports, other = tmp_path / "report", tmp_path / "other"
     reports.mkdir()
@@ -317,7 +327,7 @@ def test_a_confidential_vm_s_worker_may_ask_for_reports_and_write_nothing_else(
     (reports / "inblob").write_bytes(b"")
     (reports / "outblob").write_bytes(b"report")
     result = subprocess.run(
-        [sys.executable, "-c", REPORTS, str(reports), str(other)],
+        [sys.executable, "-c", REPORTS, str(reports), str(other), whose],
         capture_output=True,
         timeout=60,
         env=ENVIRONMENT,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vaultline.core.control import BeatLine, FailedLine, ReadyLine, StageMetrics
-from vaultline.core.hostline import LaunchWorker
-from vaultline.host.supervisor import FOLLOWING_S, SILENCE_S_MAX, START_S_MAX, Supervisor
+from vaultline.core.hostline import START_ELSEWHERE_S_MAX, START_S_MAX, LaunchWorker, Start
+from vaultline.host.supervisor import FOLLOWING_S, SILENCE_S_MAX, Supervisor
 
 
 def worker(name: str) -> LaunchWorker:
@@ -13,8 +13,7 @@ def worker(name: str) -> LaunchWorker:
         stage=0,
         cores=(),
         vault="v",
-        provider="simulated",
-        platform_file=None,
+        start=Start(provider="simulated", platform_file=None),
         busy_s_max=2.0,
     )
 
@@ -111,8 +110,28 @@ def test_a_worker_that_says_why_is_quoted() -> None:
 
 def test_a_run_is_finished_when_all_have_exited_cleanly() -> None:
     watch = two()
+    watch.heard(0, READY, 100.0)
+    watch.heard(1, READY, 100.0)
     watch.exited(0, 0)
     assert not watch.finished
     watch.exited(1, 0)
     assert watch.finished
     assert watch.lost(1e9) is None
+
+
+def test_a_worker_that_ends_before_it_listens_is_lost_whatever_its_code() -> None:
+    watch = two()
+    watch.exited(0, 0)
+    watch.exited(1, 0)
+    assert not watch.finished
+    lost = watch.lost(100.5)
+    assert lost is not None
+    assert lost.code == "WorkerDied"
+
+
+def test_a_worker_under_gramine_may_take_longer_to_start() -> None:
+    start = Start(provider="gramine", gramine="/opt/worker")
+    slow = LaunchWorker(name="a", stage=0, cores=(), vault="v", start=start, busy_s_max=2.0)
+    watch = Supervisor((slow,), 100.0)
+    assert watch.lost(101.0 + START_S_MAX) is None
+    assert watch.lost(101.0 + START_ELSEWHERE_S_MAX) is not None

@@ -8,7 +8,7 @@ import pytest
 
 from vaultline.core.control import ReadyLine
 from vaultline.core.errors import InputError, RemoteProtocolError
-from vaultline.core.hostline import LaunchRequest, LaunchWorker
+from vaultline.core.hostline import LaunchRequest, LaunchWorker, Start
 from vaultline.core.replicas import neighbours
 from vaultline.host.wiring import data_addresses, next_addresses
 
@@ -20,8 +20,7 @@ def worker(stage: int, replica: int) -> LaunchWorker:
         replica=replica,
         cores=(),
         vault="v",
-        provider="simulated",
-        platform_file=None,
+        start=Start(provider="simulated", platform_file=None),
         busy_s_max=1.0,
     )
 

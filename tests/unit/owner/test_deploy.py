@@ -12,14 +12,12 @@ from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.plan import Plan, PlannedStage
 from vaultline.graph.model import Model, load_model
 from vaultline.owner.deploy import (
-    Place,
     PlanForAnotherModelError,
-    check_platform,
     compile_stages,
     launch_workers,
-    parse_place,
     stage_settings,
 )
+from vaultline.owner.starting import Place, check_platform, parse_place
 from vaultline.planner import make_plan
 from vaultline.testing import planning
 
@@ -159,7 +157,7 @@ def test_devices_that_cannot_be_started_here_are_refused(
 ) -> None:
     _, plan = digits
     sgx = replace(plan.stages[0].device, kind="sgx")
-    with pytest.raises(InputError, match="cannot start"):
+    with pytest.raises(InputError, match="nothing says how the SGX worker"):
         launch_workers(with_stage(plan, 0, devices=(sgx,)), tmp_path, platform_file=None, places={})
     with pytest.raises(InputError, match="no platform"):
         launch_workers(plan, tmp_path, platform_file=None, places={})

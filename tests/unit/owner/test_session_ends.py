@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from vaultline.attest.refusals import KindRefused
 from vaultline.channel.keys import derive_hop_keys
 from vaultline.core.errors import InputError, LocalProtocolError, MachineError
-from vaultline.core.hostline import EndpointsLine, LaunchRequest, LaunchWorker
+from vaultline.core.hostline import EndpointsLine, LaunchRequest, LaunchWorker, Start
 from vaultline.core.plan import PLAN_VERSION, Plan, PlannedDevice, PlannedStage
 from vaultline.core.section import SectionAccess
 from vaultline.core.tensors import TensorSpec
@@ -71,8 +71,7 @@ WORKER = LaunchWorker(
     stage=0,
     cores=(),
     vault="v",
-    provider="simulated",
-    platform_file=None,
+    start=Start(provider="simulated", platform_file=None),
     busy_s_max=1.0,
 )
 

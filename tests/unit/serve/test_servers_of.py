@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from vaultline.core.cluster import Cluster, Device, Host
 from vaultline.core.errors import InputError
+from vaultline.core.hostline import Start
 from vaultline.core.plan import DeviceKind
 from vaultline.serve.cluster import ServerSpec, servers_of
 
@@ -43,10 +45,21 @@ def test_cores_are_shared_where_there_are_too_few() -> None:
     assert [spec.cpus for spec in found] == [(4,), (5,), (4,)]
 
 
-@pytest.mark.parametrize("kind", ["sgx", "accelerator"])
-def test_what_can_t_be_started_here_is_refused(kind: DeviceKind) -> None:
+def test_an_accelerator_is_no_server() -> None:
     with pytest.raises(InputError, match="no server can be started"):
-        servers_of(cluster(kind))
+        servers_of(cluster("accelerator"))
+
+
+def test_a_server_in_hardware_is_started_as_its_host_says() -> None:
+    known = cluster("sgx", count=1)
+    (host,) = known.hosts
+    here = replace(host, gramine="/opt/worker")
+    (spec,) = servers_of(replace(known, hosts=(here,)), [0])
+    assert spec.kind == "sgx"
+    assert spec.start(None) == Start(provider="gramine", gramine="/opt/worker")
+    (unknown,) = servers_of(known, [0])
+    with pytest.raises(InputError, match="nothing says how the SGX worker"):
+        unknown.start(None)
 
 
 @pytest.mark.parametrize("change", [{"name": ""}, {"cores": 0}, {"memory_bytes": 0}])

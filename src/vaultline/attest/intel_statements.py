@@ -1,0 +1,76 @@
+"""What Intel's rules ask of TCB info and QE identity and dcap-qvl leaves open.
+
+Intel's verification library takes such statements from the TCB signing certificate alone, which
+the root issues itself, and for the platform's own PCE. dcap-qvl 0.7 takes them from *any* leaf
+under the root: whoever has the key of one platform's PCK certificate could rate platforms, his own
+above all, and vouch for any quoting enclave. This comes after that library's checks of signatures
+and replaces none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dcap_qvl
+from cryptography import x509
+from cryptography.x509.oid import ObjectIdentifier
+
+from vaultline.attest.chains import load_certificates
+from vaultline.attest.refusals import CertificateRefused, CollateralMismatch, TcbRefused
+from vaultline.core.serde import from_json
+
+#: Marks certificates of single platforms (Intel, PCK Certificate and CRL Profile).
+_PCK_OID = ObjectIdentifier("1.2.840.113741.1.13.1")
+_CHAINS = ("tcb_info_issuer_chain", "qe_identity_issuer_chain")
+
+
+def check_statements(quote: bytes, collateral: bytes, root: x509.Certificate) -> None:
+    """Refuse statements that another kind of certificate signed, or that are for another PCE.
+
+    Args:
+        quote, collateral: verified under ``root``.
+
+    Raises:
+        CertificateRefused, CollateralMismatch, TcbRefused: as named.
+        InputError: the collateral is not in the vendor's form.
+    """
+    fields = from_json(collateral, dict[str, Any], what="the collateral")
+    for name in _CHAINS:
+        certificates = load_certificates(str(fields.get(name)))
+        if not _may_sign(certificates[0], root):
+            raise CertificateRefused(
+                f"the certificate in {name} is not one that signs such statements",
+                got=certificates[0].subject.rfc4514_string()[:200],
+                expected="the vendor's TCB signing certificate, issued by the root itself",
+            )
+    statement = from_json(str(fields.get("tcb_info")).encode(), dict[str, Any], what="TCB info")
+    if statement.get("tcbType") != 0:
+        raise TcbRefused(
+            "the collateral compares TCB levels in a way that is not known",
+            got=f"tcbType {statement.get('tcbType')}",
+            expected="tcbType 0",
+        )
+    pce_id = _pce_id(quote)
+    if pce_id is None or str(statement.get("pceId")).lower() != pce_id:
+        raise CollateralMismatch(
+            "the collateral is for another provisioning enclave (PCE) than the platform's",
+            got=str(statement.get("pceId")),
+            expected=pce_id,
+        )
+
+
+def _may_sign(certificate: x509.Certificate, root: x509.Certificate) -> bool:
+    """Of the root's own issue, no authority, and not of a platform."""
+    extensions = certificate.extensions
+    try:
+        constraints = extensions.get_extension_for_class(x509.BasicConstraints).value
+    except x509.ExtensionNotFound:
+        return False
+    platform = any(extension.oid == _PCK_OID for extension in extensions)
+    return certificate.issuer == root.subject and not constraints.ca and not platform
+
+
+def _pce_id(quote: bytes) -> str | None:
+    """As the platform's certificate says, in hex, if it does."""
+    extension = dcap_qvl.parse_quote(quote).pck_extension()
+    return None if extension is None else str(extension.pce_id.hex())
