@@ -1,12 +1,12 @@
 """How well a simulation predicts: recorded workloads, run for real and then in virtual time.
 
 The simulated cluster has the facts that were measured when models were prepared, the very same
-scheduler and balancer, and what other requests showed on the same servers just before, that arrived
-in the same way: how far gateway and servers are from each other, and how much servers that share a
-machine slow each other. So nothing is fitted to the requests that are predicted.
+scheduler and balancer, and what other requests showed on the same servers just before and after,
+that arrived in the same way: how far gateway and servers are from each other, and how much servers
+that share a machine slow each other. So nothing is fitted to the requests that are predicted.
 
-Workloads are run round by round, since a machine is now slower, now quicker: what was measured are
-medians over the rounds, and what other requests showed is taken from all rounds together.
+Workloads are run round by round, since a machine is now slower, now quicker. Each round is compared
+with its own simulation; what is told are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Rig(Protocol):
         """Servers that log into a folder."""
 
 
-#: Of a workload's requests, of others before it: to see what facts don't say.
+#: Of a workload's requests, of others before it and after it: to see what facts don't say.
 _CALIBRATION_SHARE = 0.5
 
 
@@ -135,29 +135,38 @@ class Performance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compared:
-    """One workload, measured and simulated.
+class Round:
+    """One run of a workload; ``timing``: of its simulation."""
 
-    Attributes:
-        counts: whether figures are over it: all requests at once is shown beside them.
-        measured: medians over the rounds.
-        services: measured over expected seconds of runs, by step group.
-    """
-
-    workload: str
-    requests: int
-    rate_per_s: float
     measured: Performance
-    rounds: Sequence[Performance]
     simulated: Performance
-    services: Mapping[str, ServiceTime]
     timing: Timing = field(default_factory=Timing)
-    counts: bool = True
 
     def ratio(self, kind: str) -> float:
         """Simulated over measured, of one of ``KINDS``."""
         field = KINDS[kind]
         return float(getattr(self.simulated, field) / getattr(self.measured, field))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """One workload, measured and simulated.
+
+    Attributes:
+        services: measured over expected seconds of runs, by step group.
+        counts: whether figures are over it: all requests at once is shown beside them.
+    """
+
+    workload: str
+    requests: int
+    rate_per_s: float
+    rounds: Sequence[Round]
+    services: Mapping[str, ServiceTime]
+    counts: bool = True
+
+    def ratio(self, kind: str) -> float:
+        """Simulated over measured, of one of ``KINDS``: the median of the rounds."""
+        return statistics.median(each.ratio(kind) for each in self.rounds)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -195,7 +204,7 @@ class _Run:
 
     Attributes:
         before: what was sent to warm servers up, and what was sent next.
-        others: ends of the latter.
+        others: ends of the latter, and of what was sent after the workload.
         outcomes: ends of the workload.
     """
 
@@ -235,10 +244,18 @@ class _Fidelity:
         for turn in range(request.rounds):
             for name, source in request.sources(rate).items():
                 self._progress(name, 1 + sum(map(len, runs.values())), total)
-                others = self._workload(source, request.seed + 1 + turn, _CALIBRATION_SHARE)
-                runs[name].append(self._run(name, self._workload(source, request.seed), others))
-        found = [self._compared(each, self._timing(each)) for each in runs.values()]
-        found.insert(0, self._compared([at_once], found[0].timing, counts=False))
+                before, after = (
+                    self._workload(source, request.seed + 1 + 2 * turn + part, _CALIBRATION_SHARE)
+                    for part in range(2)
+                )
+                requests = self._workload(source, request.seed)
+                runs[name].append(self._run(name, requests, before, after))
+        found = [
+            self._compared([(each, self._timing(each)) for each in rounds])
+            for rounds in runs.values()
+        ]
+        timing = found[0].rounds[0].timing
+        found.insert(0, self._compared([(at_once, timing)], counts=False))
         self._progress("done", total, total)
         return FidelityResult(compared=found)
 
@@ -248,14 +265,20 @@ class _Fidelity:
         count = max(2, round(rate * self._request.window_s * share))
         return replace_request(self._request, seed=seed).workload(source, count)
 
-    def _run(self, name: str, requests: Sequence[Request], before: Sequence[Request] = ()) -> _Run:
+    def _run(
+        self,
+        name: str,
+        requests: Sequence[Request],
+        before: Sequence[Request] = (),
+        after: Sequence[Request] = (),
+    ) -> _Run:
         folder, inputs = self._folder / str(self._started), self._rig.inputs
         self._started += 1
         warm = warm_requests(self._request.models)
         with self._rig.start(self._contender, folder) as serving:
             first = warm_up(serving, self._request.models, inputs)
             ended: list[list[Outcome]] = []
-            for part in (before, requests):
+            for part in (before, requests, after):
                 sent = OpenLoop(serving.submit, inputs).run(part, patience_s=PATIENCE_S)
                 ended.append(outcomes(sent, first))
                 first += len(part)
@@ -265,39 +288,40 @@ class _Fidelity:
             name=name,
             servers=servers,
             before=(warm, before),
-            others=ended[0],
+            others=[*ended[0], *ended[2]],
             outcomes=ended[1],
             logs=list(logs.values()),
             timeline=read_logs(logs.items()),
         )
 
-    def _timing(self, runs: Sequence[_Run]) -> Timing:
-        """What the requests before the workload showed, in all rounds."""
-        hops, logged = [], []
-        for run in runs:
-            seconds = {each.request.number: each.latency_s for each in run.others}
-            hops.append(measured_hop_s(seconds, run.logs))
-            logged.append(Logged(timeline=run.timeline, logs=run.logs, numbers=set(seconds)))
+    def _timing(self, run: _Run) -> Timing:
+        """What the requests before and after the workload showed."""
+        seconds = {each.request.number: each.latency_s for each in run.others}
+        logged = Logged(timeline=run.timeline, logs=run.logs, numbers=set(seconds))
         return Timing(
             report_s=self._request.report_s,
-            hop_s=statistics.fmean(hops),
-            sharing=measured_sharing(logged, self._facts),
+            hop_s=measured_hop_s(seconds, run.logs),
+            sharing=measured_sharing([logged], self._facts),
         )
 
-    def _compared(self, runs: Sequence[_Run], timing: Timing, *, counts: bool = True) -> Compared:
+    def _compared(self, runs: Sequence[tuple[_Run, Timing]], *, counts: bool = True) -> Compared:
         """A workload's runs, and the same in virtual time."""
-        arrived_s = [each.request.arrived_s for each in runs[0].outcomes]
+        first, _ = runs[0]
+        arrived_s = [each.request.arrived_s for each in first.outcomes]
         span_s = arrived_s[-1] - arrived_s[0]
-        rounds = [performance(run.outcomes) for run in runs]
         return Compared(
-            workload=runs[0].name,
+            workload=first.name,
             requests=len(arrived_s),
             rate_per_s=(len(arrived_s) - 1) / span_s if span_s else 0.0,
-            measured=medians(rounds),
-            rounds=rounds,
-            simulated=self._simulated(runs[0], timing),
-            services=service_times((run.timeline for run in runs), self._facts),
-            timing=timing,
+            rounds=[
+                Round(
+                    measured=performance(run.outcomes),
+                    simulated=self._simulated(run, timing),
+                    timing=timing,
+                )
+                for run, timing in runs
+            ],
+            services=service_times((run.timeline for run, _ in runs), self._facts),
             counts=counts,
         )
 
@@ -350,16 +374,6 @@ def performance(ended: Sequence[Outcome]) -> Performance:
         throughput=len(answered) / seconds,
         mean_s=found.mean_s,
         p95_s=found.p95_s,
-    )
-
-
-def medians(rounds: Sequence[Performance]) -> Performance:
-    """Of each figure by itself."""
-    return Performance(
-        answered=min(each.answered for each in rounds),
-        throughput=statistics.median(each.throughput for each in rounds),
-        mean_s=statistics.median(each.mean_s for each in rounds),
-        p95_s=statistics.median(each.p95_s for each in rounds),
     )
 
 

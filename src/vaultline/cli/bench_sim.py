@@ -14,6 +14,7 @@ from vaultline.bench.fidelity import (
     Compared,
     FidelityRequest,
     FidelityResult,
+    Round,
     bench_fidelity,
 )
 from vaultline.bench.serving import RigRequest, ServingRig
@@ -142,50 +143,50 @@ def show(found: SimResult) -> None:
 def _show_fidelity(found: FidelityResult) -> None:
     rows = []
     for each in found.compared:
-        real, mine = each.measured, each.simulated
-        rows.append(
-            (
-                each.workload,
-                str(each.requests),
-                f"{real.throughput:.2f}",
-                f"{each.ratio('throughput'):.3f}",
-                _by_round(each),
-                f"{mine.mean_s * 1e3:.1f}",
-                f"{each.ratio('mean'):.3f}",
-                f"{real.p95_s * 1e3:.1f}",
-                f"{mine.p95_s * 1e3:.1f}",
-                f"{each.ratio('p95'):.3f}",
+        rows += [_round_row(each, turn) for turn in each.rounds]
+        if len(each.rounds) > 1:
+            ratios = [f"{each.ratio(kind):.3f}" for kind in ("throughput", "mean", "p95")]
+            rows.append(
+                (each.workload, "median", "", ratios[0], "", "", ratios[1], "", "", ratios[2])
             )
-        )
     columns = (
-        "workload", "requests", "answers/s", "ratio", "mean ms (rounds)", "simulated", "ratio",
+        "workload", "requests", "answers/s", "ratio", "mean ms", "simulated", "ratio",
         "p95 ms", "simulated", "ratio",
     )  # fmt: skip
-    title = "measured and simulated, with what other requests showed before"
-    results().print(table(title, columns, rows))
+    results().print(table("measured, and simulated over measured", columns, rows))
     _show_sharing(found)
 
 
-def _by_round(found: Compared) -> str:
-    """The median of mean latencies, and the least and the most of them."""
-    means = sorted(each.mean_s * 1e3 for each in found.rounds)
-    return f"{found.measured.mean_s * 1e3:.1f} ({means[0]:.1f} to {means[-1]:.1f})"
+def _round_row(found: Compared, turn: Round) -> tuple[str, ...]:
+    real, mine = turn.measured, turn.simulated
+    return (
+        found.workload,
+        str(found.requests),
+        f"{real.throughput:.2f}",
+        f"{turn.ratio('throughput'):.3f}",
+        f"{real.mean_s * 1e3:.1f}",
+        f"{mine.mean_s * 1e3:.1f}",
+        f"{turn.ratio('mean'):.3f}",
+        f"{real.p95_s * 1e3:.1f}",
+        f"{mine.p95_s * 1e3:.1f}",
+        f"{turn.ratio('p95'):.3f}",
+    )
 
 
 def _show_sharing(found: FidelityResult) -> None:
     """What the simulations went by."""
     rows = []
     for each in found.compared:
-        if each.counts:
-            shared = each.timing.sharing
-            times = (each.timing.hop_s, shared.run_s, shared.arrival_s, shared.elsewhere_s)
+        for turn in each.rounds if each.counts else ():
+            shared = turn.timing.sharing
+            times = (turn.timing.hop_s, shared.run_s, shared.arrival_s, shared.elsewhere_s)
             texts = (f"{seconds * 1e3:.2f}" for seconds in times)
             rows.append((each.workload, f"{shared.pace:.3f}", f"{shared.loss:.1%}", *texts))
     columns = (
-        "before", "pace", "loss to neighbours", "hop ms", "a run ms", "an arrival ms",
+        "around", "pace", "loss to neighbours", "hop ms", "a run ms", "an arrival ms",
         "one elsewhere ms",
     )  # fmt: skip
-    results().print(table("what runs take besides the facts", columns, rows))
+    results().print(table("what other requests showed: runs against the facts", columns, rows))
 
 
 def _show_scale(found: Sequence[ScaleRow]) -> None:

@@ -9,7 +9,7 @@ from vaultline.bench.fidelity import (
     FidelityRequest,
     FidelityResult,
     Performance,
-    medians,
+    Round,
     outcomes,
     performance,
 )
@@ -26,9 +26,7 @@ def compared(workload: str, ratio: float, *, counts: bool = True) -> Compared:
         workload=workload,
         requests=100,
         rate_per_s=10.0,
-        measured=measured,
-        rounds=[measured],
-        simulated=simulated,
+        rounds=[Round(measured=measured, simulated=simulated)],
         services={},
         counts=counts,
     )
@@ -74,13 +72,11 @@ def test_throughput_is_from_the_first_arrival_to_the_last_answer() -> None:
         performance(outcomes(sent[1:2], 0))
 
 
-def test_rounds_are_summed_up_by_the_median_of_each_figure() -> None:
-    rounds = [
-        Performance(answered=9, throughput=3.0, mean_s=0.1, p95_s=0.5),
-        Performance(answered=8, throughput=1.0, mean_s=0.3, p95_s=0.4),
-        Performance(answered=9, throughput=2.0, mean_s=0.2, p95_s=0.3),
-    ]
-    assert medians(rounds) == Performance(answered=8, throughput=2.0, mean_s=0.2, p95_s=0.4)
+def test_a_workloads_ratio_is_the_median_of_its_rounds() -> None:
+    rounds = [compared("x", ratio).rounds[0] for ratio in (0.5, 0.9, 1.1)]
+    found = Compared(workload="x", requests=9, rate_per_s=1.0, rounds=rounds, services={})
+    assert found.ratio("throughput") == pytest.approx(0.9)
+    assert found.ratio("mean") == pytest.approx(1 / 0.9)
 
 
 def test_a_request_without_an_end_is_an_error() -> None:
