@@ -33,7 +33,7 @@ from vaultline.graph.model import load_model
 from vaultline.host.launcher import start_module
 from vaultline.owner.appraisal import Appraiser, load_collateral, load_policy
 from vaultline.owner.deploy import stage_secrets
-from vaultline.owner.release import Epoch, Release, release
+from vaultline.owner.release import Epoch, Release, receive_answer, release
 from vaultline.owner.server_release import release_server
 from vaultline.testing.servermodels import make_grant, seal_groups
 from vaultline.transport.control import receive_control, send_control
@@ -160,7 +160,7 @@ class Exchange:
     def ask(self, challenge: bytes) -> bytes:
         """Its evidence."""
         send_control(self.sock, ChallengeMessage(challenge=challenge))
-        return receive_control(self.sock, EvidenceMessage, timeout_s=WAIT_S).evidence
+        return receive_answer(self.sock, EvidenceMessage, timeout_s=WAIT_S).evidence
 
     def give(self, sealed: bytes) -> None:
         """A grant, which it takes.
@@ -169,7 +169,7 @@ class Exchange:
             RefusedByPeerError: or not, by name.
         """
         send_control(self.sock, GrantMessage(sealed=sealed))
-        receive_control(self.sock, GrantedMessage, timeout_s=WAIT_S)
+        receive_answer(self.sock, GrantedMessage, timeout_s=WAIT_S)
 
     def close(self) -> None:
         hang_up(self.sock)

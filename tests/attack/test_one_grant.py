@@ -29,8 +29,9 @@ from vaultline.core.control import (
     LoadedMessage,
 )
 from vaultline.core.errors import PeerError
+from vaultline.owner.release import RefusedByPeerError
 from vaultline.testing.deployment import wait_until
-from vaultline.transport.control import RefusedByPeerError, receive_control, send_control
+from vaultline.transport.control import receive_control, send_control
 from vaultline.transport.sockets import Address
 
 KINDS = ("stage", "server")

@@ -31,11 +31,11 @@ from vaultline.core.hostline import EndpointsLine, HostLine
 from vaultline.core.serving import FailedReply, RunCommand
 from vaultline.graph.model import load_model
 from vaultline.owner.hostlink import HostLink
+from vaultline.owner.release import RefusedByPeerError
 from vaultline.owner.session import OwnerFrame, SessionSettings
 from vaultline.testing.middle import Middle, MiddleLink, records
 from vaultline.testing.servermodels import Trust, feeds_of, make_grant, seal_groups
 from vaultline.testing.serverworker import ServerWorker
-from vaultline.transport.control import RefusedByPeerError
 
 KINDS = ("stage", "server")
 FRAMES = 4
