@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from vaultline.attest.refusals import EvidenceRefused
 from vaultline.core.errors import VaultlineError
 from vaultline.core.plan import PlannedStage
 from vaultline.core.serde import canonical_json
@@ -144,6 +145,21 @@ def show_error(error: VaultlineError, *, as_json: bool) -> None:
     console.print(f"[bold red]error:[/] {escape(printable(first))}")
     for line in rest:
         console.print(escape(printable(line)))
+
+
+def show_refusal(console: Console, name: str, error: EvidenceRefused) -> None:
+    """Why a check failed, and what to do about it."""
+    console.print(f"  [red]failed:[/] {name}")
+    lines = {
+        "what": error.message,
+        "got": error.got,
+        "expected": error.expected,
+        "why": error.why,
+        "to fix": error.remedy,
+    }
+    for label, text in lines.items():
+        if text:
+            console.print(escape(f"    {label}: {printable(text)}"), soft_wrap=True)
 
 
 def printable(text: str) -> str:

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from vaultline.attest.receipts import ReceiptOutcome, ReceiptRequest, verify_receipt
 from vaultline.attest.refusals import EvidenceRefused, ReceiptForAnotherPlan, ResultsDiffer
-from vaultline.cli.common import JsonFlag, print_json, printable, results
+from vaultline.cli.common import JsonFlag, print_json, printable, results, show_refusal
 from vaultline.cli.files import load_plan, read_file
 from vaultline.core.errors import InputError
 from vaultline.core.plan import Plan
@@ -251,17 +251,7 @@ def _show(
         if check.refusal is None:
             console.print(f"  passed: {check.name}", style="dim")
     for error in refusals:
-        console.print(f"  [red]failed:[/] {error.code}")
-        lines = {
-            "what": error.message,
-            "got": error.got,
-            "expected": error.expected,
-            "why": error.why,
-            "to fix": error.remedy,
-        }
-        for label, text in lines.items():
-            if text:
-                console.print(escape(f"    {label}: {printable(text)}"), soft_wrap=True)
+        show_refusal(console, error.code, error)
     given = {"frames": request.inputs, "results": request.outputs}
     for option in [name for name, value in given.items() if value is None]:
         console.print(f"  not checked: {option} (say --{option})", style="yellow")

@@ -13,7 +13,7 @@ from rich.markup import escape
 import vaultline
 from vaultline.attest.examine import Outcome, Request, examine, policy_id
 from vaultline.attest.results import attestation_result, status_of
-from vaultline.cli.common import JsonFlag, print_json, printable, results
+from vaultline.cli.common import JsonFlag, print_json, printable, results, show_refusal
 from vaultline.cli.files import read_file, read_text
 from vaultline.core.errors import InputError
 from vaultline.owner.appraisal import load_policy
@@ -169,17 +169,6 @@ def _show(console: Console, name: str, outcome: Outcome) -> None:
         if check.refusal is None:
             console.print(f"  passed: {check.name}", style="dim")
             continue
-        error = check.refusal
-        console.print(f"  [red]failed:[/] {check.name}: {error.code}")
-        lines = {
-            "what": error.message,
-            "got": error.got,
-            "expected": error.expected,
-            "why": error.why,
-            "to fix": error.remedy,
-        }
-        for label, text in lines.items():
-            if text:
-                console.print(escape(f"    {label}: {printable(text)}"), soft_wrap=True)
+        show_refusal(console, f"{check.name}: {check.refusal.code}", check.refusal)
     if not outcome.fresh and not outcome.refusals:
         console.print("  not checked: what it commits to (say --report-data)", style="yellow")
