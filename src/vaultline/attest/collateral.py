@@ -67,38 +67,51 @@ def candidates(kind: str, text: bytes) -> tuple[bytes, ...]:
 
 
 def pack_certificates(kind: Literal["snp", "nvidia"], files: Sequence[bytes]) -> bytes:
-    """Collateral of certificates and revocation lists, each PEM or DER; the leaf's comes first.
+    """Collateral of certificates and revocation lists, each PEM or DER, in any order.
 
     Raises:
         InputError: one of them is neither.
     """
-    certificates, lists = "", []
+    certificates: list[x509.Certificate] = []
+    lists: list[str] = []
     for data in files:
         more, crls = _read(data)
         certificates += more
         lists += crls
-    return canonical_json({"kind": kind, "certificates": certificates, "crls": lists})
+    ordered = "".join(
+        certificate.public_bytes(Encoding.PEM).decode() for certificate in _leaf_first(certificates)
+    )
+    return canonical_json({"kind": kind, "certificates": ordered, "crls": lists})
 
 
-def _read(data: bytes) -> tuple[str, list[str]]:
+def _leaf_first(certificates: Sequence[x509.Certificate]) -> list[x509.Certificate]:
+    """Verification starts at the first one: one that issued none of the others, if only one did."""
+    leaves = [
+        leaf
+        for leaf in certificates
+        if not any(other.issuer == leaf.subject for other in certificates)
+    ]
+    first = leaves if len(leaves) == 1 else certificates[:1]
+    return [*first, *(each for each in certificates if each not in first)]
+
+
+def _read(data: bytes) -> tuple[list[x509.Certificate], list[str]]:
     text = data.lstrip()
     with warnings.catch_warnings():  # see `chains.load_certificates`
         warnings.simplefilter("ignore")
         try:
             if text.startswith(b"-----BEGIN X509 CRL-----"):
-                return "", [der_hex(x509.load_pem_x509_crl(data))]
+                return [], [der_hex(x509.load_pem_x509_crl(data))]
             if text.startswith(b"-----BEGIN CERTIFICATE-----"):
-                found = x509.load_pem_x509_certificates(data)
-                return "".join(c.public_bytes(Encoding.PEM).decode() for c in found), []
+                return x509.load_pem_x509_certificates(data), []
         except ValueError as error:
             raise InputError("not PEM certificates or lists", got=str(error)) from error
         try:
-            certificate = x509.load_der_x509_certificate(data)
-            return certificate.public_bytes(Encoding.PEM).decode(), []
+            return [x509.load_der_x509_certificate(data)], []
         except ValueError:
             pass
     try:
-        return "", [der_hex(x509.load_der_x509_crl(data))]
+        return [], [der_hex(x509.load_der_x509_crl(data))]
     except ValueError as error:
         raise InputError(
             "neither a certificate nor a revocation list",

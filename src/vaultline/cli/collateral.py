@@ -30,9 +30,7 @@ def pack(
     out: Annotated[Path, typer.Option("--out", help="The bundle to write.")],
     files: Annotated[
         list[Path] | None,
-        typer.Argument(
-            help="JSON collateral or bundles; certificates, the platform's first; lists."
-        ),
+        typer.Argument(help="JSON collateral or bundles; certificates and lists, in any order."),
     ] = None,
     kind: Annotated[
         str | None, typer.Option(help="What certificates are for: snp or nvidia.")

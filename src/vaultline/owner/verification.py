@@ -81,7 +81,7 @@ def pack_files(paths: Sequence[Path], *, kind: str | None = None) -> list[Item]:
     """Collateral of files: JSON each by itself; all certificates and lists together.
 
     Args:
-        paths: JSON collateral or bundles; PEM or DER certificates, the platform's first, and lists.
+        paths: JSON collateral or bundles; PEM or DER certificates and lists.
         kind: ``snp`` or ``nvidia``: what the certificates are for.
 
     Raises:

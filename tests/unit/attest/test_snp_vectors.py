@@ -302,6 +302,11 @@ def judged_milan(when: str, **changes: Any) -> tuple[type[RefusedError], ...]:
     return refusal(SnpVector(), policy, report=report, collateral=milan(), now_s=moment(when))
 
 
+def test_certificates_are_packed_in_any_order() -> None:
+    files = [load("snp_milan_ask_ark.pem"), load("snp_milan_vcek.der")]
+    assert pack_certificates("snp", files) == milan()
+
+
 def test_the_recorded_report_is_genuine_and_of_a_debuggable_guest() -> None:
     # Nor is there a recorded revocation list.
     assert judged_milan("2025-07-01") == (r.DebugRefused, r.RevocationUnknown)
