@@ -91,11 +91,12 @@ def verify(
     Exit code 0 if it holds, 1 if not, 2 for files that are none.
     """
     receipt = load_receipt(folder)
-    if plan is not None and load_plan(plan).digest != receipt.plan.digest:
+    planned = receipt.plan if plan is None else load_plan(plan)
+    if planned.digest != receipt.plan.digest:
         raise ReceiptForAnotherPlan(
             "the receipt is of another plan than the one given",
             got=receipt.plan.digest.hex(),
-            expected=load_plan(plan).digest.hex(),
+            expected=planned.digest.hex(),
         )
     lines = _Results(results_file, raw, receipt) if results_file is not None else None
     request = ReceiptRequest(
