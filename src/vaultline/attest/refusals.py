@@ -15,7 +15,7 @@ class EvidenceRefused(RefusedError):
     """Evidence does not satisfy the policy, or does not answer the challenge."""
 
     why = "Keys would go to something that nothing vouches for."
-    fix = "Read the reason below; nothing was released."
+    fix = "read the reason; nothing was released"
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vaultline.attest.refusals import EvidenceRefused
-from vaultline.core.errors import VaultlineError
+from vaultline.core.errors import PeerError, VaultlineError
 from vaultline.core.plan import PlannedStage
 from vaultline.core.serde import canonical_json
 
@@ -112,6 +112,7 @@ def error_document(
     *,
     got: str | None = None,
     expected: str | None = None,
+    why: str | None = None,
     remedy: str | None = None,
 ) -> dict[str, dict[str, str | int | None]]:
     """What ``--json`` prints after a failure."""
@@ -121,6 +122,7 @@ def error_document(
             "message": message,
             "got": got,
             "expected": expected,
+            "why": why,
             "remedy": remedy,
             "exit_code": exit_code,
         }
@@ -128,7 +130,13 @@ def error_document(
 
 
 def show_error(error: VaultlineError, *, as_json: bool) -> None:
-    """An error of ours: what was got, what was expected, what to do next."""
+    """An error of ours: what was got, what was expected, why that matters, what to do next."""
+    from vaultline.cli.explanations import explained  # takes a moment to import
+
+    known = explained(error)
+    why, remedy = (known.why if known else None), error.remedy
+    if known and (remedy is None or isinstance(error, PeerError)):  # a peer's own words are general
+        remedy = "; ".join(filter(None, (known.fix, remedy)))
     if as_json:
         print_json(
             error_document(
@@ -137,29 +145,33 @@ def show_error(error: VaultlineError, *, as_json: bool) -> None:
                 error.exit_code,
                 got=error.got,
                 expected=error.expected,
-                remedy=error.remedy,
+                why=why,
+                remedy=remedy,
             )
         )
-    first, *rest = error.diagnostics().splitlines()
     console = messages()
-    console.print(f"[bold red]error:[/] {escape(printable(first))}")
-    for line in rest:
-        console.print(escape(printable(line)))
+    console.print(f"[bold red]error:[/] {escape(_lines(error.message))}", soft_wrap=True)
+    _show_details(console, error, why, remedy, indent="  ")
 
 
 def show_refusal(console: Console, name: str, error: EvidenceRefused) -> None:
     """Why a check failed, and what to do about it."""
     console.print(f"  [red]failed:[/] {name}")
-    lines = {
-        "what": error.message,
-        "got": error.got,
-        "expected": error.expected,
-        "why": error.why,
-        "to fix": error.remedy,
-    }
+    console.print(escape(f"    what: {_lines(error.message)}"), soft_wrap=True)
+    _show_details(console, error, error.why, error.remedy, indent="    ")
+
+
+def _show_details(
+    console: Console, error: VaultlineError, why: str | None, remedy: str | None, *, indent: str
+) -> None:
+    lines = {"got": error.got, "expected": error.expected, "why": why, "to fix": remedy}
     for label, text in lines.items():
         if text:
-            console.print(escape(f"    {label}: {printable(text)}"), soft_wrap=True)
+            console.print(escape(f"{indent}{label}: {_lines(text)}"), soft_wrap=True)
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(printable, text.splitlines()))
 
 
 def printable(text: str) -> str:

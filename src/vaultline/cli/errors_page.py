@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import vaultline
 from vaultline.attest.refusals import EvidenceRefused
+from vaultline.cli.explanations import explanation
 from vaultline.core.errors import RefusedError
 
 #: Parts of the package that are not the product, or start something when imported.
@@ -18,10 +19,12 @@ _HEAD = """# Refusals
 Made by `vaultline doctor --errors` from the code; do not edit.
 
 A refusal is a check that said no: nothing is released, and the command ends with exit code 1. It
-shows what was found, what was expected and what to do; with `--json` it has the name below as its
-`code`. These names stay.
+shows what was found, what was expected, why that matters and what to do. With `--json` the name
+below is its `code`; where an enclave refused, that is `RefusedByPeerError` or `WorkerRefusedError`,
+and the name is in `got`. These names stay.
 
 """
+_TABLE = ("| refusal | what was found | why it matters | what to do |", "|---|---|---|---|")
 
 
 def refusal_classes() -> list[type[RefusedError]]:
@@ -37,15 +40,13 @@ def errors_page() -> str:
     """The page (Markdown)."""
     classes = refusal_classes()
     evidence = [c for c in classes if issubclass(c, EvidenceRefused)]
-    lines = [_HEAD.rstrip(), "", "## Evidence", ""]
-    lines += ["| refusal | what was found | why it matters | what to do |", "|---|---|---|---|"]
-    for kind in evidence:
-        lines.append(f"| `{kind.__name__}` | {_said(kind)} | {kind.why} | {_capital(kind.fix)} |")
     others = [c for c in classes if not issubclass(c, EvidenceRefused)]
-    lines += ["", "## Everything else", "", "| refusal | what was found | where |", "|---|---|---|"]
-    for other in others:
-        place = other.__module__.removeprefix("vaultline.")
-        lines.append(f"| `{other.__name__}` | {_said(other)} | `{place}` |")
+    lines = [_HEAD.rstrip()]
+    for title, kinds in (("Evidence", evidence), ("Everything else", others)):
+        lines += ["", f"## {title}", "", *_TABLE]
+        for kind in kinds:
+            why, fix = explanation(kind)
+            lines.append(f"| `{kind.__name__}` | {_said(kind)} | {why} | {_capital(fix)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -98,6 +98,7 @@ def test_with_json_a_failure_is_one_document(verb, capsys) -> None:
             "message": "no",
             "got": None,
             "expected": None,
+            "why": None,
             "remedy": "ask again",
             "exit_code": 1,
         }
