@@ -53,6 +53,7 @@ def fuzz(target: Target, seconds: float, first_seed: int) -> tuple[int, int, boo
                     database=None,
                     deadline=None,
                     phases=(Phase.generate, Phase.shrink),
+                    report_multiple_bugs=False,  # several would come as a group, not as a Finding
                     suppress_health_check=list(HealthCheck),
                 )(given(mutations(target))(attempt))
             )()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from vaultline.core.errors import InputError
@@ -37,7 +38,7 @@ def _parse(text: str | float, table: dict[str, float] | dict[str, int], what: st
     if isinstance(text, bool):
         raise InputError(f"not a {what}", got=repr(text))
     if isinstance(text, int | float):
-        return float(text)
+        return _finite(text, 1, what)
     match = _NUMBER.match(text)
     unit = match.group(2).upper() if match else ""
     if match is None or (unit and unit not in table):
@@ -46,7 +47,18 @@ def _parse(text: str | float, table: dict[str, float] | dict[str, int], what: st
             got=repr(text),
             expected="a number with one of the units " + ", ".join(sorted(table)),
         )
-    return float(match.group(1)) * (table[unit] if unit else 1)
+    return _finite(match.group(1), table[unit] if unit else 1, what)
+
+
+def _finite(number: str | float, factor: float, what: str) -> float:
+    """Their product; what is written may be more than a float holds."""
+    try:
+        value = float(number) * factor
+    except OverflowError:  # of an integer
+        value = math.inf
+    if not math.isfinite(value):
+        raise InputError(f"not a {what}", got=str(number)[:40], expected="a finite number")
+    return value
 
 
 def parse_bytes(text: str | float) -> int:

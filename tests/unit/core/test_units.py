@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vaultline.core.units import format_rate, format_seconds, parse_bytes_per_s, parse_seconds
+from vaultline.core.errors import InputError
+from vaultline.core.units import (
+    format_rate,
+    format_seconds,
+    parse_bytes,
+    parse_bytes_per_s,
+    parse_seconds,
+)
 
 
 def test_rates_and_times_are_written_as_a_person_would() -> None:
@@ -22,3 +31,17 @@ def test_rates_and_times_are_written_as_a_person_would() -> None:
 def test_what_is_written_reads_back_to_three_digits(value: float) -> None:
     assert parse_bytes_per_s(format_rate(value)) == pytest.approx(value, rel=6e-3)
     assert parse_seconds(format_seconds(value)) == pytest.approx(value, rel=6e-3)
+
+
+@pytest.mark.parametrize(
+    "written", ["1e400", "1e400B", "1e308GiB", math.inf, math.nan, 10**400], ids=str
+)
+def test_what_no_number_holds_is_refused(written: str | float) -> None:
+    with pytest.raises(InputError, match="not a size"):
+        parse_bytes(written)
+
+
+def test_sizes_are_read_in_both_kinds_of_units() -> None:
+    assert parse_bytes("93MiB") == 93 << 20
+    assert parse_bytes("1.5 kB") == 1500
+    assert parse_bytes(4096) == parse_bytes("4096") == 4096
