@@ -54,7 +54,7 @@ def verify_by_newest(
         except _NOT_ITS_OWN as error:
             refused.append(error)
     if held:
-        return max(held, key=lambda pair: pair[0].issued_s)
+        return max(held, key=_newest)
     raise min(refused, key=_distance)
 
 
@@ -71,6 +71,13 @@ def verify_and_judge(
     roots = frozenset().union(*(entry.root_ids for _, entry in entries))
     claims = verify(kind, evidence, collateral, roots, now_s)
     return claims, judge(policy, kind, claims, now_s)
+
+
+def _newest(pair: tuple[Claims, Judgement]) -> tuple[int, int, int]:
+    """By the vendor's statements, which a newer certificate or list of another's does not renew;
+    of equally new ones the strictest."""
+    claims, judged = pair
+    return claims.stated_s, claims.issued_s, len(judged.refusals)
 
 
 def _distance(error: EvidenceRefused) -> bool:

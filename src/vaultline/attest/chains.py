@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtensionOID, NameOID
 
 from vaultline.attest.refusals import (
     CertificateRefused,
@@ -39,11 +39,13 @@ class Verified:
     Attributes:
         root: key id.
         issued_s, expires_s: all of it is valid from and until (Unix times).
+        stated_s: when the oldest list was issued; ``issued_s`` where there is none.
         revocation_checked: see `verify_chain`.
     """
 
     root: str
     issued_s: int
+    stated_s: int
     expires_s: int
     revocation_checked: bool
 
@@ -55,6 +57,11 @@ def load_certificates(text: str) -> list[x509.Certificate]:
         InputError: none, too many, or not certificates.
     """
     return list(_parsed(text))
+
+
+def to_pem(chain: Sequence[x509.Certificate]) -> str:
+    """Certificates as PEM and nothing else, in this order."""
+    return "".join(each.public_bytes(Encoding.PEM).decode() for each in chain)
 
 
 @lru_cache(maxsize=8)
@@ -134,8 +141,8 @@ def verify_chain(
         _check_issued(certificate, issuer, min(depth, len(chain) - 2))
     issued_s = max(int(c.not_valid_before_utc.timestamp()) for c in chain)
     expires_s = min(int(c.not_valid_after_utc.timestamp()) for c in chain)
-    listed = [_current(crl, chain[1:], now_s) for crl in crls]
-    for issuer, crl in (pair for pair in listed if pair):
+    listed = [pair for crl in crls if (pair := _current(crl, chain[1:], now_s))]
+    for issuer, crl in listed:
         _check_revoked(chain, issuer, crl)
         issued_s = max(issued_s, int(crl.last_update_utc.timestamp()))
         if crl.next_update_utc is not None:
@@ -146,11 +153,13 @@ def verify_chain(
             got=f"Unix time {now_s}",
             expected=f"from {issued_s} to {expires_s}",
         )
-    listing = {issuer.subject for issuer, _ in (pair for pair in listed if pair)}
+    listing = {issuer.subject for issuer, _ in listed}
+    stated = [int(crl.last_update_utc.timestamp()) for _, crl in listed]
     needed = {c.issuer for c in chain if c.issuer == root.subject or _points_to_list(c)}
     return Verified(
         root=root_key_id(root),
         issued_s=issued_s,
+        stated_s=min(stated, default=issued_s),
         expires_s=expires_s,
         revocation_checked=needed <= listing,
     )
@@ -162,6 +171,7 @@ def _name(certificate: x509.Certificate) -> str:
 
 def _check_issued(certificate: x509.Certificate, issuer: x509.Certificate, below: int) -> None:
     """``below``: how many authorities there are between the issuer and the leaf."""
+    _check_critical(certificate, _name(certificate))
     try:
         constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
@@ -181,6 +191,18 @@ def _check_issued(certificate: x509.Certificate, issuer: x509.Certificate, below
         ) from error
 
 
+def _check_critical(signed: x509.Certificate | x509.CertificateRevocationList, name: str) -> None:
+    """RFC 5280: what is critical and not understood refuses. Such lists may be partial ones."""
+    unknown = [e.oid.dotted_string for e in signed.extensions if e.critical and e.oid not in _READ]
+    if unknown:
+        raise CertificateRefused(
+            "a certificate or revocation list has critical extensions that are not known",
+            got=f"{name}: {', '.join(unknown)}",
+        )
+
+
+#: Critical extensions that are looked at.
+_READ = frozenset({ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE})
 #: Certificates that hold under these issuers (exact bytes of both), by age.
 _held: dict[tuple[x509.Certificate, x509.Certificate], None] = {}
 
@@ -236,6 +258,7 @@ def _current(
         return None
     if not _is_signed(crl.public_bytes(Encoding.DER), issuer):
         raise CertificateRefused("a revocation list is not signed by its issuer", got=_name(issuer))
+    _check_critical(crl, _name(issuer))
     if crl.next_update_utc is None:
         raise CollateralExpired("a revocation list has no end of validity", got=_name(issuer))
     if not crl.last_update_utc.timestamp() <= now_s <= crl.next_update_utc.timestamp():

@@ -42,12 +42,15 @@ class Claims(Struct, frozen=True, kw_only=True):
         report_data: what the evidence commits to (hex); of NVIDIA, the requester's nonce.
         debug: the host can read its memory.
         development: its certificate marks a simulated platform.
-        tcb_date_s: Unix time of the platform's TCB level; 0 where there is none.
+        tcb_date_s: Unix time of the oldest TCB level that counts; 0 where there is none.
         advisories: those that apply to the platform.
         flags: properties of the platform: ``True``, ``False`` or ``Undefined``.
         revocation_checked: no certificate of the chain is on a list by its issuer, and there
             were such lists.
         issued_s, expires_s: all collateral and certificates are valid from and until (Unix).
+        stated_s: when the oldest of the statements was issued that vendors renew (Unix): TCB info,
+            QE identity and list of platforms; all lists of AMD and NVIDIA, or where there are none
+            the newest certificate.
         tcb_evaluation: number of the vendor's rules by which the platform was rated.
     """
 
@@ -67,6 +70,7 @@ class Claims(Struct, frozen=True, kw_only=True):
     flags: dict[str, str]
     revocation_checked: bool
     issued_s: int
+    stated_s: int
     expires_s: int
     tcb_evaluation: int = 0
 

@@ -15,9 +15,10 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from vaultline.attest.chains import load_certificates, to_pem
 from vaultline.attest.claims import Claims, TcbState
-from vaultline.attest.intel_statements import check_statements
-from vaultline.attest.intel_unlisted import explain_chain, unlisted_claims
+from vaultline.attest.intel_statements import CHAINS, check_statements
+from vaultline.attest.intel_unlisted import explain_chain, unix_time, unlisted_claims
 from vaultline.attest.policy import DEVELOPMENT_FMSPC
 from vaultline.attest.refusals import (
     CertificateRefused,
@@ -25,6 +26,8 @@ from vaultline.attest.refusals import (
     CollateralMismatch,
     DebugRefused,
     EvidenceRefused,
+    MeasurementRefused,
+    MigrationRefused,
     QuoteInvalid,
     QuoteTrailingBytes,
     QuotingEnclaveRefused,
@@ -34,9 +37,10 @@ from vaultline.attest.refusals import (
 )
 from vaultline.attest.roots import root_key_id
 from vaultline.core.errors import InputError
-from vaultline.core.serde import from_json
+from vaultline.core.serde import canonical_json, from_json
 
 _DEBUG_SGX, _TD_UNDER_DEBUG = 0x02, 0xFF
+_INITIALISED, _MODE64 = 0x01, 0x04
 _KINDS = {0x00: "sgx", 0x81: "tdx"}
 _FLAGS = {
     "dynamic-platform": "dynamic_platform",
@@ -84,11 +88,21 @@ class _Platform(_Loose, frozen=True):
     tcb_date_tag: int
 
 
+class _QeLevel(_Loose, frozen=True):
+    date: str = msgspec.field(name="tcbDate")
+    status: TcbState = msgspec.field(name="tcbStatus")
+
+
+class _Qe(_Loose, frozen=True):
+    tcb_level: _QeLevel
+
+
 class _Qvl(_Loose, frozen=True):
     header: _Header
     tee_type: int
     tcb: _Tcb
     platform: _Platform
+    qe: _Qe
     report: dict[str, dict[str, Any]]
     latest_issue_date: int
     earliest_expiration_date: int
@@ -99,16 +113,16 @@ class _Qvl(_Loose, frozen=True):
 def verify_intel(quote: bytes, collateral: bytes, roots: frozenset[str], now_s: int) -> Claims:
     """Verify a quote; see `verifiers.Verifier`."""
     check_length(quote)
-    root = _collateral_root(collateral, roots)
+    collateral, root = _canonical(collateral, roots)
     qvl, unlisted = _verify(quote, collateral, root, now_s)
-    check_statements(quote, collateral, root)
+    stated_s = check_statements(quote, collateral, root)
     start = max(qvl.latest_issue_date, qvl.qe_iden_latest_issue_date)
     end = min(qvl.earliest_expiration_date, qvl.qe_iden_earliest_expiration_date)
     check_dates(start, end, now_s)
     if bytes(qvl.platform.root_key_id).hex() != root_key_id(root):
         raise RootRefused("the quote's root is not the collateral's")
     report = _flatten(next(iter(qvl.report.values())))
-    check_debug(qvl.tee_type, report)
+    check_attributes(qvl.tee_type, report)
     pck = qvl.platform.pck
     return Claims(
         kind=_KINDS[qvl.tee_type],
@@ -126,11 +140,12 @@ def verify_intel(quote: bytes, collateral: bytes, roots: frozenset[str], now_s: 
         debug=False,
         development=bytes(pck.fmspc).hex().upper() == DEVELOPMENT_FMSPC,
         tcb_status="Unlisted" if unlisted else qvl.tcb.status,
-        tcb_date_s=qvl.platform.tcb_date_tag,
+        tcb_date_s=_tcb_date(qvl),
         advisories=qvl.tcb.advisory_ids,
         flags={flag: str(getattr(pck, name)) for flag, name in _FLAGS.items()},
         revocation_checked=True,  # dcap-qvl demands both lists
         issued_s=start,
+        stated_s=stated_s,
         expires_s=end,
         tcb_evaluation=qvl.tcb.eval_data_number,
     )
@@ -171,19 +186,26 @@ def check_length(quote: bytes) -> None:
         )
 
 
-def _collateral_root(collateral: bytes, roots: frozenset[str]) -> x509.Certificate:
-    """The root certificate in the collateral, pinned; nothing else of it is believed yet."""
+def _canonical(collateral: bytes, roots: frozenset[str]) -> tuple[bytes, x509.Certificate]:
+    """The collateral with its chains written anew, and its root, pinned; no more is believed yet.
+
+    Parsers differ in what else a text of certificates may hold (dcap-qvl takes a block of any
+    label for one), and in repeated names: what is read here is what that library gets to see.
+    """
     if not collateral:
         raise InputError(
             "there is no collateral for this kind of enclave",
             remedy="name the collateral file of the platform's vendor or development root",
         )
-    chain = from_json(collateral, dict[str, Any], what="the collateral")
-    pem = chain.get("tcb_info_issuer_chain")
-    try:
-        root = x509.load_pem_x509_certificates(str(pem).encode())[-1]
-    except ValueError as error:
-        raise InputError("the collateral has no tcb_info_issuer_chain", got=str(error)) from error
+    fields = from_json(collateral, dict[str, Any], what="the collateral")
+    chains = {}
+    for name in CHAINS:
+        try:
+            chains[name] = load_certificates(str(fields.get(name)))
+        except InputError as error:
+            raise InputError(f"the collateral has no {name}", got=error.got) from error
+        fields[name] = to_pem(chains[name])
+    root = chains[CHAINS[0]][-1]
     if root_key_id(root) not in roots:
         raise RootRefused(
             "the collateral leads to a root that the policy does not name",
@@ -191,7 +213,7 @@ def _collateral_root(collateral: bytes, roots: frozenset[str]) -> x509.Certifica
             expected=", ".join(sorted(roots)),
             remedy="use the collateral of an accepted root, or name this root in the policy",
         )
-    return root
+    return canonical_json(fields), root
 
 
 _FETCH = "fetch the collateral again"
@@ -200,6 +222,7 @@ _PRODUCTION = "build the enclave for production"
 #: Words of dcap-qvl's errors (it has one class), and the refusals that they stand for.
 _BY_TEXT: tuple[tuple[str, type[EvidenceRefused], str], ...] = (
     ("TCB status", TcbRefused, ""),
+    ("TD migration", MigrationRefused, ""),
     ("xpired", CollateralExpired, _FETCH),
     ("in the future", CollateralExpired, _CLOCK),
     ("ebug", DebugRefused, _PRODUCTION),
@@ -265,21 +288,42 @@ def check_dates(start: int, end: int, now_s: int) -> None:
         )
 
 
-def check_debug(tee_type: int, report: dict[str, Any]) -> None:
+def check_attributes(tee_type: int, report: dict[str, Any]) -> None:
     """No debug bit is set, neither SGX's nor any under a trust domain's; dcap-qvl checks as well.
+
+    An enclave's measurement does not cover its attributes, and whoever starts the same pages under
+    a signature of his own chooses them: outside of 64-bit mode they are other instructions.
 
     Raises:
         DebugRefused: the enclave is debuggable.
+        MeasurementRefused: the enclave is not in 64-bit mode.
     """
     if tee_type == 0:
-        debuggable = bytes.fromhex(report["attributes"])[0] & _DEBUG_SGX
+        (attributes,) = bytes.fromhex(report["attributes"])[:1]
+        debuggable = attributes & _DEBUG_SGX
     else:
-        debuggable = bytes.fromhex(report["td_attributes"])[0] & _TD_UNDER_DEBUG
+        (attributes,) = bytes.fromhex(report["td_attributes"])[:1]
+        debuggable = attributes & _TD_UNDER_DEBUG
     if debuggable:
         raise DebugRefused(
-            "the enclave is debuggable: its host can read its memory",
-            remedy="build the enclave for production",
+            "the enclave is debuggable: its host can read its memory", remedy=_PRODUCTION
         )
+    needed = _INITIALISED | _MODE64
+    if tee_type == 0 and attributes & needed != needed:
+        raise MeasurementRefused(
+            "the enclave does not run in 64-bit mode: the same bytes are other instructions there",
+            got=f"attributes {attributes:#04x}",
+            expected=f"bits {needed:#04x} set",
+            remedy="start the enclave as its signer built it",
+        )
+
+
+def _tcb_date(qvl: _Qvl) -> int:
+    """Of the oldest level that counts: the platform's and, if it is outdated, its quoting
+    enclave's, which weighs on the status and not on dcap-qvl's date."""
+    date = qvl.platform.tcb_date_tag
+    level = qvl.qe.tcb_level
+    return date if level.status == "UpToDate" else min(date, unix_time(level.date))
 
 
 def _flatten(report: dict[str, Any]) -> dict[str, Any]:

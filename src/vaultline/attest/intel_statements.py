@@ -15,27 +15,32 @@ import dcap_qvl
 from cryptography import x509
 from cryptography.x509.oid import ObjectIdentifier
 
-from vaultline.attest.chains import load_certificates
+from vaultline.attest.chains import load_certificates, load_crls
+from vaultline.attest.intel_unlisted import unix_time
 from vaultline.attest.refusals import CertificateRefused, CollateralMismatch, TcbRefused
 from vaultline.core.serde import from_json
 
 #: Marks certificates of single platforms (Intel, PCK Certificate and CRL Profile).
 _PCK_OID = ObjectIdentifier("1.2.840.113741.1.13.1")
-_CHAINS = ("tcb_info_issuer_chain", "qe_identity_issuer_chain")
+#: Fields of collateral that hold chains of certificates.
+CHAINS = ("tcb_info_issuer_chain", "qe_identity_issuer_chain")
 
 
-def check_statements(quote: bytes, collateral: bytes, root: x509.Certificate) -> None:
+def check_statements(quote: bytes, collateral: bytes, root: x509.Certificate) -> int:
     """Refuse statements that another kind of certificate signed, or that are for another PCE.
 
     Args:
-        quote, collateral: verified under ``root``.
+        quote, collateral: verified under ``root``; chains as `chains.to_pem` writes them.
+
+    Returns:
+        When the oldest statement that the vendor renews was issued (Unix time).
 
     Raises:
         CertificateRefused, CollateralMismatch, TcbRefused: as named.
         InputError: the collateral is not in the vendor's form.
     """
     fields = from_json(collateral, dict[str, Any], what="the collateral")
-    for name in _CHAINS:
+    for name in CHAINS:
         certificates = load_certificates(str(fields.get(name)))
         if not _may_sign(certificates[0], root):
             raise CertificateRefused(
@@ -57,6 +62,10 @@ def check_statements(quote: bytes, collateral: bytes, root: x509.Certificate) ->
             got=str(statement.get("pceId")),
             expected=pce_id,
         )
+    identity = from_json(str(fields.get("qe_identity")).encode(), dict[str, Any], what="identity")
+    (listed,) = load_crls([str(fields.get("pck_crl"))])
+    issued = (unix_time(str(each.get("issueDate"))) for each in (statement, identity))
+    return min(*issued, int(listed.last_update_utc.timestamp()))
 
 
 def _may_sign(certificate: x509.Certificate, root: x509.Certificate) -> bool:

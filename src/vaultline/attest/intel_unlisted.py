@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import struct
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import dcap_qvl
@@ -23,10 +24,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from vaultline.attest.chains import load_certificates, load_crls, verify_chain
+from vaultline.attest.chains import load_certificates, load_crls, to_pem, verify_chain
 from vaultline.attest.refusals import (
     CollateralExpired,
     CollateralMismatch,
+    MigrationRefused,
     QuoteInvalid,
     QuotingEnclaveRefused,
     TcbRefused,
@@ -41,8 +43,10 @@ _FLAG_OIDS = {
     "smt_enabled": "1.2.840.113741.1.13.1.7.3",
 }
 _SEPT_VE_DISABLE = 1 << 28
-#: That one, protection keys (30), key locker (31) and performance monitoring (63).
-_TD_ATTRIBUTES = _SEPT_VE_DISABLE | 1 << 30 | 1 << 31 | 1 << 63
+#: That one, address separation (27), protection keys (30), key locker (31), performance
+#: monitoring (63).
+_TD_ATTRIBUTES = _SEPT_VE_DISABLE | 1 << 27 | 1 << 30 | 1 << 31 | 1 << 63
+_MIGRATABLE = 1 << 29
 _REPORT_NAMES = (
     *("attributes", "mr_enclave", "mr_signer", "report_data"),
     *("td_attributes", "seam_attributes", "mr_seam", "mr_signer_seam", "tee_tcb_svn"),
@@ -84,6 +88,7 @@ def explain_chain(quote: bytes, collateral: bytes, root: x509.Certificate, now_s
         except InputError:
             continue
         verify_chain(chain, crls, frozenset({root_key_id(root)}), now_s)
+        _check_lists(chain, crls)
 
 
 def unlisted_claims(quote: bytes, collateral: bytes, root: x509.Certificate, now_s: int) -> bytes:
@@ -105,7 +110,7 @@ def _claims(quote: bytes, collateral: bytes, root: x509.Certificate, now_s: int)
     tcb_info = from_json(str(fields["tcb_info"]).encode(), dict[str, Any], what="TCB info")
     identity = from_json(str(fields["qe_identity"]).encode(), dict[str, Any], what="QE identity")
     dates = [_span(tcb_info, now_s), _span(identity, now_s), span]
-    extension = dcap_qvl.parse_pck_extension_from_pem(parts.chain.encode())
+    extension = dcap_qvl.parse_pck_extension_from_pem(to_pem(pck).encode())
     if tcb_info["fmspc"].upper() != extension.fmspc.hex().upper():
         raise CollateralMismatch("the collateral is of another platform family")
     parsed = dcap_qvl.parse_quote(quote)
@@ -131,8 +136,10 @@ def _claims(quote: bytes, collateral: bytes, root: x509.Certificate, now_s: int)
                     **{name: _flag(extension, oid) for name, oid in _FLAG_OIDS.items()},
                 },
                 "root_key_id": list(bytes.fromhex(root_key_id(pck[-1]))),
-                "tcb_date_tag": _unix(level["tcbDate"]),
+                "tcb_date_tag": unix_time(level["tcbDate"]),
             },
+            # `_check_quoting_enclave` takes an enclave of an up-to-date level alone.
+            "qe": {"tcb_level": {"tcbDate": level["tcbDate"], "tcbStatus": "UpToDate"}},
             "report": {"report": _report(parts, parsed.report)},
             "latest_issue_date": start,
             "earliest_expiration_date": end,
@@ -163,8 +170,7 @@ def _verify_signatures(
         signature = bytes.fromhex(str(fields[f"{name}_signature"]))
         _check_signature(chain[0].public_key(), signature, str(fields[name]).encode(), name)
     held = [verify_chain(chain, crls, roots, now_s) for chain in chains]
-    if not {pck[0].issuer, pck[-1].subject} <= {crl.issuer for crl in crls}:
-        raise CollateralMismatch("a revocation list is by another authority than the platform's")
+    _check_lists(pck, crls)
     _check_signature(pck[0].public_key(), parts.qe_signature, parts.qe_report, "QE report")
     bound = hashlib.sha256(parts.key + parts.qe_auth).digest()
     if parts.qe_report[320:352] != bound:
@@ -175,6 +181,18 @@ def _verify_signatures(
         raise QuoteInvalid("the attestation key is not a point of its curve") from error
     _check_signature(key, parts.signature, parts.signed, "the quote")
     return pck, (max(v.issued_s for v in held), min(v.expires_s for v in held))
+
+
+def _check_lists(
+    chain: Sequence[x509.Certificate], crls: Sequence[x509.CertificateRevocationList]
+) -> None:
+    listing = {crl.issuer for crl in crls}
+    if not {chain[0].issuer, chain[-1].subject} <= listing:
+        raise CollateralMismatch(
+            "a revocation list is by another authority than the platform's",
+            got=", ".join(sorted(name.rfc4514_string()[:200] for name in listing)),
+            expected=chain[0].issuer.rfc4514_string()[:200],
+        )
 
 
 def _check_signature(key: object, signature: bytes, data: bytes, what: str) -> None:
@@ -188,12 +206,13 @@ def _check_signature(key: object, signature: bytes, data: bytes, what: str) -> N
         raise QuoteInvalid(f"the signature of {what} is invalid") from error
 
 
-def _unix(text: str) -> int:
+def unix_time(text: str) -> int:
+    """Of a moment as the vendor writes it."""
     return int(datetime.datetime.fromisoformat(text).timestamp())
 
 
 def _span(statement: dict[str, Any], now_s: int) -> tuple[int, int]:
-    start, end = _unix(statement["issueDate"]), _unix(statement["nextUpdate"])
+    start, end = unix_time(statement["issueDate"]), unix_time(statement["nextUpdate"])
     if not start <= now_s <= end:
         raise CollateralExpired(
             "the collateral is not valid at this time",
@@ -245,8 +264,10 @@ def _check_module(report: Any, tcb_info: dict[str, Any]) -> None:
 
 
 def _check_domain(report: Any) -> None:
-    """Attributes of the trust domain as dcap-qvl wants them; ``intel.check_debug`` comes later."""
+    """Attributes of the trust domain as dcap-qvl wants them; debug is looked at later."""
     attributes = int.from_bytes(report.td_attributes, "little") & ~0xFF
+    if attributes & _MIGRATABLE:
+        raise MigrationRefused("the trust domain may be moved to another machine")
     if attributes & ~_TD_ATTRIBUTES or not attributes & _SEPT_VE_DISABLE:
         raise QuoteInvalid("the trust domain has unknown or unsafe attributes", got=hex(attributes))
     if any(getattr(report, "mr_service_td", b"")):

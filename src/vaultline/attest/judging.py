@@ -19,6 +19,7 @@ from vaultline.attest.refusals import (
     FreshnessRefused,
     KindRefused,
     MeasurementRefused,
+    MigrationRefused,
     PlatformRefused,
     PrivilegeRefused,
     RevocationUnknown,
@@ -136,13 +137,19 @@ def _check_debug(entry: Accepted, claims: Claims, now_s: int) -> _Refusals:
         yield DebugRefused("the enclave is debuggable: its host can read its memory")
 
 
+def _check_migration(entry: Accepted, claims: Claims, now_s: int) -> _Refusals:
+    """Trust domains that may be moved have been refused before; see `intel`."""
+    if claims.flags.get("migration") == "True" and not entry.unsafe_allow_migration:
+        yield MigrationRefused("the guest's host may let a migration agent have its memory")
+
+
 def _check_revocation(entry: Accepted, claims: Claims, now_s: int) -> _Refusals:
     if not claims.revocation_checked and not entry.unsafe_skip_revocation:
         yield RevocationUnknown("there is no current revocation list by each issuer that has one")
 
 
 def _check_freshness(entry: Accepted, claims: Claims, now_s: int) -> _Refusals:
-    age_days = (now_s - claims.issued_s) // DAY_S
+    age_days = (now_s - claims.stated_s) // DAY_S
     if entry.collateral_days_max is not None and age_days > entry.collateral_days_max:
         yield FreshnessRefused(
             "the collateral is older than the policy allows",
@@ -174,15 +181,25 @@ def _check_tcb(entry: Accepted, claims: Claims, now_s: int) -> _Refusals:
             )
 
 
+#: Prefix of a version -> what has it. The host may go back to committed firmware at any time, under
+#: a guest that runs; and firmware updated under a guest cannot undo what the old did at launch.
+SNP_TCBS = {
+    "": "the platform has",
+    "committed_": "the host can go back to",
+    "launch_": "the guest was launched by",
+}
+
+
 def _check_snp_tcb(entry: Accepted, claims: Claims) -> _Refusals:
-    for name in tcb_parts(claims.product):
-        found, least = claims.versions[name], getattr(entry.tcb_min, name)
-        if found < least:
-            yield TcbRefused(
-                f"the platform's {name} firmware is older than the policy's least version",
-                got=str(found),
-                expected=f"at least {least}",
-            )
+    for prefix, what in SNP_TCBS.items():
+        for name in tcb_parts(claims.product):
+            found, least = claims.versions[prefix + name], getattr(entry.tcb_min, name)
+            if found < least:
+                yield TcbRefused(
+                    f"{what} {name} firmware older than the policy's least version",
+                    got=str(found),
+                    expected=f"at least {least}",
+                )
 
 
 def _check_advisories(entry: Accepted, claims: Claims, now_s: int) -> _Refusals:
@@ -305,6 +322,7 @@ CHECKS: dict[str, Callable[[Accepted, Claims, int], _Refusals]] = {
     "root": _check_root,
     "platform": _check_platform,
     "debug": _check_debug,
+    "migration": _check_migration,
     "revocation": _check_revocation,
     "freshness": _check_freshness,
     "tcb": _check_tcb,

@@ -81,6 +81,7 @@ def verify_nvidia(evidence: bytes, collateral: bytes, roots: frozenset[str], now
         flags={},
         revocation_checked=held.revocation_checked,
         issued_s=held.issued_s,
+        stated_s=held.stated_s,
         expires_s=held.expires_s,
     )
 
@@ -107,7 +108,10 @@ def _parse(report: bytes) -> tuple[dict[int, bytes], dict[int, bytes]]:
         measurements = _blocks(record)
         if len(measurements) != blocks:
             raise QuoteInvalid("the report has another number of measurements than it says")
-        return measurements, dict(_fields(opaque))
+        fields = list(_fields(opaque))
+        if len(dict(fields)) != len(fields):
+            raise QuoteInvalid("an opaque field occurs twice")
+        return measurements, dict(fields)
     except (IndexError, struct.error) as error:
         raise QuoteInvalid("not a report: too short", got=f"{len(report)} bytes") from error
 

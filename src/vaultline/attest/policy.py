@@ -56,8 +56,10 @@ _ONLY_FOR = {
     "tcb_min": {"snp"},
     "vmpl_max": {"snp"},
     "unsafe_allow_debug": {"snp"},
+    "unsafe_allow_migration": {"snp"},
     "unsafe_skip_revocation": {"snp", "nvidia"},
     "unsafe_any_advisory": {"simulated", "sgx", "tdx"},
+    "tcb_statuses": {"simulated", "sgx", "tdx"},
     "tcb_grace": {"simulated", "sgx", "tdx"},
     "tcb_evaluation_min": {"simulated", "sgx", "tdx"},
     "accepted_advisories": {"simulated", "sgx", "tdx"},
@@ -82,12 +84,15 @@ class Accepted(Struct, frozen=True, kw_only=True):
         refused_advisories: these refuse in any case.
         refused_platforms: properties of a platform that refuse it.
         products: processor families, for ``snp``; empty: whichever the roots vouch for.
-        tcb_min: least firmware versions, for ``snp``. vmpl_max: highest VMPL that may answer.
-        collateral_days_max: greatest age of the newest part of the collateral.
+        tcb_min: least firmware versions, for ``snp``: reported, committed and at launch.
+        vmpl_max: highest VMPL that may answer.
+        collateral_days_max: greatest age of the oldest statement that vendors renew: TCB info, QE
+            identity, list of platforms; every list of AMD's and NVIDIA's.
         tcb_evaluation_min: least number of the vendor's rules by which the platform was rated.
         require_report_data: refuse where nothing was said to compare the report data with.
         unsafe_any_advisory: accept whatever advisories apply, but for the refused ones.
         unsafe_allow_debug: accept a guest whose memory the host can read.
+        unsafe_allow_migration: accept a guest that its host may move, by an agent of its choosing.
         unsafe_skip_revocation: accept without the vendor's revocation lists.
     """
 
@@ -112,6 +117,7 @@ class Accepted(Struct, frozen=True, kw_only=True):
     require_report_data: bool = False
     unsafe_any_advisory: bool = False
     unsafe_allow_debug: bool = False
+    unsafe_allow_migration: bool = False
     unsafe_skip_revocation: bool = False
 
     def __post_init__(self) -> None:

@@ -135,6 +135,13 @@ class DebugRefused(EvidenceRefused):
     fix = "build the enclave, or launch the machine, for production"
 
 
+class MigrationRefused(EvidenceRefused):
+    """The guest's host may move it, by an agent of the host's choosing."""
+
+    why = "Such an agent gets the keys of the guest's memory, and nothing here measures the agent."
+    fix = "launch the guest so that it may not be migrated (AMD: policy bit 18, Intel: TD bit 29)"
+
+
 class PinnedKeyRefused(EvidenceRefused):
     """An accelerator signs with a key that the policy does not name."""
 

@@ -21,13 +21,14 @@ _AFFIRMING, _WARNING, _CONTRAINDICATED, _BROKEN = 2, 32, 96, 99
 #: Claim of AR4SI -> the checks that decide it.
 _VECTOR: dict[str, tuple[str, ...]] = {
     "instance-identity": ("evidence", "root", "platform", "revocation", "report data"),
-    "configuration": ("debug", "options", "privilege"),
+    "configuration": ("debug", "migration", "options", "privilege"),
     "executables": ("measurement",),
     "hardware": ("tcb", "advisories", "freshness"),
 }
 #: Unsafe option -> the claim that it weakens.
 _WEAKENED = {
     "unsafe_allow_debug": "configuration",
+    "unsafe_allow_migration": "configuration",
     "unsafe_any_advisory": "hardware",
     "unsafe_skip_revocation": "instance-identity",
 }

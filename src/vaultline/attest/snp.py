@@ -43,6 +43,10 @@ _SIGNATURE_ECDSA_P384 = 1
 _KEYS = {0: "VCEK", 1: "VLEK"}
 _DEBUG, _ALWAYS_SET = 1 << 19, 1 << 17
 _MIGRATABLE, _SMT, _SINGLE_SOCKET = 1 << 18, 1 << 16, 1 << 20
+_MASKED_KEY = 1 << 1
+_REPORTED, _CURRENT = 0x180, 0x38
+#: Versions besides the reported ones: to which the host may go back, and of the guest's launch.
+_OTHER_TCBS = {"committed": 0x1E0, "launch": 0x1F0}
 _OID = "1.3.6.1.4.1.3704.1."
 _PRODUCT, _HARDWARE_ID, _PROVIDER_ID = _OID + "2", _OID + "4", _OID + "5"
 #: Firmware part -> (arc of the certificate's extension, byte in the report's TCB version).
@@ -131,6 +135,7 @@ def verify_snp(evidence: bytes, collateral: bytes, roots: frozenset[str], now_s:
         },
         revocation_checked=held.revocation_checked,
         issued_s=held.issued_s,
+        stated_s=held.stated_s,
         expires_s=held.expires_s,
     )
 
@@ -174,6 +179,11 @@ def _check_form(report: bytes) -> None:
 def _check_key(report: bytes, leaf: x509.Certificate) -> str:
     """Which key signed, by the report and by the certificate's name, extensions and issuer."""
     (flags,) = struct.unpack_from("<I", report, 0x48)
+    if flags & _MASKED_KEY:
+        raise SigningKeyMismatch(
+            "the report is signed by no key: its host has masked the chip's",
+            remedy="the host must not mask chip keys (MASK_CHIP_KEY of SNP_CONFIG)",
+        )
     said = _KEYS.get(flags >> 2 & 7, "none")
     names = [str(a.value) for a in leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     issuers = [str(a.value) for a in leaf.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)]
@@ -204,23 +214,36 @@ def _product(leaf: x509.Certificate, root: str) -> Product:
 
 
 def _check_tcb(report: bytes, leaf: x509.Certificate, product: str) -> dict[str, int]:
-    """Reported versions equal the certificate's; committed ones are not above the current."""
-    reported = report[0x180:0x188]
+    """Reported versions equal the certificate's; neither they nor the committed ones are above the
+    current. Returns all but the current, those that are not reported by ``committed_snp`` etc."""
     parts = tcb_parts(product)
-    versions = {name: reported[at] for name, (_, at) in parts.items()}
+    versions, current = _tcb(report, _REPORTED, parts), _tcb(report, _CURRENT, parts)
     certified = {name: _small(leaf, f"{_OID}3.{arc}") for name, (arc, _) in parts.items()}
-    unused = [at for at in range(8) if at not in {at for _, at in parts.values()}]
-    if versions != certified or any(reported[at] for at in unused):
+    unused = set(range(8)) - {at for _, at in parts.values()}
+    if versions != certified or any(report[_REPORTED + at] for at in unused):
         raise TcbMismatch(
             "the report's firmware is not what its key was certified for",
             got=_show(versions),
             expected=_show(certified),
         )
+    others = {name: _tcb(report, at, parts) for name, at in _OTHER_TCBS.items()}
+    for said in (versions, others["committed"]):
+        if any(said[part] > current[part] for part in parts):
+            raise TcbMismatch(
+                "the report names firmware that is newer than the current",
+                got=_show(said),
+                expected=f"at most {_show(current)}",
+            )
     if struct.unpack_from("<I", report)[0] >= 3 and report[0x188] != _FAMILIES[product]:
         raise CollateralMismatch(
             f"the report is of a processor that is no {product}", got=f"family {report[0x188]:#x}"
         )
-    return versions
+    named = {f"{name}_{part}": n for name, tcb in others.items() for part, n in tcb.items()}
+    return versions | named
+
+
+def _tcb(report: bytes, at: int, parts: dict[str, tuple[int, int]]) -> dict[str, int]:
+    return {name: report[at + byte] for name, (_, byte) in parts.items()}
 
 
 def _check_chip(chip: bytes, leaf: x509.Certificate) -> None:

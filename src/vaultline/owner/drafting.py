@@ -15,6 +15,7 @@ from cryptography import x509
 from vaultline.attest.claims import Claims
 from vaultline.attest.collateral import candidates
 from vaultline.attest.examine import kind_of
+from vaultline.attest.judging import SNP_TCBS
 from vaultline.attest.refusals import EvidenceRefused
 from vaultline.attest.roots import NAMED_ROOTS, root_key_id
 from vaultline.attest.verifiers import verify
@@ -93,7 +94,11 @@ def _reference_values(kind: str, claims: Claims) -> list[str]:
         return ["    trust_domains:", *lines]
     if kind == "snp":
         parts = ("boot_loader", "tee", "snp", "microcode", "fmc")
-        least = ", ".join(f"{p}: {claims.versions[p]}" for p in parts if p in claims.versions)
+        least = ", ".join(
+            f"{part}: {min(claims.versions[prefix + part] for prefix in SNP_TCBS)}"
+            for part in parts
+            if part in claims.versions
+        )
         return [
             "    guests:",
             f'      - launch_digest: "{found["launch_digest"]}"',
@@ -134,6 +139,8 @@ def _doubts(claims: Claims) -> list[str]:
         ]
     if claims.debug:
         said += ["the host can read its memory; never but to try:", "unsafe_allow_debug: true"]
+    if claims.flags.get("migration") == "True":
+        said += ["its host may move it; never but to try:", "unsafe_allow_migration: true"]
     if not claims.revocation_checked:
         said += [
             "no revocation lists were given; pack them, or:",

@@ -40,7 +40,8 @@ class Issued:
 
     Attributes:
         start, end: validity.
-        extra: further extensions: dotted identifiers and DER.
+        extra: further extensions: dotted identifiers and DER; ``critical``: those of these that
+            whoever does not know them must refuse.
         listed_at: where it says that its issuer's revocation list is.
     """
 
@@ -52,6 +53,7 @@ class Issued:
     start: datetime.datetime = ISSUED
     end: datetime.datetime = ISSUED + VALIDITY
     extra: tuple[tuple[str, bytes], ...] = ()
+    critical: tuple[str, ...] = ()
     listed_at: str = ""
     issuer: Issued | None = None
 
@@ -92,7 +94,7 @@ def _sign(made: Issued, issuer: Issued) -> x509.Certificate:
         builder = builder.add_extension(x509.CRLDistributionPoints([point]), False)
     for oid, value in made.extra:
         extension = x509.UnrecognizedExtension(ObjectIdentifier(oid), value)
-        builder = builder.add_extension(extension, False)
+        builder = builder.add_extension(extension, oid in made.critical)
     return builder.sign(issuer.key, _hash(issuer.key), rsa_padding=_padding(issuer.key))
 
 
@@ -127,8 +129,14 @@ def crl(
     start: datetime.datetime = ISSUED,
     end: datetime.datetime = ISSUED + VALIDITY,
     signer: Issued | None = None,
+    partial: bool = False,
 ) -> bytes:
-    """A revocation list (DER) by an issuer; ``signer``: who signs in the issuer's name."""
+    """A revocation list (DER) by an issuer.
+
+    Args:
+        signer: who signs in the issuer's name.
+        partial: the list says that it is for authorities' certificates alone.
+    """
     key = (signer or issuer).key
     builder = (
         x509.CertificateRevocationListBuilder()
@@ -140,6 +148,9 @@ def crl(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key()), False
         )
     )
+    if partial:
+        scope = x509.IssuingDistributionPoint(None, None, False, True, None, False, False)
+        builder = builder.add_extension(scope, critical=True)
     for made in revoked:
         entry = x509.RevokedCertificateBuilder().serial_number(made.serial).revocation_date(start)
         builder = builder.add_revoked_certificate(entry.build())

@@ -28,6 +28,7 @@ class NvidiaVector:
     Attributes:
         measurements: (index, digest).
         certified_firmware: what the device's certificate says, if not what the report says.
+        opaque: further opaque fields: type and value.
         blocks: the number of measurements that the report claims, if not the true one.
         lists: which authorities' lists go with it: ``root`` and ``model``.
         revoked: names of certificates on the lists: ``model``, ``device``.
@@ -42,6 +43,7 @@ class NvidiaVector:
     measurements: tuple[tuple[int, bytes], ...] = tuple(
         (index, hashlib.sha384(bytes([index])).digest()) for index in (1, 2, 3)
     )
+    opaque: tuple[tuple[int, bytes], ...] = ()
     blocks: int | None = None
     request: bytes = bytes.fromhex("11e001ff")
     response: bytes = bytes.fromhex("11600000")
@@ -100,7 +102,12 @@ class NvidiaVector:
             struct.pack("<BBHBH", index, 1, len(digest) + 3, 1, len(digest)) + digest
             for index, digest in self.measurements
         )
-        fields = ((3, self.driver.encode() + b"\0"), (6, self.vbios), (20, self.firmware))
+        fields = (
+            (3, self.driver.encode() + b"\0"),
+            (6, self.vbios),
+            (20, self.firmware),
+            *self.opaque,
+        )
         opaque = b"".join(struct.pack("<HH", kind, len(v)) + v for kind, v in fields)
         blocks = len(self.measurements) if self.blocks is None else self.blocks
         body = self.request + self.nonce + b"\0" + self.response + bytes([blocks])

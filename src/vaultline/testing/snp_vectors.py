@@ -48,7 +48,9 @@ class SnpVector:
         tcb: versions by the arc of the certificate's extension; ``cert_tcb``: the certificate's.
         report_key: name of the key that really signs.
         lists: which lists go with it: ``ark`` and ``ask``.
+        list_start: when they were issued.
         revoked: names of certificates on the lists.
+        body: what else of the report is other before it is signed: offsets and bytes.
     """
 
     product: str = "Milan"
@@ -79,7 +81,9 @@ class SnpVector:
     ask_key: str = "ask"
     lists: tuple[str, ...] = ("ark",)
     list_end: datetime.datetime = ISSUED + VALIDITY
+    list_start: datetime.datetime = ISSUED
     list_signer: str = "ark"
+    body: tuple[tuple[int, bytes], ...] = ()
     revoked: tuple[str, ...] = ()
     tail: bytes = b""
     reserved: bytes = b""
@@ -155,6 +159,8 @@ class SnpVector:
             natural = 0x1A if self.product == "Turin" else 0x19
             body[0x188] = natural if self.cpu_family is None else self.cpu_family
         body[0x1A0:0x1E0] = self.chip.ljust(64, b"\0")
+        for at, value in self.body:
+            body[at : at + len(value)] = value
         key = self._key(self.report_key)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise TypeError("reports are signed with elliptic keys")
@@ -174,7 +180,8 @@ class SnpVector:
             revoked = [by_name[each] for each in self.revoked if each in listed]
             forger = issuer.with_(key=new_key("somebody else", "rsa"))
             signer = issuer if self.list_signer == "ark" else forger
-            lists.append(crl(issuer, *revoked, end=self.list_end, signer=signer).hex())
+            made = crl(issuer, *revoked, start=self.list_start, end=self.list_end, signer=signer)
+            lists.append(made.hex())
         return json.dumps({"kind": "snp", "certificates": pem(chain), "crls": lists}).encode()
 
     def table(self) -> bytes:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from vaultline.attest import refusals
 from vaultline.attest.appraise import Verdict, appraise
 from vaultline.attest.evidence import PUBLIC_KEY_BYTES, Evidence
-from vaultline.attest.intel import check_dates, check_debug, check_length
+from vaultline.attest.intel import check_attributes, check_dates, check_length
 from vaultline.attest.mismatch import Known
 from vaultline.attest.policy import INTEL_ROOT, Accepted, Grace, Policy, Signer, TrustDomain
 from vaultline.attest.sgx_quote import Platform, build_quote, report_body
@@ -218,15 +218,15 @@ def test_dates_are_checked_by_us_too() -> None:
 
 
 def test_debug_bits_are_checked_by_us_too() -> None:
-    check_debug(0, {"attributes": "05" + "00" * 15})
-    check_debug(0x81, {"td_attributes": "0000001000000000"})
+    check_attributes(0, {"attributes": "05" + "00" * 15})
+    check_attributes(0x81, {"td_attributes": "0000001000000000"})
     for tee_type, report in (
         (0, {"attributes": "07" + "00" * 15}),
         (0x81, {"td_attributes": "0100001000000000"}),
         (0x81, {"td_attributes": "8000001000000000"}),
     ):
         with pytest.raises(refusals.DebugRefused):
-            check_debug(tee_type, report)
+            check_attributes(tee_type, report)
 
 
 BROKEN_COLLATERAL: dict[str, Callable[[dict[str, Any]], object]] = {

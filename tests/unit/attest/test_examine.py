@@ -21,6 +21,7 @@ from vaultline.testing.nvidia_vectors import NvidiaVector
 from vaultline.testing.snp_vectors import LAUNCH_DIGEST, SnpVector
 
 SGX, SNP = Vector(), SnpVector()
+DAY = datetime.timedelta(days=1)
 
 
 def entry(**changes: Any) -> Accepted:
@@ -165,6 +166,26 @@ def test_the_right_collateral_of_a_bundle_counts(
     texts: tuple[bytes, ...], expected: list[str]
 ) -> None:
     assert codes(run(collateral=bundle(*texts))) == expected
+
+
+STAMP = "%Y-%m-%dT%H:%M:%SZ"
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["older first", "newer first"])
+def test_of_two_ratings_with_the_same_lists_the_newer_counts(order: int) -> None:
+    """Both are valid and their newest parts equally new; the older knows nothing of a weakness."""
+    dates = [(ISSUED - days * DAY).strftime(STAMP) for days in (20, 10)]
+    older = SGX.with_(statements=(("issueDate", dates[0]),))
+    newer = SGX.with_(statements=(("issueDate", dates[1]),), tcb_status="OutOfDate")
+    both = bundle(*[vector.collateral() for vector in (older, newer)][::order])
+    assert codes(run(collateral=both)) == ["TcbRefused"]
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["older first", "newer first"])
+def test_of_ratings_that_are_equally_new_the_stricter_counts(order: int) -> None:
+    pair = (SGX, SGX.with_(tcb_status="OutOfDate"))
+    both = bundle(*[vector.collateral() for vector in pair][::order])
+    assert codes(run(collateral=both)) == ["TcbRefused"]
 
 
 def test_certificates_of_other_chips_in_a_bundle_are_passed_over() -> None:

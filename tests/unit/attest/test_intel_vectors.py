@@ -18,7 +18,7 @@ from vaultline.attest.claims import Claims
 from vaultline.attest.judging import Judgement
 from vaultline.attest.policy import Accepted, Grace, Policy, Signer, TrustDomain
 from vaultline.core.errors import RefusedError
-from vaultline.testing.certificates import ISSUED, NOW_S, pem
+from vaultline.testing.certificates import ISSUED, NOW_S, crl, new_key, pem
 from vaultline.testing.intel_vectors import (
     MRENCLAVE,
     MRSIGNER,
@@ -132,6 +132,8 @@ def test_refused_for_its_reason(
 
 
 ONLY_SGX: dict[str, tuple[dict[str, Any], dict[str, Any], type[RefusedError]]] = {
+    "code in 32-bit mode": ({"attributes": 0x1}, {}, r.MeasurementRefused),
+    "an enclave that was never initialised": ({"attributes": 0x4}, {}, r.MeasurementRefused),
     "debug": ({"attributes": 0x7}, {}, r.DebugRefused),
     "other code": ({"mrenclave": bytes(32)}, {}, r.MeasurementRefused),
     "another signer": (
@@ -160,6 +162,7 @@ def test_sgx_refused_for_its_reason(
 ONLY_TDX: dict[str, tuple[dict[str, Any], type[RefusedError]]] = {
     "debug": ({"td_attributes": 1 << 28 | 1}, r.DebugRefused),
     "another bit under debug": ({"td_attributes": 1 << 28 | 0x80}, r.QuoteInvalid),
+    "a domain that its host may move": ({"td_attributes": 3 << 28}, r.MigrationRefused),
     "memory that faults silently": ({"td_attributes": 0}, r.QuoteInvalid),
     "other firmware": ({"mrtd": bytes(48)}, r.MeasurementRefused),
     "another kernel": (
@@ -192,6 +195,13 @@ def test_tdx_refused_for_its_reason(
 ) -> None:
     found = refusal(Vector(version=version, **changes))[:1]
     assert found and issubclass(found[0], reason), found
+
+
+@pytest.mark.parametrize("version", VERSIONS[1:])
+def test_grace_for_unlisted_platforms_covers_no_migration(version: int) -> None:
+    policy = accepts(version, tcb_grace=(Grace(status="Unlisted", days=30_000),))
+    vector = Vector(version=version, td_attributes=3 << 28, svns=(4, *[5] * 15))
+    assert refusal(vector, policy) == (r.MigrationRefused,)
 
 
 def swapped(name: str) -> Callable[[Vector], bytes]:
@@ -364,6 +374,75 @@ def test_no_platform_rates_itself(version: int, changes: dict[str, Any]) -> None
     for names in (("pck", "ca", "root"), ("ca", "root")):
         found = refusal(vector, policy, collateral=signed_by(vector, *names))
         assert found == (r.CertificateRefused,), names
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("label", ["NOTE", "TRUSTED CERTIFICATE", "CERTIFICATE "])
+def test_no_platform_rates_itself_under_another_label(version: int, label: str) -> None:
+    """dcap-qvl takes any PEM block for a certificate, and the first one for the signer."""
+    vector = Vector(version=version)
+    fields = json.loads(signed_by(vector, "pck", "ca"))
+    before = fields["tcb_info_issuer_chain"].replace("CERTIFICATE", label)
+    whole = pem([vector.authority(name) for name in ("signer", "root")])
+    for name in ("tcb_info", "qe_identity"):
+        fields[f"{name}_issuer_chain"] = before + whole
+    assert refusal(vector, collateral=json.dumps(fields).encode()) == (r.QuoteInvalid,)
+
+
+def restated(vector: Vector, **changes: Any) -> bytes:
+    """Its collateral, with changes to the quoting enclave's identity."""
+    fields = json.loads(vector.collateral())
+    identity = json.loads(fields["qe_identity"])
+    fields["qe_identity"] = json.dumps(identity | changes)
+    signature = sign_statement(vector.authority("signer").key, fields["qe_identity"].encode())
+    return json.dumps(fields | {"qe_identity_signature": signature.hex()}).encode()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("days, reasons", [(30, ()), (31, (r.TcbRefused,))])
+def test_grace_counts_from_the_quoting_enclave_s_level_too(
+    version: int, days: int, reasons: tuple[type[RefusedError], ...]
+) -> None:
+    moment = datetime.datetime.fromtimestamp(NOW_S, datetime.UTC) - days * DAY
+    level = {
+        "tcb": {"isvsvn": 8},
+        "tcbDate": moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "tcbStatus": "OutOfDate",
+    }
+    vector = Vector(version=version)
+    policy = accepts(version, tcb_grace=(Grace(status="OutOfDate", days=30),))
+    assert refusal(vector, policy, collateral=restated(vector, tcbLevels=[level])) == reasons
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_oldest_statement_s_age_counts(version: int) -> None:
+    vector, policy = Vector(version=version), accepts(version, collateral_days_max=30)
+    issued = (ISSUED - 30 * DAY).strftime("%Y-%m-%dT%H:%M:%SZ")
+    old = vector.with_(statements=(("issueDate", issued),)).collateral()
+    for collateral in (old, restated(vector, issueDate=issued)):
+        assert refusal(vector, policy, collateral=collateral) == (r.FreshnessRefused,)
+
+
+LISTS_OF_OTHERS = {
+    "the list of another authority in place of the platform's": ("pck_crl", "other"),
+    "the root's list in place of the platform's": ("pck_crl", "root_ca_crl"),
+    "the platform's list in place of the root's": ("root_ca_crl", "pck_crl"),
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("changes", [{}, UNLISTED], ids=["listed", "unlisted"])
+@pytest.mark.parametrize("into, of", LISTS_OF_OTHERS.values(), ids=LISTS_OF_OTHERS.keys())
+def test_a_list_by_another_authority_is_refused(
+    version: int, changes: dict[str, Any], into: str, of: str
+) -> None:
+    vector = Vector(version=version, revoked=("pck", "ca"), **changes)
+    fields = json.loads(vector.with_(revoked=()).collateral())
+    other = vector.authority("ca").with_(name="Test PCK Processor CA", key=new_key("processor"))
+    fields[into] = (fields | {"other": crl(other).hex()})[of]
+    policy = accepts(version, tcb_grace=(Grace(status="Unlisted", days=30_000),))
+    found = refusal(vector, policy, collateral=json.dumps(fields).encode())
+    assert found == (r.CollateralMismatch,)
 
 
 STATEMENTS: dict[str, tuple[tuple[str, Any], type[RefusedError]]] = {

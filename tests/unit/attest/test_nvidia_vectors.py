@@ -98,6 +98,7 @@ FAULTS: dict[str, tuple[dict[str, Any], type[RefusedError]]] = {
     ),
     "a measurement that is missing": ({"measurements": ((1, bytes(48)),)}, r.MeasurementRefused),
     "a measurement twice": ({"measurements": ((1, bytes(48)),) * 2}, r.QuoteInvalid),
+    "an opaque field twice": ({"opaque": ((3, b"550.90.07"),)}, r.QuoteInvalid),
     "a measurement that is no digest": ({"measurements": ((1, bytes(32)),)}, r.QuoteInvalid),
     "more measurements than it says": ({"blocks": 2}, r.QuoteInvalid),
     "an answer to another question": ({"request": bytes.fromhex("11e00101")}, r.QuoteInvalid),

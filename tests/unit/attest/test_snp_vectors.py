@@ -18,7 +18,7 @@ from vaultline.attest.policy import Accepted, Policy, SnpGuest, SnpTcb
 from vaultline.attest.roots import AMD_ROOTS
 from vaultline.core.errors import InputError, RefusedError
 from vaultline.testing.attestation import recorded
-from vaultline.testing.certificates import ISSUED, NOW_S
+from vaultline.testing.certificates import ISSUED, NOW_S, crl, pem
 from vaultline.testing.snp_vectors import LAUNCH_DIGEST, SnpVector, guid_table
 
 HOUR = datetime.timedelta(hours=1)
@@ -140,6 +140,13 @@ FAULTS: dict[str, tuple[dict[str, Any], type[RefusedError]]] = {
     "another signature algorithm": ({"algorithm": 2}, r.QuoteInvalid),
     "a byte after the report": ({"tail": b"\0"}, r.QuoteTrailingBytes),
     "a byte in what nobody signs": ({"reserved": b"\1"}, r.QuoteTrailingBytes),
+    "firmware that is newer than the current": ({"body": ((0x38, bytes(8)),)}, r.TcbMismatch),
+    "committed firmware that is newer": ({"body": ((0x1E0, b"\xff"),)}, r.TcbMismatch),
+    "a masked chip key": ({"body": ((0x48, b"\2"),)}, r.SigningKeyMismatch),
+    "a guest that its host may move": (
+        {"policy": 1 << 17 | 1 << 18},
+        r.MigrationRefused,
+    ),
     "a processor of another family": (
         {"version": 3, "cpu_family": 0x1A},
         r.CollateralMismatch,
@@ -159,8 +166,23 @@ POLICIES: dict[str, tuple[dict[str, Any], dict[str, Any], type[RefusedError]]] =
     "hyperthreading": ({}, {"refused_platforms": ("smt",)}, r.PlatformRefused),
     "a guest that may migrate": (
         {"policy": 1 << 17 | 1 << 18},
-        {"refused_platforms": ("migration",)},
+        {"refused_platforms": ("migration",), "unsafe_allow_migration": True},
         r.PlatformRefused,
+    ),
+    "a guest that older firmware launched": (
+        {"body": ((0x1F0, bytes([3, 0, 0, 0, 0, 0, 8, 114])),)},
+        {"tcb_min": SnpTcb(microcode=115)},
+        r.TcbRefused,
+    ),
+    "older firmware to which the host can go back": (
+        {"body": ((0x1E0, bytes([3, 0, 0, 0, 0, 0, 7, 115])),)},
+        {"tcb_min": SnpTcb(snp=8)},
+        r.TcbRefused,
+    ),
+    "a list that is older than the chip's certificate": (
+        {"list_start": ISSUED - 720 * HOUR},
+        {"collateral_days_max": 30},
+        r.FreshnessRefused,
     ),
     "a provider's key": (
         {"key": "VLEK"},
@@ -188,10 +210,26 @@ def test_refused_by_policy(
 
 
 def test_unsafe_options_let_pass_and_are_named() -> None:
-    policy = accepts(unsafe_allow_debug=True, unsafe_skip_revocation=True)
-    _, judged = run(SnpVector(policy=1 << 19 | 1 << 17, lists=()), policy)
+    names = ("unsafe_allow_debug", "unsafe_allow_migration", "unsafe_skip_revocation")
+    policy = accepts(**dict.fromkeys(names, True))
+    _, judged = run(SnpVector(policy=1 << 19 | 1 << 18 | 1 << 17, lists=()), policy)
     assert not judged.refusals
-    assert judged.unsafe == ("unsafe_allow_debug", "unsafe_skip_revocation")
+    assert judged.unsafe == names
+
+
+def test_a_list_of_a_part_of_the_certificates_is_refused() -> None:
+    vector = SnpVector()
+    fields = json.loads(vector.collateral())
+    fields["crls"] = [crl(vector.authority("ark"), partial=True).hex()]
+    assert refusal(vector, collateral=json.dumps(fields).encode()) == (r.CertificateRefused,)
+
+
+def test_a_certificate_that_says_what_nobody_knows_is_refused() -> None:
+    vector = SnpVector()
+    leaf, *above = (vector.authority(name) for name in ("leaf", "ask", "ark"))
+    odd = leaf.with_(extra=(*leaf.extra, ("1.2.3.4", b"\5\0")), critical=("1.2.3.4",))
+    fields = json.loads(vector.collateral()) | {"certificates": pem([odd, *above])}
+    assert refusal(vector, collateral=json.dumps(fields).encode()) == (r.CertificateRefused,)
 
 
 def test_a_root_of_amds_vouches_for_its_own_family_alone(monkeypatch: pytest.MonkeyPatch) -> None:
