@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -68,8 +69,9 @@ def altered(text: str) -> str:
     return text[:middle] + ("A" if text[middle] != "A" else "B") + text[middle + 1 :]
 
 
-def run(rig: Rig, folder: Path) -> RunSummary:
-    trust = Trust(policy=rig.trust["policy"], collateral=None, platform=None, allow_simulated=True)
+def run(rig: Rig, folder: Path, policy: Path | None = None) -> RunSummary:
+    accepted = policy or rig.trust["policy"]
+    trust = Trust(policy=accepted, collateral=None, platform=None, allow_simulated=True)
     request = RunRequest(
         plan=rig.plan,
         vault=rig.vault,
@@ -100,6 +102,7 @@ def verdict(rig: Rig, folder: Path, **changes: Any) -> list[str]:
     return [each.code for each in verify_receipt(ReceiptRequest(**fields | changes)).refusals]
 
 
+UNSAFE = "  - kind: simulated\n    unsafe_any_advisory: true\n"
 #: Case -> (what the host does to its n-th link, links refused on arrival, refusals).
 DEEDS: dict[str, tuple[Deed, int, set[str]]] = {
     "is honest": (lambda n, text: [text], 0, set()),
@@ -120,6 +123,17 @@ def test_the_host(case: str, rig: Rig, tmp_path: Path, monkeypatch: pytest.Monke
     assert summary.links_refused == refused
     # Ten frames in links of three: four of each stage, of which the third to come is no last one.
     assert set(verdict(rig, tmp_path)) == codes
+
+
+def test_each_line_of_an_unsafe_policy_says_so(rig: Rig, tmp_path: Path) -> None:
+    policy = rig.trust["policy"].with_name("unsafe.yaml")
+    text = rig.trust["policy"].read_text()
+    policy.write_text(text.replace("  - kind: simulated\n", UNSAFE, 1))
+    summary = run(rig, tmp_path, policy)
+    assert summary.unsafe == ["unsafe_any_advisory"]
+    lines = (tmp_path / "lines").read_text().splitlines()
+    assert len(lines) == FRAMES
+    assert all("UNSAFE policy: unsafe_any_advisory" in json.loads(x)["attested"] for x in lines)
 
 
 def test_links_of_two_runs_do_not_make_one_receipt(rig: Rig, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ class Request:
         collateral: a bundle, or a platform's; may be empty where the evidence carries it all.
         now_s: Unix time at which it has to hold.
         report_data: what it must commit to, without the zeros at its end; ``None``: not checked.
+            Nothing but zeros is what evidence has that answers no question: it shows no freshness.
         allow_simulated: the owner's consent to simulated enclaves.
     """
 
@@ -117,7 +118,7 @@ def examine(request: Request) -> Outcome:
         unsafe=tuple(sorted(unsafe)),
         policy_id=policy_id(request.policies),
         evidence_digest=hashlib.sha256(request.evidence).hexdigest(),
-        fresh=request.report_data is not None and not any(c.refusal for c in checks[-1:]),
+        fresh=any(request.report_data or b"") and not any(c.refusal for c in checks[-1:]),
         now_s=request.now_s,
     )
 
@@ -141,17 +142,17 @@ def kind_of(evidence: bytes) -> VerifiedKind:
 def _check_report_data(kind: str, claims: Claims | None, request: Request) -> list[Check]:
     if claims is None:
         return []
-    if request.report_data is None:
-        needed = any(
-            entry.require_report_data
-            for policy in request.policies
-            for entry in policy.accept
-            if entry.kind == kind
-        )
-        if not needed:
-            return []
+    needed = any(
+        entry.require_report_data
+        for policy in request.policies
+        for entry in policy.accept
+        if entry.kind == kind
+    )
+    if needed and not any(request.report_data or b""):
         unknown = ReportDataUnknown("the policy wants fresh evidence: say what it must commit to")
         return [Check(name="report data", refusal=unknown)]
+    if request.report_data is None:
+        return []
     found = bytes.fromhex(claims.report_data)
     if len(request.report_data) > len(found):
         raise InputError(

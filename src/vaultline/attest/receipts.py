@@ -20,6 +20,8 @@ import hmac
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from vaultline.attest.appraise import Verdict, appraise
 from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
@@ -91,7 +93,7 @@ class ReceiptOutcome:
         frames: how many are shown to have gone through all enclaves.
         checks: in order; those behind a step that failed were not made.
         gaps: stages on untrusted accelerators, with their devices: nothing is shown of them.
-        verdicts: on each worker's evidence.
+        verdicts: on each worker's evidence; the last policy's, with the unsafe options of all.
     """
 
     frames: int = 0
@@ -198,11 +200,12 @@ class _Verification:
                     got=evidence.kind,
                     expected=device.kind,
                 )
-            for policy in request.policies:
-                verdict = self._appraise(evidence, challenge, policy)
+            verdicts = [self._appraise(evidence, challenge, each) for each in request.policies]
         except EvidenceRefused as error:
             return error
-        self._outcome.verdicts[worker.stage, worker.replica] = verdict
+        unsafe = sorted({name for verdict in verdicts for name in verdict.unsafe})
+        whole = msgspec.structs.replace(verdicts[-1], unsafe=tuple(unsafe))
+        self._outcome.verdicts[worker.stage, worker.replica] = whole
         if not device.untrusted:
             if not evidence.signing_key:
                 return ReceiptIncomplete(f"{where} was not asked to sign a receipt")

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -55,8 +56,23 @@ def note(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print a result (Structs, dataclasses, dicts, lists, numbers) as one line of JSON."""
-    sys.stdout.write(canonical_json(value).decode() + "\n")
+    """Print a result (Structs, dataclasses, dicts, lists, numbers) as one line of JSON.
+
+    Names of files may be no text; of those the bytes that are none are spelt out.
+    """
+    try:
+        encoded = canonical_json(value)
+    except UnicodeEncodeError:
+        encoded = canonical_json(_as_text(msgspec.to_builtins(value)))
+    sys.stdout.write(encoded.decode() + "\n")
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_as_text(key): _as_text(item) for key, item in value.items()}
+    return [_as_text(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:

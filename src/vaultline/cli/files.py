@@ -13,28 +13,36 @@ from vaultline.core.plan import Plan, read_plan
 from vaultline.core.profile import ModelProfile, read_profile
 
 
-def read_file(path: Path, what: str, remedy: str | None = None) -> bytes:
-    """A file's bytes.
+def read_file(
+    path: Path, what: str, remedy: str | None = None, *, bytes_max: int | None = None
+) -> bytes:
+    """A file's bytes; ``bytes_max`` for what comes from others.
 
     Raises:
-        InputError: it can't be read.
+        InputError: it can't be read, or is longer.
     """
     try:
-        return path.read_bytes()
+        with path.open("rb") as stream:
+            data = stream.read(-1 if bytes_max is None else bytes_max + 1)
     except OSError as error:
         raise InputError(
             f"cannot read {what}", got=f"{path}: {error.strerror}", remedy=remedy
         ) from error
+    if bytes_max is not None and len(data) > bytes_max:
+        raise InputError(f"{what} is too long", got=str(path), expected=f"{bytes_max} bytes")
+    return data
 
 
-def read_text(path: Path, what: str, remedy: str | None = None) -> str:
-    """A file's text.
+def read_text(
+    path: Path, what: str, remedy: str | None = None, *, bytes_max: int | None = None
+) -> str:
+    """A file's text; see `read_file`.
 
     Raises:
-        InputError: it can't be read, or is not UTF-8.
+        InputError: it can't be read, is too long, or is not UTF-8.
     """
     try:
-        return read_file(path, what, remedy).decode()
+        return read_file(path, what, remedy, bytes_max=bytes_max).decode()
     except UnicodeDecodeError as error:
         raise InputError(
             f"{what} is not UTF-8 text",

@@ -210,6 +210,7 @@ def _document(
             }
             for (stage, replica), verdict in sorted(outcome.verdicts.items())
         ],
+        "not_checked": _not_checked(request),
         "checks": [
             {"name": check.name, "passed": check.refusal is None} for check in outcome.checks
         ],
@@ -225,6 +226,11 @@ def _document(
             for error in refusals
         ],
     }
+
+
+def _not_checked(request: ReceiptRequest) -> list[str]:
+    given = {"frames": request.inputs, "results": request.outputs}
+    return [name for name, value in given.items() if value is None]
 
 
 _GAP = "an untrusted accelerator signs nothing: what it took in and gave out is not shown"
@@ -253,6 +259,5 @@ def _show(
             console.print(f"  passed: {check.name}", style="dim")
     for error in refusals:
         show_refusal(console, error.code, error)
-    given = {"frames": request.inputs, "results": request.outputs}
-    for option in [name for name, value in given.items() if value is None]:
+    for option in _not_checked(request):
         console.print(f"  not checked: {option} (say --{option})", style="yellow")

@@ -228,7 +228,7 @@ def show_summary(summary: RunSummary, sink: Path) -> None:
     console.print(table(title, columns, rows))
     if summary.memory:
         console.print(memory_table(summary))
-    console.print(f"enclaves: {summary.attested}")
+    console.print(f"enclaves: {summary.attested}", style="yellow" if summary.unsafe else None)
     if summary.unverified:
         stages = ", ".join(map(str, summary.unverified))
         devices = ", ".join(summary.untrusted_devices)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vaultline.attest.appraise import Verdict
 from vaultline.cli.common import device_names
 from vaultline.cli.run_metrics import memory_rows, worker_uses
 from vaultline.core.errors import InputError
@@ -89,6 +90,7 @@ class RunSummary:
     Attributes:
         enclave: kinds of the enclaves, such as ``simulated``; untrusted devices are none.
         attested: how the enclaves were proven, and which stages were not.
+        unsafe: unsafe options of the policy that were on for them.
         unverified: stages on untrusted devices, whose results nothing vouches for.
         untrusted_devices: those devices.
         memory: what each worker used of its budget, as the host tells it.
@@ -107,6 +109,7 @@ class RunSummary:
     plan_digest: str = ""
     enclave: str = ""
     attested: str = ""
+    unsafe: list[str] = field(default_factory=list)
     unverified: list[int] = field(default_factory=list)
     untrusted_devices: list[str] = field(default_factory=list)
     hardening: list[list[str]] = field(default_factory=list)
@@ -241,6 +244,9 @@ def run_video(
     with opened(request, summary) as session:
         on_session(session)
         summary.epoch = session.epoch.number
+        summary.unsafe = unsafe_options(session)
+        if summary.unsafe:
+            summary.attested += f"; UNSAFE policy: {', '.join(summary.unsafe)}"
         summary.grant_ms = [release.grant_s * 1e3 for release in session.releases]
         if session.endpoints is not None:
             summary.hardening = [
@@ -265,6 +271,12 @@ def run_video(
         session.wait_last_metrics(_LINKS_S if request.receipts else _METRICS_S)
         summary.memory = memory_rows(worker_uses(request.plan, session))
     return summary
+
+
+def unsafe_options(session: Session) -> list[str]:
+    """Names of the policy's unsafe options by which workers of an opened session were accepted."""
+    verdicts = [each.verdict for each in session.releases]
+    return sorted({name for v in verdicts if isinstance(v, Verdict) for name in v.unsafe})
 
 
 def _start_summary(plan: Plan) -> RunSummary:

@@ -10,7 +10,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -129,6 +129,8 @@ def serve(
             settings=GatewaySettings(start_s=_START_S + max(s.start_s_max for s in starts)),
             log_dir=log_dir,
         )
+        for option in trust.unsafe:
+            messages().print(f"unsafe option of the policy: {option}", style="yellow")
         note(f"starting {len(servers)} servers")
         stack.enter_context(gateway)
         if metrics is not None:
@@ -138,11 +140,10 @@ def serve(
         names = ", ".join(model.name for model in prepared)
         note(f"serving {names} at {front.address}; Ctrl-C to drain and stop")
         status, seconds = _until_stopped(gateway, front, signals, drain)
-    summary = summarize(status, seconds)
     if as_json:
-        print_json(summary)
+        print_json(summarize(status, seconds, trust.unsafe))
     else:
-        show(status, seconds)
+        show(status, seconds, trust.unsafe)
 
 
 class Signals:
@@ -193,11 +194,13 @@ class ServingTrust:
     Attributes:
         platform_file: of simulated servers, if there are any.
         measuring: for the simulated worker in which models are measured before they are served.
+        unsafe: unsafe options of the policy, by name.
     """
 
     platform_file: Path | None
     appraise: Callable[[Evidence, Challenge], object]
     measuring: WorkerTrust
+    unsafe: tuple[str, ...] = ()
 
 
 def _trust(
@@ -241,10 +244,18 @@ def _trust(
     )
     if "simulated" not in kinds:
         return ServingTrust(
-            platform_file=None, appraise=appraiser.appraise_now, measuring=_development(stack)
+            platform_file=None,
+            appraise=appraiser.appraise_now,
+            measuring=_development(stack),
+            unsafe=appraiser.policy.unsafe,
         )
     trust = WorkerTrust(platform_file=platform, appraise=appraiser.appraise_now)
-    return ServingTrust(platform_file=platform, appraise=trust.appraise, measuring=trust)
+    return ServingTrust(
+        platform_file=platform,
+        appraise=trust.appraise,
+        measuring=trust,
+        unsafe=appraiser.policy.unsafe,
+    )
 
 
 def _development(stack: ExitStack) -> WorkerTrust:
@@ -351,9 +362,10 @@ def _check_alive(gateway: Gateway) -> None:
     )
 
 
-def summarize(status: GatewayStatus, seconds: float) -> dict[str, Any]:
-    """For ``--json``."""
+def summarize(status: GatewayStatus, seconds: float, unsafe: Sequence[str] = ()) -> dict[str, Any]:
+    """For ``--json``; ``unsafe``: unsafe options of the policy."""
     return {
+        "unsafe": list(unsafe),
         "seconds": seconds,
         "requests": asdict(status.counters),
         "decisions": status.decisions,
@@ -363,9 +375,11 @@ def summarize(status: GatewayStatus, seconds: float) -> dict[str, Any]:
     }
 
 
-def show(status: GatewayStatus, seconds: float) -> None:
+def show(status: GatewayStatus, seconds: float, unsafe: Sequence[str] = ()) -> None:
     """What was served, in tables."""
     console = results()
+    for option in unsafe:
+        console.print(f"unsafe option of the policy: {option}", style="yellow")
     counters = status.counters
     console.print(
         f"{counters.answered} answered, {counters.refused} refused, {counters.failed} failed in "

@@ -17,10 +17,18 @@ from vaultline.cli.common import JsonFlag, print_json, printable, results, show_
 from vaultline.cli.files import read_file, read_text
 from vaultline.core.errors import InputError
 from vaultline.owner.appraisal import load_policy
-from vaultline.owner.passport import Trust, check_passport, load_key, sign_result
+from vaultline.owner.passport import (
+    TOKEN_BYTES_MAX,
+    Trust,
+    check_passport,
+    load_key,
+    sign_result,
+)
 from vaultline.owner.verification import load_collateral_file, load_evidence, parse_time
 
 EXIT_REFUSED = 1
+#: A JWK takes a few hundred.
+_KEY_BYTES_MAX = 64 << 10
 
 
 def register(app: typer.Typer) -> None:
@@ -72,7 +80,17 @@ def verify(
     """
     policies = tuple(load_policy(path) for path in policy)
     now_s = parse_time(at)
+    if nonce is not None and not (nonce and printable(nonce) == nonce):
+        raise InputError("a nonce is text that is not empty", got=printable(nonce))
     if verifier_key is not None:
+        _refuse_ignored(
+            {
+                "--collateral": collateral,
+                "--report-data": report_data,
+                "--sign": sign,
+                "--allow-simulated": allow_simulated or None,
+            }
+        )
         trust = Trust(
             policy_ids=(f"sha256:{policy_id(policies)}",),
             nonce=nonce,
@@ -81,6 +99,8 @@ def verify(
         )
         _passport(evidence, verifier_key, trust, now_s, as_json=as_json)
         return
+    if allow_warning:
+        raise InputError("--allow-warning is for signed results", remedy="name --verifier-key")
     expected = _hex(report_data)
     known = load_collateral_file(collateral)
     outcomes = {
@@ -114,28 +134,52 @@ def verify(
         raise typer.Exit(EXIT_REFUSED)
 
 
+def _refuse_ignored(options: dict[str, object]) -> None:
+    """Nobody should think that something was checked which was not."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise InputError(
+            "a signed result is checked without evidence",
+            got=", ".join(given),
+            remedy="leave these out: the verifier has applied its own",
+        )
+
+
 def _named(paths: list[Path]) -> dict[str, Path]:
     """Files by their names without endings; by whole paths if that is not enough."""
-    stems = {path.stem: path for path in paths}
-    return stems if len(stems) == len(paths) else {str(path): path for path in paths}
+    different = list(dict.fromkeys(paths))
+    stems = {printable(path.stem): path for path in different}
+    whole = {printable(str(path)): path for path in different}
+    named = stems if len(stems) == len(different) else whole
+    if len(named) != len(different):
+        raise InputError("two files have names that read alike", remedy="rename one")
+    return named
 
 
 def _hex(text: str | None) -> bytes | None:
     try:
-        return None if text is None else bytes.fromhex(text)
+        data = None if text is None else bytes.fromhex(text)
     except ValueError as error:
         raise InputError("--report-data is not hex", got=text) from error
+    if data == b"":
+        raise InputError(
+            "--report-data is empty",
+            remedy="leave it out, or say what the evidence must commit to",
+        )
+    return data
 
 
 def _print_signed(made: dict[str, Any], key_file: Path, *, as_json: bool) -> None:
     remedy = "make one with `vaultline policy verifier`"
-    token = sign_result(
-        made, load_key(read_file(key_file, "the verifier's key", remedy), private=True)
-    )
+    token = sign_result(made, load_key(_read_key(key_file, remedy), private=True))
     if as_json:
         print_json({"jwt": token})
     else:
         sys.stdout.write(token + "\n")
+
+
+def _read_key(path: Path, remedy: str) -> bytes:
+    return read_file(path, "the verifier's key", remedy, bytes_max=_KEY_BYTES_MAX)
 
 
 def _passport(
@@ -144,8 +188,8 @@ def _passport(
     if len(files) != 1:
         raise InputError("one signed result at a time", got=f"{len(files)} files")
     remedy = "get the verifier's public key from its operator"
-    key = load_key(read_file(key_file, "the verifier's key", remedy), private=False)
-    token = read_text(files[0], "the signed result").strip()
+    key = load_key(_read_key(key_file, remedy), private=False)
+    token = read_text(files[0], "the signed result", bytes_max=TOKEN_BYTES_MAX).strip()
     found = check_passport(token, [key], trust, now_s)
     if as_json:
         print_json(found)
@@ -154,6 +198,9 @@ def _passport(
         results().print(
             escape(printable(f"{name}: {submodule['ear.status']}, as the verifier says"))
         )
+        for option in submodule["vaultline.unsafe"]:
+            text = f"  unsafe option of the policy: {option}"
+            results().print(escape(printable(text)), style="yellow")
 
 
 def _show(console: Console, name: str, outcome: Outcome) -> None:

@@ -41,7 +41,8 @@ def load_collateral(paths: Mapping[str, Path]) -> dict[str, bytes]:
 
 def _read(path: Path, what: str) -> bytes:
     try:
-        data = path.read_bytes()
+        with path.open("rb") as stream:
+            data = stream.read(COLLATERAL_BYTES_MAX + 1)
     except OSError as error:
         raise InputError(
             f"cannot read {what}",
@@ -49,7 +50,9 @@ def _read(path: Path, what: str) -> bytes:
             remedy="name the right file; `vaultline policy dev` makes both for simulated enclaves",
         ) from error
     if len(data) > COLLATERAL_BYTES_MAX:
-        raise InputError(f"{what} is too long", got=f"{path}: {len(data)} bytes")
+        raise InputError(
+            f"{what} is too long", got=f"{path}: more than {COLLATERAL_BYTES_MAX} bytes"
+        )
     return data
 
 

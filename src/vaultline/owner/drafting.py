@@ -16,7 +16,7 @@ from vaultline.attest.claims import Claims
 from vaultline.attest.collateral import candidates
 from vaultline.attest.examine import kind_of
 from vaultline.attest.judging import SNP_TCBS
-from vaultline.attest.refusals import EvidenceRefused
+from vaultline.attest.refusals import EvidenceRefused, RootRefused
 from vaultline.attest.roots import NAMED_ROOTS, root_key_id
 from vaultline.attest.verifiers import verify
 from vaultline.core.errors import InputError
@@ -40,6 +40,12 @@ def draft(evidence: bytes, collateral: bytes, now_s: int) -> str:
             roots = frozenset({_own_root(text)})
         try:
             return render_policy(kind, verify(kind, evidence, text, roots, now_s), now_s)
+        except RootRefused as error:
+            refusal = RootRefused(
+                "the certificates lead to a root that is no known vendor's",
+                got=error.got,
+                remedy="no policy is drafted for a root that nobody knows: write it by hand",
+            )
         except EvidenceRefused as error:
             refusal = error
     if refusal is None:

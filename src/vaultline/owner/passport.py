@@ -49,6 +49,8 @@ class _Result(msgspec.Struct, frozen=True):
     exp: int
     submods: dict[str, _Submodule]
     eat_nonce: str | None = None
+    nbf: int | None = None
+    aud: str | tuple[str, ...] | None = None
 
 
 class Trust(Struct, frozen=True, kw_only=True):
@@ -146,11 +148,17 @@ def check_passport(
     """
     result = _opened(token, keys)
     read = _read(result)
-    if not read.iat - _LEEWAY_S <= now_s <= read.exp:
+    if read.aud is not None:
+        raise ResultRefused(
+            "the result is for somebody else: it names for whom, and nobody has a name here",
+            got=str(read.aud),
+        )
+    start = read.iat if read.nbf is None else max(read.iat, read.nbf)
+    if not start - _LEEWAY_S <= now_s <= read.exp:
         raise ResultRefused(
             "the result is not valid at this time",
             got=f"Unix time {now_s}",
-            expected=f"from {read.iat} to {read.exp}",
+            expected=f"from {start} to {read.exp}",
         )
     if trust.nonce is not None and read.eat_nonce != trust.nonce:
         raise ResultRefused(
@@ -169,6 +177,8 @@ def check_passport(
 def _opened(token: str, keys: Sequence[JWK]) -> dict[str, Any]:
     if len(token) > TOKEN_BYTES_MAX:
         raise ResultRefused("the result is too long", got=f"{len(token)} bytes")
+    if token.count(".") != 2 or "{" in token:
+        raise ResultRefused("not a signed result", expected="a compact JWS, in three parts")
     for key in keys:
         try:
             opened = JWS()

@@ -62,11 +62,12 @@ def parse_time(text: str | None) -> int:
     """
     if text is None:
         return int(datetime.datetime.now(datetime.UTC).timestamp())
-    if text.isascii() and text.isdecimal() and len(text) > 8:
-        return int(text)
     try:
-        moment = datetime.datetime.fromisoformat(text)
-    except ValueError as error:
+        if text.isascii() and text.isdecimal() and len(text) > 8:
+            moment = datetime.datetime.fromtimestamp(int(text), datetime.UTC)
+        else:
+            moment = datetime.datetime.fromisoformat(text)
+    except (ValueError, OverflowError, OSError) as error:
         raise InputError(
             "not a time",
             got=text,
@@ -74,6 +75,8 @@ def parse_time(text: str | None) -> int:
         ) from error
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=datetime.UTC)
+    if moment.timestamp() < 0:
+        raise InputError("not a time of any evidence", got=text, expected="1970 or later")
     return int(moment.timestamp())
 
 

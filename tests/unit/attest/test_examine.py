@@ -122,6 +122,14 @@ def test_report_data(given: bytes | None, demanded: bool, expected: list[str]) -
     assert outcome.fresh is (given == bytes(range(64)))
 
 
+def test_zeros_answer_no_question() -> None:
+    """That is what evidence has which nobody asked for: to expect it shows nothing."""
+    given = {"evidence": SGX.with_(report_data=bytes(64)).quote(), "report_data": bytes(32)}
+    found = run(policy(), **given)
+    assert (codes(found), found.fresh) == ([], False)
+    assert codes(run(policy(require_report_data=True), **given)) == ["ReportDataUnknown"]
+
+
 def test_report_data_that_cannot_be_is_the_users_mistake() -> None:
     with pytest.raises(InputError, match="too long"):
         run(report_data=bytes(65))

@@ -332,3 +332,13 @@ def test_a_link_reads_back() -> None:
     link = read_link(run().links[1, 1][0]).link
     assert isinstance(link, Link)
     assert (link.stage, link.replica, link.first, len(link.frames)) == (1, 1, 1, 4)
+
+
+def test_unsafe_options_of_every_policy_are_told() -> None:
+    policies = (policy(unsafe_any_advisory=True), policy())
+    for order in (policies, policies[::-1]):
+        outcome = verify_receipt(run().request(policies=order))
+        assert not outcome.refusals
+        assert {verdict.unsafe for verdict in outcome.verdicts.values()} == {
+            ("unsafe_any_advisory",)
+        }

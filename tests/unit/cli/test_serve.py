@@ -106,7 +106,8 @@ class TestTable:
 
 
 def test_the_summary_says_what_was_lost_and_recovered(capsys: pytest.CaptureFixture[str]) -> None:
-    found = summarize(status(alive=False), 10.0)
+    found = summarize(status(alive=False), 10.0, ("unsafe_any_advisory",))
+    assert found["unsafe"] == ["unsafe_any_advisory"]
     assert found["requests"]["answered"] == 15
     assert found["losses"][0]["recovery_s"] == 2.0
     show(status(alive=False), 10.0)

@@ -94,6 +94,7 @@ def test_stale_collateral_is_refused_by_name(call: Any) -> None:
         assert "CollateralExpired" in out
 
 
+PASSPORT = ("--policy", "policy.yaml", "--verifier-key", "policy.yaml")
 BAD_INPUT: dict[str, tuple[str, ...]] = {
     "no such evidence": ("verify", "none.bin", *GOOD),
     "evidence that is none": ("verify", "policy.yaml", *GOOD),
@@ -103,7 +104,20 @@ BAD_INPUT: dict[str, tuple[str, ...]] = {
     "a time that is none": ("verify", "quote.bin", *GOOD[:-1], "yesterday"),
     "report data that is not hex": ("verify", "quote.bin", *GOOD, "--report-data", "x"),
     "a key that is none": ("verify", "quote.bin", *GOOD, "--sign", "policy.yaml"),
-    "several passports": ("verify", "a", "b", *GOOD, "--verifier-key", "policy.yaml"),
+    "report data that is empty": ("verify", "quote.bin", *GOOD, "--report-data", " "),
+    "a nonce that is empty": ("verify", "quote.bin", *GOOD, "--nonce", ""),
+    "a nonce that is no text": ("verify", "quote.bin", *GOOD, "--nonce", "\udcff"),
+    "a warning accepted of no passport": ("verify", "quote.bin", *GOOD, "--allow-warning"),
+    "several passports": ("verify", "a", "b", *PASSPORT),
+    "a passport with collateral": ("verify", "a", *PASSPORT, "--collateral", "bundle.json"),
+    "a passport with report data": ("verify", "a", *PASSPORT, "--report-data", "00"),
+    "a passport to be signed": ("verify", "a", *PASSPORT, "--sign", "policy.yaml"),
+    "a passport of simulations": ("verify", "a", *PASSPORT, "--allow-simulated"),
+    "an endless key": ("verify", "a", *PASSPORT[:-1], "/dev/zero"),
+    "an endless policy": ("verify", "quote.bin", "--policy", "/dev/zero"),
+    "a time before evidence": ("verify", "quote.bin", *GOOD[:-1], "1969-12-31"),
+    "a time after the last year": ("verify", "quote.bin", *GOOD[:-1], "18446744073709551616"),
+    "a time before the first year": ("verify", "quote.bin", *GOOD[:-1], "0001-01-01T00:00+23:59"),
     "certificates of no kind": ("collateral", "pack", "quote.bin", "--out", "x"),
     "certificates that are none": (
         *("collateral", "pack", "quote.bin", "--kind", "snp", "--out", "x"),
@@ -119,6 +133,28 @@ def test_bad_input_is_told_apart(call: Any, arguments: tuple[str, ...]) -> None:
     code, _, err = call(*arguments)
     assert code == 2
     assert err
+
+
+def test_names_that_are_no_text_are_spelt_out(call: Any, folder: Path) -> None:
+    (folder / "a\udcff\x1b[2J.bin").write_bytes(SGX.quote())
+    code, out, _ = call("verify", "a\udcff\x1b[2J.bin", *GOOD, "--json")
+    assert (code, list(json.loads(out)["submods"])) == (0, ["a\\udcff\\x1b[2J"])
+    code, out, _ = call("verify", "a\udcff\x1b[2J.bin", *GOOD)
+    assert (code, out.startswith("a\\udcff\\x1b[2J (sgx): ")) == (0, True)
+    code, out, _ = call("verify", "none\udcff", *GOOD, "--json")
+    assert (code, "none\\udcff" in json.loads(out)["error"]["got"]) == (2, True)
+
+
+def test_no_file_hides_another_of_a_name_that_reads_alike(call: Any, folder: Path) -> None:
+    (folder / "a\udcff.bin").write_bytes(b"not evidence")
+    (folder / "a\\udcff.bin").write_bytes(SGX.quote())
+    code, _, err = call("verify", "a\udcff.bin", "a\\udcff.bin", *GOOD)
+    assert (code, "read alike" in err) == (2, True)
+
+
+def test_a_policy_is_drafted_for_known_vendors_alone(call: Any) -> None:
+    code, _, err = call("policy", "from", "quote.bin", "--collateral", "bundle.json", "--at", AT)
+    assert (code, "no known vendor's" in err) == (1, True)
 
 
 def test_a_pccs_that_is_not_there_is_the_machines_fault(call: Any) -> None:
@@ -168,6 +204,13 @@ def test_a_passport_from_issue_to_use(call: Any, folder: Path) -> None:
     check = ("verify", "result.jwt", "--verifier-key", "keys/verifier.pub.jwk", "--nonce", "n")
     code, out, _ = call(*check, "--policy", "sim.yaml", "--allow-warning")
     assert (code, "sim: warning" in out) == (0, True)
+    unsafe = (folder / "sim.yaml").read_text() + "    unsafe_any_advisory: true\n"
+    (folder / "unsafe.yaml").write_text(unsafe)
+    _, token, _ = call("verify", *common, "--policy", "unsafe.yaml", *issue)
+    (folder / "unsafe.jwt").write_text(token)
+    unsafe_check = ("verify", "unsafe.jwt", *check[2:4], "--policy", "unsafe.yaml")
+    code, out, _ = call(*unsafe_check, "--allow-warning")
+    assert (code, "unsafe_any_advisory" in out) == (0, True)
     code, _, err = call(*check, "--policy", "sim.yaml")
     assert (code, "does not affirm" in err) == (1, True)
     code, _, err = call(*check, "--policy", "policy.yaml", "--allow-warning")

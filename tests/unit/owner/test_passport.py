@@ -95,12 +95,22 @@ def by_shared_secret() -> str:
     return str(token.serialize(compact=True))
 
 
+def in_json() -> str:
+    """The same signature, with an unsigned header beside it."""
+    head, body, tail = issue().split(".")
+    return json.dumps({"protected": head, "payload": body, "signature": tail, "header": {}})
+
+
 REFUSED: dict[str, tuple[str, dict[str, Any], int, str]] = {
     "another verifier's": (issue(key=OTHER), {}, NOW_S, "trusted"),
     "one that was altered": (tampered(), {}, NOW_S, "trusted"),
     "an unsigned one": (unsigned(), {}, NOW_S, "trusted"),
     "one signed with the public key": (by_shared_secret(), {}, NOW_S, "trusted"),
-    "no token at all": ("x", {}, NOW_S, "trusted"),
+    "no token at all": ("x", {}, NOW_S, "not a signed result"),
+    "one in another serialisation": (in_json(), {}, NOW_S, "not a signed result"),
+    "one that is not to be used yet": (issue(nbf=NOW_S + 100), {}, NOW_S, "not valid"),
+    "one for somebody else": (issue(aud="the bank"), {}, NOW_S, "somebody else"),
+    "one for several others": (issue(aud=["a", "b"]), {}, NOW_S, "somebody else"),
     "an expired one": (issue(), {}, NOW_S + 301, "not valid"),
     "one of the future": (issue(iat=NOW_S + 100), {}, NOW_S, "not valid"),
     "one for another request": (issue(), {"nonce": "other"}, NOW_S, "another request"),
