@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import pytest
 from vaultline.bench.cutting import cut_plan
 from vaultline.bench.rig import make_rig
 from vaultline.graph.model import load_model
+from vaultline.owner.devroot import make_devroot
 from vaultline.testing.deployment import Files, run_command, write_files
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
@@ -97,6 +99,53 @@ def test_altered_results_are_refused(files: Files, ran: Path, tmp_path: Path) ->
     code, found = verify(files, "--results", str(tmp_path / "lines"), "--raw", str(ran / "raw"))
     assert (code, [each["code"] for each in found["refusals"]]) == (1, ["ResultsDiffer"])
     assert "line 8" in found["refusals"][0]["message"]
+
+
+def edited(ran: Path, to: Path, **outputs: Any) -> Path:
+    """The run's lines; in the first one, something of its outputs is other."""
+    lines = (ran / "lines").read_text().splitlines()
+    line = json.loads(lines[0])
+    line["outputs"] = line["outputs"] | outputs
+    to.write_text("\n".join([json.dumps(line), *lines[1:]]) + "\n")
+    return to
+
+
+def test_outputs_that_the_model_has_not_are_refused(
+    files: Files, ran: Path, tmp_path: Path
+) -> None:
+    lines = edited(ran, tmp_path / "lines", verdict={"top": [{"index": 0, "value": 1.0}]})
+    code, found = verify(files, "--results", str(lines), "--raw", str(ran / "raw"))
+    assert (code, [each["code"] for each in found["refusals"]]) == (1, ["ResultsDiffer"])
+
+
+@pytest.mark.parametrize("top", [5, True, "cat", ["cat"], {"index": 1}])
+def test_values_of_another_form_are_bad_input(
+    files: Files, ran: Path, tmp_path: Path, top: object
+) -> None:
+    first = json.loads((ran / "lines").read_text().splitlines()[0])["outputs"]
+    changed = {name: part | {"top": top} for name, part in first.items()}
+    lines = edited(ran, tmp_path / "lines", **changed)
+    code, found = verify(files, "--results", str(lines), "--raw", str(ran / "raw"))
+    assert (code, found["error"]["code"]) == (2, "InputError")
+
+
+def test_the_collateral_may_be_one_s_own(files: Files, ran: Path, tmp_path: Path) -> None:
+    assert verify(files, "--collateral", str(files.policy.with_name("collateral.json")))[0] == 0
+    other = make_devroot(datetime.datetime.now(datetime.UTC))
+    (tmp_path / "other.json").write_bytes(other.collateral)
+    code, found = verify(files, "--collateral", str(tmp_path / "other.json"))
+    assert (code, {each["code"] for each in found["refusals"]}) == (1, {"RootRefused"})
+
+
+def test_what_was_not_checked_is_said(files: Files, ran: Path) -> None:
+    assert verify(files)[1]["not_checked"] == ["frames", "results"]
+    given = ("--results", str(ran / "lines"), "--raw", str(ran / "raw"))
+    assert verify(files, *given)[1]["not_checked"] == ["frames"]
+    command = [sys.executable, "-m", "vaultline", "receipt", "verify", str(ran / "receipt")]
+    command += ["--policy", str(files.policy), "--allow-simulated"]
+    said = subprocess.run(command, capture_output=True, text=True).stdout
+    assert "not checked: which plan it is" in said
+    assert "as its owner says" in said
 
 
 def test_bad_input_is_no_refusal(files: Files, ran: Path, tmp_path: Path) -> None:

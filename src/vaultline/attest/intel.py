@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from vaultline.attest.chains import load_certificates, to_pem
 from vaultline.attest.claims import Claims, TcbState
 from vaultline.attest.intel_statements import CHAINS, check_statements
-from vaultline.attest.intel_unlisted import explain_chain, unix_time, unlisted_claims
+from vaultline.attest.intel_unlisted import Parts, explain_chain, unix_time, unlisted_claims
 from vaultline.attest.policy import DEVELOPMENT_FMSPC
 from vaultline.attest.refusals import (
     CertificateRefused,
@@ -114,6 +114,7 @@ def verify_intel(quote: bytes, collateral: bytes, roots: frozenset[str], now_s: 
     """Verify a quote; see `verifiers.Verifier`."""
     check_length(quote)
     collateral, root = _canonical(collateral, roots)
+    check_chain(quote)
     qvl, unlisted = _verify(quote, collateral, root, now_s)
     stated_s = check_statements(quote, collateral, root)
     start = max(qvl.latest_issue_date, qvl.qe_iden_latest_issue_date)
@@ -183,6 +184,28 @@ def check_length(quote: bytes) -> None:
             got=f"{len(quote)} bytes",
             expected=f"{end} bytes, certificates up to {inner_end}",
             remedy="the provider must cut off padding; bytes that nobody signed are refused",
+        )
+
+
+def check_chain(quote: bytes) -> None:
+    """Refuse a quote of whose certificates, which nothing signs as a whole, one could read another
+    text than dcap-qvl does: PEM certificates follow one another, and zeros at the end.
+
+    Raises:
+        QuoteInvalid: there are none.
+        QuoteTrailingBytes: there is something else.
+    """
+    text = Parts(quote).chain
+    try:
+        alone = to_pem(load_certificates(text))
+    except InputError as error:
+        raise QuoteInvalid(
+            "the quote carries no certificates that can be read", got=error.got
+        ) from error
+    if "".join(text.split()) != "".join(alone.split()):
+        raise QuoteTrailingBytes(
+            "there is something else among the quote's certificates",
+            remedy="the provider must give certificates in PEM alone; other text is refused",
         )
 
 

@@ -54,7 +54,7 @@ _REPORT_NAMES = (
 )
 
 
-class _Parts:
+class Parts:
     """Where the signed parts of a quote are; `intel.check_length` has been through it."""
 
     def __init__(self, quote: bytes) -> None:
@@ -79,7 +79,7 @@ def explain_chain(quote: bytes, collateral: bytes, root: x509.Certificate, now_s
     fields = _fields(collateral)
     crls = load_crls([str(fields["root_ca_crl"]), str(fields["pck_crl"])])
     for pem in (
-        _Parts(quote).chain,
+        Parts(quote).chain,
         str(fields["tcb_info_issuer_chain"]),
         str(fields["qe_identity_issuer_chain"]),
     ):
@@ -105,7 +105,7 @@ def unlisted_claims(quote: bytes, collateral: bytes, root: x509.Certificate, now
 
 
 def _claims(quote: bytes, collateral: bytes, root: x509.Certificate, now_s: int) -> bytes:
-    parts, fields = _Parts(quote), _fields(collateral)
+    parts, fields = Parts(quote), _fields(collateral)
     pck, span = _verify_signatures(parts, fields, root, now_s)
     tcb_info = from_json(str(fields["tcb_info"]).encode(), dict[str, Any], what="TCB info")
     identity = from_json(str(fields["qe_identity"]).encode(), dict[str, Any], what="QE identity")
@@ -158,7 +158,7 @@ def _fields(collateral: bytes) -> dict[str, Any]:
 
 
 def _verify_signatures(
-    parts: _Parts, fields: dict[str, Any], root: x509.Certificate, now_s: int
+    parts: Parts, fields: dict[str, Any], root: x509.Certificate, now_s: int
 ) -> tuple[list[x509.Certificate], tuple[int, int]]:
     roots = frozenset({root_key_id(root)})
     crls = load_crls([str(fields["root_ca_crl"]), str(fields["pck_crl"])])
@@ -222,7 +222,7 @@ def _span(statement: dict[str, Any], now_s: int) -> tuple[int, int]:
     return start, end
 
 
-def _check_quoting_enclave(parts: _Parts, identity: dict[str, Any]) -> None:
+def _check_quoting_enclave(parts: Parts, identity: dict[str, Any]) -> None:
     report = parts.qe_report
     expected = "QE" if parts.tee_type == 0 else "TD_QE"
     if identity["id"] != expected:
@@ -313,7 +313,7 @@ def _flag(extension: Any, oid: str) -> str:
     return "True" if value[-1] else "False"
 
 
-def _report(parts: _Parts, report: Any) -> dict[str, Any]:
+def _report(parts: Parts, report: Any) -> dict[str, Any]:
     present = [name for name in _REPORT_NAMES if hasattr(report, name)]
     found: dict[str, Any] = {name: getattr(report, name).hex() for name in present}
     if parts.tee_type == 0:

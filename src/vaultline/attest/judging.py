@@ -203,14 +203,18 @@ def _check_snp_tcb(entry: Accepted, claims: Claims) -> _Refusals:
 
 
 def _check_advisories(entry: Accepted, claims: Claims, now_s: int) -> _Refusals:
-    refused = set(claims.advisories) & set(entry.refused_advisories)
-    unknown = set(claims.advisories) - set(entry.accepted_advisories)
+    said, never = _upper(claims.advisories), _upper(entry.refused_advisories)
+    refused, unknown = said & never, said - _upper(entry.accepted_advisories)
     if refused or (unknown and not entry.unsafe_any_advisory):
         yield AdvisoryRefused(
             "the platform is in a state that the policy does not accept: advisories apply to it",
             got=", ".join(sorted(refused or unknown)),
             expected=", ".join(entry.accepted_advisories) or "none",
         )
+
+
+def _upper(texts: tuple[str, ...]) -> set[str]:
+    return {text.upper() for text in texts}
 
 
 def _check_flags(entry: Accepted, claims: Claims, now_s: int) -> _Refusals:

@@ -50,11 +50,16 @@ _ALLOWED = {
     "nvidia": {"gpus"},
     "accelerator": {"public_keys"},
 }
+#: Kinds of evidence that somebody vouches for.
+_VERIFIED = _ALLOWED.keys() - {"accelerator"}
 #: Options that mean something for some kinds only.
 _ONLY_FOR = {
     "products": {"snp"},
     "tcb_min": {"snp"},
     "vmpl_max": {"snp"},
+    "collateral_days_max": _VERIFIED,
+    "refused_platforms": _VERIFIED,
+    "require_report_data": _VERIFIED,
     "unsafe_allow_debug": {"snp"},
     "unsafe_allow_migration": {"snp"},
     "unsafe_skip_revocation": {"snp", "nvidia"},
@@ -146,7 +151,8 @@ class Accepted(Struct, frozen=True, kw_only=True):
             raise InputError("vmpl_max is 0 to 3, and tcb_evaluation_min not negative")
         if self.collateral_days_max is not None and self.collateral_days_max < 1:
             raise InputError("collateral_days_max is at least 1")
-        both = set(self.accepted_advisories) & set(self.refused_advisories)
+        lists = (self.accepted_advisories, self.refused_advisories)
+        both = set.intersection(*({name.upper() for name in names} for names in lists))
         if both:
             raise InputError("advisories are both accepted and refused", got=", ".join(both))
 

@@ -20,6 +20,10 @@ TcbStatus = Literal[
 GraceStatus = Literal["OutOfDate", "OutOfDateConfigurationNeeded", "Unlisted"]
 
 
+#: Names of a GPU's measurements.
+_INDICES = frozenset(f"m{index:02}" for index in range(1, 65))
+
+
 def check_hex(text: str, size_bytes: int, what: str) -> None:
     """Refuse a text that is not so many bytes in hex.
 
@@ -86,7 +90,8 @@ class SnpGuest(Struct, frozen=True, kw_only=True):
             kernel, command line and initial file system.
         host_data: what the host committed to at launch; not checked when left out.
         id_key_digest: of the key that signed the guest's identity; not checked when left out.
-        svn_min: least guest security version.
+        svn_min: least guest security version. Who signs the identity says it, which is whoever
+            launches the guest unless ``id_key_digest`` is given.
     """
 
     launch_digest: str
@@ -120,7 +125,7 @@ class Gpu(Struct, frozen=True, kw_only=True):
         if not self.measurements:
             raise InputError("a GPU without measurements says nothing about its firmware")
         for name, digest in self.measurements.items():
-            if not (len(name) == 3 and name[0] == "m" and name[1:].isdecimal()):
+            if name not in _INDICES:
                 raise InputError("a measurement has no index", got=name, expected="m01 to m64")
             check_hex(digest, 48, f"measurement {name}")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from msgspec.structs import replace
 from rich.markup import escape
 
 from vaultline.attest.receipts import ReceiptOutcome, ReceiptRequest, verify_receipt
@@ -16,7 +18,7 @@ from vaultline.cli.files import load_plan, read_file
 from vaultline.core.errors import InputError
 from vaultline.core.plan import Plan
 from vaultline.core.serde import from_json
-from vaultline.owner.appraisal import load_policy
+from vaultline.owner.appraisal import load_collateral, load_policy
 from vaultline.owner.receipts import (
     SECRET_FILE,
     Array,
@@ -66,6 +68,10 @@ def verify(
     at: Annotated[
         str | None, typer.Option(help="The time for which to verify; the receipt's, unless stated.")
     ] = None,
+    collateral: Annotated[
+        Path | None,
+        typer.Option(help="Collateral of one's own, in place of what the receipt's owner used."),
+    ] = None,
     frames: Annotated[
         str | None, typer.Option(help="The run's source: shows that it is what went in.")
     ] = None,
@@ -98,10 +104,14 @@ def verify(
             got=receipt.plan.digest.hex(),
             expected=planned.digest.hex(),
         )
+    record = receipt.record
+    if collateral is not None:
+        kinds = sorted({stage.device.kind for stage in receipt.plan.stages} - {"accelerator"})
+        record = replace(record, collateral=load_collateral(dict.fromkeys(kinds, collateral)))
     lines = _Results(results_file, raw, receipt) if results_file is not None else None
     request = ReceiptRequest(
         plan=receipt.plan,
-        record=receipt.record,
+        record=record,
         links=receipt.links,
         policies=tuple(load_policy(path) for path in policy),
         allow_simulated=allow_simulated,
@@ -117,6 +127,8 @@ def verify(
         print_json(_document(request, outcome, refusals))
     else:
         _show(folder, request, outcome, refusals)
+        if plan is None:
+            results().print("  not checked: which plan it is (say --plan)", style="yellow")
     if refusals:
         raise typer.Exit(EXIT_REFUSED)
 
@@ -169,13 +181,18 @@ class _Results:
             if said != expected:
                 wrong = f"line {number + 1} is of another frame, plan or epoch"
                 self._refuse(wrong, said, expected)
+            outputs, names = line.get("outputs"), {spec.name for spec in plan.stages[-1].outputs}
+            if isinstance(outputs, dict) and not outputs.keys() <= names:
+                wrong = f"line {number + 1} has outputs that the model has not"
+                self._refuse(wrong, ", ".join(sorted(outputs)), ", ".join(sorted(names)))
             yield line
 
     def _check(self, number: int, part: dict[str, Any], array: Array) -> None:
-        said: Sequence[Any] = part.get("top") or []
-        computed = top(array, len(said)) if isinstance(said, list) else []
-        shown = [(entry["index"], entry["value"]) for entry in computed]
-        named = [(e.get("index"), e.get("value")) for e in said if isinstance(e, dict)]
+        said = part.get("top") or []
+        if not isinstance(said, list) or not all(isinstance(entry, dict) for entry in said):
+            raise InputError(f"line {number + 1} of the results has another form", got="top")
+        shown = [(entry["index"], entry["value"]) for entry in top(array, len(said))]
+        named = [(entry.get("index"), entry.get("value")) for entry in said]
         if named != shown:
             text = f"line {number + 1} names other values than its raw output has"
             self._refuse(text, named[:1], shown[:1])
@@ -247,6 +264,12 @@ def _show(
     console.print(
         f"{escape(str(folder))}: {head}, {outcome.frames} frames, epoch {request.record.epoch}"
     )
+    console.print(f"  model {request.plan.model_digest}", style="dim", soft_wrap=True)
+    console.print(f"  plan  {request.plan.digest.hex()}", style="dim", soft_wrap=True)
+    if request.now_s is None:
+        moment = datetime.datetime.fromtimestamp(request.record.at_s, datetime.UTC)
+        text = f"  evidence as at {moment:%Y-%m-%d %H:%M:%S} UTC, as its owner says (or say --at)"
+        console.print(text, style="dim")
     if any(verdict.simulated for verdict in outcome.verdicts.values()):
         console.print("  SIMULATED: whoever holds platform.json can forge this", style="yellow")
     for option in sorted({name for v in outcome.verdicts.values() for name in v.unsafe}):

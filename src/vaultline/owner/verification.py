@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
-
-import dcap_qvl
 
 from vaultline.attest.collateral import Item, items_of, pack, pack_certificates
 from vaultline.attest.evidence import QUOTE_BYTES_MAX
 from vaultline.attest.examine import kind_of
 from vaultline.attest.refusals import QuoteInvalid
-from vaultline.core.errors import InputError, MachineError
+from vaultline.core.errors import InputError
 from vaultline.owner.appraisal import COLLATERAL_BYTES_MAX
+from vaultline.owner.pccs import fetch_collateral
 
 #: Raw evidence, or the same in hex with line ends.
 _EVIDENCE_BYTES_MAX = 4 * QUOTE_BYTES_MAX
-#: Half a dozen small answers of a service nearby.
-_FETCH_S = 60
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 
 
@@ -112,27 +108,16 @@ def pack_files(paths: Sequence[Path], *, kind: str | None = None) -> list[Item]:
 
 
 def fetch_intel(url: str, quote: bytes) -> list[Item]:
-    """Fetch a quote's collateral from a PCCS: the one thing here that uses the network.
+    """Fetch a quote's collateral from a PCCS; see `pccs`.
 
     Raises:
-        InputError: the quote is not Intel's.
+        InputError: the quote is not Intel's, or what came is not collateral.
         MachineError: it cannot be had.
     """
     if kind_of(quote) not in ("sgx", "tdx"):
         raise InputError("a PCCS has collateral for SGX and TDX quotes only")
 
-    async def fetch() -> dcap_qvl.QuoteCollateralV3:
-        return await asyncio.wait_for(dcap_qvl.get_collateral(url, quote), _FETCH_S)
-
-    try:
-        fetched = asyncio.run(fetch())
-    except (ValueError, TimeoutError) as error:
-        raise MachineError(
-            "the collateral cannot be fetched",
-            got=str(error) or f"no answer within {_FETCH_S} s",
-            remedy="check the address of the PCCS, and whether it can be reached from here",
-        ) from error
-    return list(items_of(fetched.to_json().encode()))
+    return list(items_of(fetch_collateral(url, quote)))
 
 
 def write_bundle(items: Sequence[Item], path: Path) -> None:

@@ -238,6 +238,11 @@ POLICIES: dict[str, tuple[dict[str, Any], dict[str, Any], type[RefusedError]]] =
         {"unsafe_any_advisory": True, "refused_advisories": ("INTEL-SA-00001",)},
         r.AdvisoryRefused,
     ),
+    "a refused advisory in other letters": (
+        {"advisories": ("INTEL-SA-00001",)},
+        {"unsafe_any_advisory": True, "refused_advisories": ("intel-sa-00001",)},
+        r.AdvisoryRefused,
+    ),
     "dynamic platforms": (
         {"flags": (True, False, False)},
         {"refused_platforms": ("dynamic-platform",)},
@@ -387,6 +392,58 @@ def test_no_platform_rates_itself_under_another_label(version: int, label: str) 
     for name in ("tcb_info", "qe_identity"):
         fields[f"{name}_issuer_chain"] = before + whole
     assert refusal(vector, collateral=json.dumps(fields).encode()) == (r.QuoteInvalid,)
+
+
+def recertified(vector: Vector, text: bytes) -> bytes:
+    """Its quote, with another text in place of its certificates, and every length right."""
+    names = ("pck", "ca", "root")
+    chain = pem([vector.authority(name) for name in names]).encode()
+    quote, grown = bytearray(vector.quote()), len(text) - len(chain)
+    at = quote.index(chain)
+    end = {3: 432, 4: 632, 5: 48 + 6 + 648}[vector.version]
+    for place in (at - 4, end) + ((end + 4 + 128 + 2,) if vector.version > 3 else ()):
+        (length,) = struct.unpack_from("<I", quote, place)
+        struct.pack_into("<I", quote, place, length + grown)
+    return bytes(quote[:at] + text + quote[at + len(chain) :])
+
+
+CHAINS: dict[str, tuple[Callable[[str], str], type[RefusedError] | None]] = {
+    "as it was": (lambda text: text, None),
+    "other line ends": (lambda text: text.replace("\n", "\r\n"), None),
+    "zeros at the end": (lambda text: text + "\0\0", None),
+    "text before": (lambda text: "hello\n" + text, r.QuoteTrailingBytes),
+    "text between": (
+        lambda text: text.replace("E-----\n-----B", "E-----\nhello\n-----B"),
+        r.QuoteTrailingBytes,
+    ),
+    "a block of another label": (
+        lambda text: text[: len(text) // 3].replace("CERTIFICATE", "NOTE") + text,
+        r.QuoteInvalid,
+    ),
+    "nothing but other labels": (
+        lambda text: text.replace("CERTIFICATE", "X509 CRL"),
+        r.QuoteInvalid,
+    ),
+    "too many": (lambda text: text * 8, r.QuoteInvalid),
+    "none": (lambda text: "", r.QuoteInvalid),
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("changes", [{}, UNLISTED], ids=["listed", "unlisted"])
+@pytest.mark.parametrize("edit, reason", CHAINS.values(), ids=CHAINS.keys())
+def test_a_quote_carries_certificates_alone(
+    version: int,
+    changes: dict[str, Any],
+    edit: Callable[[str], str],
+    reason: type[RefusedError] | None,
+) -> None:
+    vector = Vector(version=version, **changes)
+    text = edit(pem([vector.authority(name) for name in ("pck", "ca", "root")]))
+    policy = accepts(version, tcb_grace=(Grace(status="Unlisted", days=30_000),))
+    found = refusal(vector, policy, quote=recertified(vector, text.encode()))
+    assert bool(found) == bool(reason)
+    assert not reason or issubclass(found[0], reason)
 
 
 def restated(vector: Vector, **changes: Any) -> bytes:

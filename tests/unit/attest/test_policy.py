@@ -119,6 +119,12 @@ MISTAKES = {
         PINNED + f'    measurements: ["{CODE}"]\n',
         "needs other reference values",
     ),
+    "an accelerator with an option that means nothing": (
+        PINNED + "    refused_platforms: [smt]\n",
+        "means nothing",
+    ),
+    "an accelerator with a status": (PINNED + "    tcb_statuses: [OutOfDate]\n", "means nothing"),
+    "a status of Intel's for AMD": (SNP + "    tcb_statuses: [OutOfDate]\n", "means nothing"),
     "an enclave with an accelerator's key": (
         ENTRY + f'    public_keys: ["{CODE}"]\n',
         "needs other reference values",
@@ -138,7 +144,7 @@ MISTAKES = {
     ),
     "an unsafe option that does not exist": (ENTRY + "    unsafe_all: true\n", "unsafe_all"),
     "an advisory that is accepted and refused": (
-        ENTRY + "    accepted_advisories: [A]\n    refused_advisories: [A]\n",
+        ENTRY + "    accepted_advisories: [A]\n    refused_advisories: [a]\n",
         "both accepted and refused",
     ),
     "grace without days": (ENTRY + "    tcb_grace: [{status: OutOfDate, days: 0}]\n", "days"),
@@ -155,6 +161,11 @@ MISTAKES = {
     "a GPU's measurement without an index": (
         f"{HEAD}  - kind: nvidia\n    roots: [nvidia]\n"
         f'    gpus: [{{driver: "1", vbios: "2", measurements: {{x: "{TD}"}}}}]\n',
+        "no index",
+    ),
+    "a GPU's measurement of an index that does not exist": (
+        f"{HEAD}  - kind: nvidia\n    roots: [nvidia]\n"
+        f'    gpus: [{{driver: "1", vbios: "2", measurements: {{m65: "{TD}"}}}}]\n',
         "no index",
     ),
     "a simulated enclave under another vendor's root": (
