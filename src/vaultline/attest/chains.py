@@ -171,7 +171,6 @@ def _name(certificate: x509.Certificate) -> str:
 
 def _check_issued(certificate: x509.Certificate, issuer: x509.Certificate, below: int) -> None:
     """``below``: how many authorities there are between the issuer and the leaf."""
-    _check_critical(certificate, _name(certificate))
     try:
         constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
@@ -191,13 +190,15 @@ def _check_issued(certificate: x509.Certificate, issuer: x509.Certificate, below
         ) from error
 
 
-def _check_critical(signed: x509.Certificate | x509.CertificateRevocationList, name: str) -> None:
+def _check_critical(
+    signed: x509.Certificate | x509.CertificateRevocationList, named: x509.Certificate
+) -> None:
     """RFC 5280: what is critical and not understood refuses. Such lists may be partial ones."""
     unknown = [e.oid.dotted_string for e in signed.extensions if e.critical and e.oid not in _READ]
     if unknown:
         raise CertificateRefused(
             "a certificate or revocation list has critical extensions that are not known",
-            got=f"{name}: {', '.join(unknown)}",
+            got=f"{_name(named)}: {', '.join(unknown)}",
         )
 
 
@@ -208,12 +209,14 @@ _held: dict[tuple[x509.Certificate, x509.Certificate], None] = {}
 
 
 def _verify_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
-    """Signature and names. Only success is remembered, and of equal bytes: a vendor's authorities
-    are the same for each of its devices, and P-384 takes half a millisecond a signature or more.
-    Dates, revocation and the right to issue depend on time and place, and are always looked at."""
+    """Signature, names and critical extensions. Only success is remembered, and of equal bytes: a
+    vendor's authorities are the same for each of its devices, and P-384 takes half a millisecond a
+    signature or more. Dates, revocation and the right to issue depend on time and place, and are
+    always looked at."""
     pair = certificate, issuer
     if pair in _held or (certificate == issuer and _is_known_root(certificate)):
         return
+    _check_critical(certificate, certificate)
     certificate.verify_directly_issued_by(issuer)
     while len(_held) >= _HELD_MAX:
         _held.pop(next(iter(_held), pair), None)
@@ -228,6 +231,7 @@ def _is_known_root(certificate: x509.Certificate) -> bool:
 def _is_signed(crl: bytes, issuer: x509.Certificate) -> bool:
     """Whether a list (DER) is signed by its issuer; remembered like `_verify_issued`."""
     loaded = x509.load_der_x509_crl(crl)
+    _check_critical(loaded, issuer)
     return bool(loaded.is_signature_valid(issuer.public_key()))  # type: ignore[arg-type]
 
 
@@ -258,7 +262,6 @@ def _current(
         return None
     if not _is_signed(crl.public_bytes(Encoding.DER), issuer):
         raise CertificateRefused("a revocation list is not signed by its issuer", got=_name(issuer))
-    _check_critical(crl, _name(issuer))
     if crl.next_update_utc is None:
         raise CollateralExpired("a revocation list has no end of validity", got=_name(issuer))
     if not crl.last_update_utc.timestamp() <= now_s <= crl.next_update_utc.timestamp():
