@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from typing import Any
 
 from cryptography import x509
@@ -21,6 +22,8 @@ from vaultline.attest.roots import NAMED_ROOTS, root_key_id
 from vaultline.attest.verifiers import verify
 from vaultline.core.errors import InputError
 from vaultline.core.serde import from_json
+
+_ADVISORY = re.compile(r"[A-Z]+-SA-[0-9]+")
 
 
 def draft(evidence: bytes, collateral: bytes, now_s: int) -> str:
@@ -125,6 +128,11 @@ def _reference_values(kind: str, claims: Claims) -> list[str]:
     ]
 
 
+def _listed(advisory: str) -> str:
+    """As a vendor names them, or quoted: of a simulated platform, they are anybody's text."""
+    return advisory if _ADVISORY.fullmatch(advisory) else json.dumps(advisory)
+
+
 def _doubts(claims: Claims) -> list[str]:
     """What the default refuses of this evidence, and the line that would accept it."""
     said: list[str] = []
@@ -141,7 +149,7 @@ def _doubts(claims: Claims) -> list[str]:
     if claims.advisories:
         said += [
             "these advisories apply; to accept them:",
-            f"accepted_advisories: [{', '.join(claims.advisories)}]",
+            f"accepted_advisories: [{', '.join(map(_listed, claims.advisories))}]",
         ]
     if claims.debug:
         said += ["the host can read its memory; never but to try:", "unsafe_allow_debug: true"]
