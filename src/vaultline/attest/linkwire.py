@@ -17,6 +17,7 @@ from vaultline.core.serde import Struct, from_json
 RECEIPT_VERSION = 1
 #: A link with the most frames takes 33 KiB; a line to the host 64.
 FRAMES_PER_LINK_MAX = 256
+_LATEST_S = 253_402_300_799  # the end of the year 9999
 LINK_CHARS_MAX = 64 << 10
 
 
@@ -52,6 +53,8 @@ class ReceiptRecord(Struct, frozen=True):
                 got=f"version {self.version}, {len(self.workers)} workers",
                 expected=f"version {RECEIPT_VERSION}, at most {WORKERS_MAX}",
             )
+        if not 0 <= self.at_s <= _LATEST_S:
+            raise InputError("a receipt of no time", got=str(self.at_s))
 
 
 class SignedLink(NamedTuple):

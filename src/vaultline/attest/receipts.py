@@ -308,6 +308,8 @@ class _Verification:
                     ),
                 )
         self._outcome.frames = min(counts.values(), default=0)
+        if self._request.partial and not self._outcome.frames:
+            yield "frames", NotShown("no frame is shown to have gone through all enclaves")
         ends = {count for stage, count in counts.items() if self._ended[stage]}
         same = len(ends) <= 1 and (not ends or max(counts.values()) <= min(ends))
         yield (

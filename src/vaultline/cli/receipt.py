@@ -227,7 +227,7 @@ def _document(
             }
             for (stage, replica), verdict in sorted(outcome.verdicts.items())
         ],
-        "not_checked": _not_checked(request),
+        "not_checked": _not_checked(request, outcome),
         "checks": [
             {"name": check.name, "passed": check.refusal is None} for check in outcome.checks
         ],
@@ -245,9 +245,16 @@ def _document(
     }
 
 
-def _not_checked(request: ReceiptRequest) -> list[str]:
+def _not_checked(request: ReceiptRequest, outcome: ReceiptOutcome) -> list[str]:
+    """Frames and results that were not given, or that a receipt of a stopped run does not reach."""
     given = {"frames": request.inputs, "results": request.outputs}
-    return [name for name, value in given.items() if value is None]
+    found = []
+    for name, value in given.items():
+        if value is None:
+            found.append(name)
+        elif len(value) > outcome.frames:
+            found.append(f"{name} from number {outcome.frames} on")
+    return found
 
 
 _GAP = "an untrusted accelerator signs nothing: what it took in and gave out is not shown"
@@ -282,5 +289,6 @@ def _show(
             console.print(f"  passed: {check.name}", style="dim")
     for error in refusals:
         show_refusal(console, error.code, error)
-    for option in _not_checked(request):
-        console.print(f"  not checked: {option} (say --{option})", style="yellow")
+    for option in _not_checked(request, outcome):
+        hint = f" (say --{option})" if " " not in option else ""
+        console.print(f"  not checked: {option}{hint}", style="yellow")

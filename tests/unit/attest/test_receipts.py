@@ -23,6 +23,7 @@ from vaultline.attest.policy import Accepted, Policy
 from vaultline.attest.receipts import verify_receipt
 from vaultline.attest.refusals import LinkAltered
 from vaultline.bench.cutting import cut_plan
+from vaultline.core.errors import InputError
 from vaultline.core.plan import Plan
 from vaultline.core.serde import canonical_json
 from vaultline.graph.model import load_model
@@ -342,3 +343,16 @@ def test_unsafe_options_of_every_policy_are_told() -> None:
         assert {verdict.unsafe for verdict in outcome.verdicts.values()} == {
             ("unsafe_any_advisory",)
         }
+
+
+def test_a_stopped_run_shows_something_or_is_refused() -> None:
+    """Whoever carries links could lose them all, and nothing would be left to fail."""
+    assert codes(run().request(links=[], partial=True)) == ["NotShown"]
+    one = run().links[0, 0] + run().links[1, 0]
+    assert codes(run().request(links=one, partial=True)) == ["NotShown"]
+
+
+@pytest.mark.parametrize("at_s", [-1, 1 << 40, 1 << 64])
+def test_a_receipt_of_no_time_is_none(at_s: int) -> None:
+    with pytest.raises(InputError, match="no time"):
+        run().record(at_s=at_s)
