@@ -80,11 +80,13 @@ def _parsed(text: str) -> tuple[x509.Certificate, ...]:
 
 
 def order_chain(pool: Sequence[x509.Certificate]) -> list[x509.Certificate]:
-    """The first certificate and its issuers, by their names, up to one that issued itself.
+    """The first certificate that issued none of the others, and its issuers, by their names, up to
+    one that issued itself. Hosts give authorities alone, or certificates in any order.
 
     Names alone decide, so this proves nothing: `verify_chain` does.
     """
-    chain = list(pool[:1])
+    leaves = (c for c in pool if not any(o.issuer == c.subject for o in pool))
+    chain = [leaf] if (leaf := next(leaves, None)) else list(pool[:1])
     while chain and chain[-1].issuer != chain[-1].subject and len(chain) <= len(pool):
         found = [c for c in pool if c.subject == chain[-1].issuer]
         if not found:

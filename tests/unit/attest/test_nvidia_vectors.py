@@ -23,7 +23,7 @@ from vaultline.attest.policy import Accepted, Gpu, Policy
 from vaultline.attest.roots import SELF_SIGNED, root_key_id
 from vaultline.core.errors import RefusedError
 from vaultline.testing.attestation import recorded
-from vaultline.testing.certificates import ISSUED, NOW_S
+from vaultline.testing.certificates import ISSUED, NOW_S, pem
 from vaultline.testing.nvidia_vectors import NvidiaVector
 
 HOUR = datetime.timedelta(hours=1)
@@ -73,6 +73,14 @@ def test_certificates_may_come_with_the_report() -> None:
     report = vector.report() + collateral["certificates"].encode()
     rest = json.dumps(collateral | {"certificates": ""}).encode()
     assert not refusal(vector, report=report, collateral=rest)
+
+
+def test_certificates_may_come_in_any_order() -> None:
+    vector = NvidiaVector()
+    collateral = json.loads(vector.collateral())
+    chain = pem([vector.authority(name) for name in ("root", "model", "device")])
+    turned = json.dumps(collateral | {"certificates": chain}).encode()
+    assert not refusal(vector, collateral=turned)
 
 
 FAULTS: dict[str, tuple[dict[str, Any], type[RefusedError]]] = {

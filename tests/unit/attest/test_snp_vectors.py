@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from vaultline.attest import refusals as r
 from vaultline.attest.bundled import verify_and_judge
@@ -253,6 +254,15 @@ def test_the_hosts_table_of_certificates_serves(vector: SnpVector) -> None:
     page = report + bytes(-len(report) % 4096)
     for form in (report, page):
         assert not refusal(vector, report=form, collateral=lists_only(vector))
+
+
+def test_authorities_in_the_hosts_table_hide_no_certificate_of_the_chip() -> None:
+    vector = SnpVector()
+    ask, ark = (vector.authority(name).certificate() for name in ("ask", "ark"))
+    guids = ("4ab7b379-bbac-4fe4-a02f-05aef327c782", "c0b406a4-a803-4952-9743-3fb6014cd0ae")
+    ders = (each.public_bytes(Encoding.DER) for each in (ask, ark))
+    table = guid_table(dict(zip(guids, ders, strict=True)))
+    assert not refusal(vector, report=vector.report() + table)
 
 
 BROKEN_TABLES: dict[str, bytes] = {
