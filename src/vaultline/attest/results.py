@@ -38,7 +38,7 @@ def status_of(outcome: Outcome) -> Status:
     """``warning`` is what passes only by an unsafe option, in grace, or as a simulation."""
     if outcome.refusals:
         return "contraindicated"
-    return "warning" if _warnings(outcome) else "affirming"
+    return "warning" if warnings_of(outcome) else "affirming"
 
 
 def reason(name: str, refusal: EvidenceRefused) -> dict[str, str | None]:
@@ -91,14 +91,15 @@ def _submodule(outcome: Outcome) -> dict[str, Any]:
         "vaultline.evidence": f"sha256:{outcome.evidence_digest}",
         "vaultline.fresh": outcome.fresh,
         "vaultline.unsafe": list(outcome.unsafe),
-        "vaultline.warnings": _warnings(outcome),
+        "vaultline.warnings": warnings_of(outcome),
         "vaultline.checks": checks,
         "vaultline.reasons": [reason(c.name, c.refusal) for c in outcome.checks if c.refusal],
         "vaultline.claims": msgspec.to_builtins(outcome.claims) if outcome.claims else None,
     }
 
 
-def _warnings(outcome: Outcome) -> list[str]:
+def warnings_of(outcome: Outcome) -> list[str]:
+    """What keeps accepted evidence from being affirmed."""
     found = list(outcome.unsafe)
     if outcome.kind == "simulated":
         found.append("simulated")
@@ -118,7 +119,7 @@ def _vector(outcome: Outcome) -> dict[str, int]:
     if not all(states.get("evidence", [False])):
         return {"instance-identity": _BROKEN}
     weakened = {_WEAKENED[name] for name in outcome.unsafe}
-    if any(w.startswith("tcb status") or w == "advisories" for w in _warnings(outcome)):
+    if any(w.startswith("tcb status") or w == "advisories" for w in warnings_of(outcome)):
         weakened.add("hardware")
     if outcome.kind == "simulated":
         weakened.add("instance-identity")

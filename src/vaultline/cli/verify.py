@@ -12,7 +12,7 @@ from rich.markup import escape
 
 import vaultline
 from vaultline.attest.examine import Outcome, Request, examine, policy_id
-from vaultline.attest.results import attestation_result, status_of
+from vaultline.attest.results import attestation_result, status_of, warnings_of
 from vaultline.cli.common import JsonFlag, print_json, printable, results, show_refusal
 from vaultline.cli.files import read_file, read_text
 from vaultline.core.errors import InputError
@@ -212,6 +212,9 @@ def _show(console: Console, name: str, outcome: Outcome) -> None:
         console.print("  SIMULATED: nothing protects it from its host", style="yellow")
     for option in outcome.unsafe:
         console.print(f"  unsafe option of the policy: {option}", style="yellow")
+    said = {*outcome.unsafe, "simulated"}
+    for warning in [text for text in warnings_of(outcome) if text not in said]:
+        console.print(f"  warning: {warning}", style="yellow")
     for check in outcome.checks:
         if check.refusal is None:
             console.print(f"  passed: {check.name}", style="dim")

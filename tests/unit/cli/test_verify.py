@@ -77,6 +77,16 @@ def test_a_refusal_says_what_why_and_the_fix(call: Any, folder: Path) -> None:
         assert words in out
 
 
+def test_what_passes_with_a_warning_says_why(call: Any, folder: Path) -> None:
+    (folder / "old.json").write_bytes(SGX.with_(tcb_status="OutOfDate").collateral())
+    policy = (folder / "policy.yaml").read_text()
+    lenient = policy.replace("    measurements", "    tcb_statuses: [OutOfDate]\n    measurements")
+    (folder / "lenient.yaml").write_text(lenient)
+    given = ("--collateral", "old.json", "--policy", "lenient.yaml", "--at", AT)
+    code, out, _ = call("verify", "quote.bin", *given)
+    assert (code, "warning: tcb status OutOfDate" in out) == (0, True)
+
+
 def test_the_result_as_json(call: Any) -> None:
     data = bytes(range(64)).hex()
     code, out, _ = call("verify", "quote.bin", *GOOD, "--report-data", data, "--json")
