@@ -27,7 +27,8 @@ from vaultline.owner.prepare import prepare
 from vaultline.owner.session import OwnerFrame, Session
 from vaultline.serve import server_link
 from vaultline.serve.cluster import ServerSpec
-from vaultline.serve.gateway import Gateway, GatewaySettings
+from vaultline.serve.fleet import GatewaySettings
+from vaultline.serve.gateway import Gateway
 from vaultline.serve.prepared import Prepared, load_prepared
 from vaultline.serve.server_link import ServerLink
 from vaultline.testing.canaries import (
@@ -210,7 +211,7 @@ def test_cores_of_a_server_s_host_hold_ciphertext_alone_and_its_worker_leaves_no
         settings=GatewaySettings(stall_s=SILENCE_S, silence_s=SILENCE_S),
     )
     with gateway:
-        link = gateway._links["s0"]
+        link = gateway._fleet["s0"]
         host, worker = link.pids
         assert {each.pid for each in family(host)} == {host, worker}
         needles = server_needles(served, link)

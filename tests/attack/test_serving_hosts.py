@@ -14,7 +14,8 @@ from vaultline.owner.prepare import prepare
 from vaultline.serve import server_link
 from vaultline.serve.answers import RefusedByServerError
 from vaultline.serve.cluster import ServerSpec
-from vaultline.serve.gateway import Gateway, GatewaySettings
+from vaultline.serve.fleet import GatewaySettings
+from vaultline.serve.gateway import Gateway
 from vaultline.serve.prepared import Prepared, load_prepared
 from vaultline.testing.deployment import wait_until
 from vaultline.testing.hostile_host import VARIABLE
@@ -99,11 +100,14 @@ def test_a_host_that_cheats_is_left_and_its_requests_are_answered_elsewhere(
             outputs = future.result().outputs["scores"]
             np.testing.assert_allclose(outputs, cases[k % 5][1], atol=1e-4)
         assert refused == (deed == "refuses twice")
-        counters = serving.counters()
+        counters = serving.status().counters
         assert counters.answered + counters.refused == REQUESTS
-        wait_until(lambda: not serving.servers()["s0"], timeout_s=10, what="the loss")
-        assert serving.servers()["s1"]
-    (loss,) = serving.losses()
+
+        def alive() -> set[str]:
+            return {each.name for each in serving.status().servers if each.alive}
+
+        wait_until(lambda: alive() == {"s1"}, timeout_s=10, what="the loss")
+    (loss,) = serving.status().losses
     assert (loss.server, loss.code) == ("s0", code)
     assert loss.moved > 0 or deed == "reports of another"  # seen when all may have ended
 

@@ -45,7 +45,7 @@ from vaultline.sched.replay import (
 from vaultline.sched.replicas import ReplicaSettings
 from vaultline.sched.server import Server
 from vaultline.sched.wire import HostedModel
-from vaultline.serve import gateway as gateway_module
+from vaultline.serve import oversight
 from vaultline.serve.answers import (
     Answer,
     Array,
@@ -57,8 +57,9 @@ from vaultline.serve.answers import (
 )
 from vaultline.serve.client import Client
 from vaultline.serve.cluster import ServerSpec
+from vaultline.serve.fleet import GatewaySettings
 from vaultline.serve.front import Front
-from vaultline.serve.gateway import Gateway, GatewaySettings
+from vaultline.serve.gateway import BALANCER_LOG, Gateway
 from vaultline.serve.prepared import Prepared, load_prepared
 from vaultline.testing.deployment import family, wait_until
 from vaultline.testing.serverworker import Trust
@@ -175,7 +176,7 @@ def test_many_requests_over_two_servers_give_the_plain_engine_s_outputs(
 ) -> None:
     servers = kit.check(kit.submit(gateway, 120))
     assert set(servers) == {"s0", "s1"}
-    counters = gateway.counters()
+    counters = gateway.status().counters
     assert (counters.open, counters.open_bytes, counters.late) == (0, 0, 0)
 
 
@@ -233,11 +234,10 @@ def test_clients_of_other_processes_get_the_same(kit: Kit, gateway: Gateway) -> 
 
 def test_the_metrics_of_all_servers_are_there(kit: Kit, gateway: Gateway) -> None:
     kit.check(kit.submit(gateway, 3))
-    metrics = gateway.server_metrics()
-    assert set(metrics) == {"s0", "s1"}
-    assert gateway.servers() == {"s0": True, "s1": True}
-    for each in metrics.values():
-        assert sum(each.held_bytes.values()) <= 32 * MIB
+    servers = gateway.status().servers
+    assert {each.name: each.alive for each in servers} == {"s0": True, "s1": True}
+    for each in servers:
+        assert 0 < sum(each.metrics.held_bytes.values()) <= 32 * MIB
 
 
 def test_a_gateway_serves_once(gateway: Gateway) -> None:
@@ -261,16 +261,16 @@ def tight(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Tight:
         gateway.begin_drain()
         with pytest.raises(DrainingError):
             kit.submit(gateway, 1)
-        assert gateway.drain(ANSWER_S)
+        assert gateway.wait_drained(ANSWER_S)
         kit.check(futures)
     return Tight(gateway, logs)
 
 
 def test_evictions_and_reloads_drop_nothing(tight: Tight) -> None:
-    metrics = tight.gateway.server_metrics().values()
+    metrics = [each.metrics for each in tight.gateway.status().servers]
     assert sum(each.evictions + each.worker.streamed_bytes for each in metrics) > 0
     assert sum(each.answered for each in metrics) == 150
-    assert tight.gateway.counters().answered == 150
+    assert tight.gateway.status().counters.answered == 150
 
 
 def test_replays_of_the_logs_decide_the_same(kit: Kit, tight: Tight) -> None:
@@ -294,7 +294,7 @@ def test_replays_of_the_logs_decide_the_same(kit: Kit, tight: Tight) -> None:
         runs = [each for each in entries if isinstance(each, RanEntry)]
         assert all(each.started_s + each.load_s <= each.ended_s for each in runs)
     assert ended == 150
-    log = tight.gateway.events()
+    log = list(decode((tight.logs / BALANCER_LOG).read_bytes().splitlines()))
     sent = [each for each in log if isinstance(each, SentEntry)]
     assert [each.number for each in sent] == list(range(150))
     assert [(each.number, each.server) for each in sent] == balanced_again(log)
@@ -344,14 +344,17 @@ def test_others_finish_what_a_lost_server_held(
         processes = [family(pid) for name in ("s0", "s1") for pid in gateway.server_pids(name)]
         futures = kit.submit(gateway, 150)
         futures[20].result(ANSWER_S)
-        gateway.kill_server("s0", worker=worker, how=how)
+        os.kill(gateway.server_pids("s0")[worker], how)
         servers = kit.check(futures)
         assert servers["s1"] > 75
-        counters = gateway.counters()
+        counters = gateway.status().counters
         assert (counters.answered, counters.late, counters.lost_servers) == (150, 0, 1)
         kit.check(kit.submit(gateway, 6))
-        assert gateway.servers() == {"s0": False, "s1": True}
-    (loss,) = gateway.losses()
+        assert {each.name: each.alive for each in gateway.status().servers} == {
+            "s0": False,
+            "s1": True,
+        }
+    (loss,) = gateway.status().losses
     assert (loss.server, loss.code) == ("s0", code)
     assert loss.moved == counters.moved > 0
     assert loss.recovery_s is not None
@@ -367,7 +370,7 @@ def test_others_finish_what_a_lost_server_held(
 def test_a_model_that_grows_hot_is_installed_on_another_server(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_module, "_CONTROL_S", 0.1)
+    monkeypatch.setattr(oversight, "_CONTROL_S", 0.1)
     eager = ReplicaSettings(grow_at=1e-6, shrink_at=1e-7, hold_s=0.1)
     placement = {"s0": list(RULES), "s1": ["whole"]}
     with kit.gateway(placement=placement, replicas=eager) as serving:
@@ -379,15 +382,15 @@ def test_a_model_that_grows_hot_is_installed_on_another_server(
             return servers == {"s0", "s1"}
 
         wait_until(elsewhere, timeout_s=30, what="a replica")
-        counters = serving.counters()
+        counters = serving.status().counters
     assert (counters.answered, counters.refused) == (counters.submitted, 0)
 
 
 def test_two_cores_of_a_server_share_its_models_over_tcp(kit: Kit) -> None:
     with kit.gateway(servers=1, cores=2, mib=24, transport="tcp") as serving:
         kit.check(kit.submit(serving, 40))
-        (metrics,) = serving.server_metrics().values()
-        assert sum(metrics.held_bytes.values()) <= 24 * MIB
+        (server,) = serving.status().servers
+        assert sum(server.metrics.held_bytes.values()) <= 24 * MIB
 
 
 def test_the_paged_baseline_runs_behind_the_same_gateway(kit: Kit, tmp_path: Path) -> None:
@@ -398,21 +401,23 @@ def test_the_paged_baseline_runs_behind_the_same_gateway(kit: Kit, tmp_path: Pat
     with paged.gateway(servers=1, mib=3.5, name="fifo") as serving:
         names = ("one", "two")
         kit.check([serving.submit(names[k % 2], [kit.inputs[k % 7]]) for k in range(20)])
-        assert serving.drain(ANSWER_S)
-        (metrics,) = serving.server_metrics().values()
-    assert metrics.worker.swapped_pages > 0
+        serving.begin_drain()
+        assert serving.wait_drained(ANSWER_S)
+        (server,) = serving.status().servers
+    assert server.metrics.worker.swapped_pages > 0
 
 
 def test_without_any_server_requests_end_with_an_error(kit: Kit) -> None:
     with kit.gateway(servers=1) as gateway:
         futures = kit.submit(gateway, 60)
         futures[0].result(ANSWER_S)
-        gateway.kill_server("s0", worker=True)
+        os.kill(gateway.server_pids("s0")[1], signal.SIGKILL)
         ends = [future.exception(ANSWER_S) for future in futures]
         assert {type(end) for end in ends} == {type(None), ServersLostError}
         with pytest.raises(ServersLostError):
             kit.submit(gateway, 1)
-        assert gateway.drain(ANSWER_S)
+        gateway.begin_drain()
+        assert gateway.wait_drained(ANSWER_S)
 
 
 OWNER = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -199,8 +200,8 @@ class LiveServing:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        pids = [gateway.server_pids(name) for name in gateway.servers()]
-        self._hosts, self._workers = [each[0] for each in pids], [each[1] for each in pids]
+        servers = gateway.status().servers
+        self._pids = {each.name: gateway.server_pids(each.name) for each in servers}
 
     @property
     def facts(self) -> Sequence[ServerFacts]:
@@ -240,10 +241,11 @@ class LiveServing:
 
     def cpu_s(self) -> tuple[float, float, float]:
         """Processor time so far: of this process, of all hosts, of all workers."""
-        return time.process_time(), sum(map(cpu_s, self._hosts)), sum(map(cpu_s, self._workers))
+        hosts, workers = zip(*self._pids.values(), strict=True)
+        return time.process_time(), sum(map(cpu_s, hosts)), sum(map(cpu_s, workers))
 
     def kill(self, server: str) -> None:
         """End a server's host and its worker at once."""
-        for worker in (False, True):
+        for pid in self._pids[server]:
             with contextlib.suppress(ProcessLookupError):  # the host may have ended it
-                self._gateway.kill_server(server, worker=worker)
+                os.kill(pid, signal.SIGKILL)

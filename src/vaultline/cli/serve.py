@@ -43,8 +43,9 @@ from vaultline.sched.policies import policy as policy_named
 from vaultline.serve.answers import ServersLostError
 from vaultline.serve.clientwire import create_credential, read_credential
 from vaultline.serve.cluster import servers_of
+from vaultline.serve.fleet import GatewaySettings
 from vaultline.serve.front import Front
-from vaultline.serve.gateway import Gateway, GatewaySettings
+from vaultline.serve.gateway import Gateway
 from vaultline.serve.lone_worker import WorkerTrust
 from vaultline.serve.measuring import measure
 from vaultline.serve.metrics import GatewayCollector
@@ -324,7 +325,7 @@ def _until_stopped(
                 live.update(live_table(gateway.status(), rates, draining=signals.asked))
 
         while not signals.asked:
-            _check_alive(gateway)
+            _check_alive(gateway.status())
             show_now()
             time.sleep(_POLL_S)
         gateway.begin_drain()
@@ -351,13 +352,12 @@ def _waited(done: Callable[[], bool], seconds: float, meanwhile: Callable[[], No
     return True
 
 
-def _check_alive(gateway: Gateway) -> None:
-    if any(gateway.servers().values()):
+def _check_alive(status: GatewayStatus) -> None:
+    if any(server.alive for server in status.servers):
         return
-    losses = gateway.losses()
     raise ServersLostError(
         "every server is lost",
-        got="; ".join(f"{loss.server}: {loss.message}" for loss in losses),
+        got="; ".join(f"{loss.server}: {loss.message}" for loss in status.losses),
         remedy="look at what they wrote above, and start again",
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from vaultline.sched.balancer import Balancer
 from vaultline.sched.events import Request
@@ -24,7 +25,7 @@ from vaultline.sched.replay import (
     Submitted,
 )
 from vaultline.sched.report import Report
-from vaultline.serve.answers import Answer, Loss
+from vaultline.serve.answers import Answer, Counters, Loss
 
 
 @dataclass(slots=True, eq=False)
@@ -61,7 +62,9 @@ class Dispatcher:
         self._recoveries: list[_Recovery] = []
         self.open: dict[int, Pending] = {}
         self.open_bytes = 0
-        self.moved = 0
+        self._counts = dict.fromkeys(
+            ("submitted", "answered", "refused", "failed", "moved", "late"), 0
+        )
 
     def submit(self, pending: Pending, now_s: float) -> str | None:
         """Where a new request goes; None: nobody can take it, and it is not held."""
@@ -72,16 +75,21 @@ class Dispatcher:
         if server is not None:
             self.open[request.number] = pending
             self.open_bytes += len(pending.message)
+            self._counts["submitted"] += 1
             self._place(pending, server)
         return server
 
-    def ended(self, server: str, number: int, now_s: float) -> Pending | None:
-        """A server has answered or refused a request; None if nobody waits for that any more."""
+    def ended(
+        self, server: str, number: int, how: Literal["answered", "refused"], now_s: float
+    ) -> Pending | None:
+        """A server has ended a request; None if nobody waits for that any more."""
         pending = self.open.get(number)
         if pending is None or pending.server != server:
+            self._counts["late"] += 1
             return None
         self._log(Ended(number=number))
         self._balancer.done(number)
+        self._counts[how] += 1
         self._close(pending, now_s)
         return pending
 
@@ -97,7 +105,7 @@ class Dispatcher:
         if other is None:
             return None
         self._place(pending, other)
-        self.moved += 1
+        self._counts["moved"] += 1
         return pending
 
     def placed(self, server: str, model: str, *, there: bool) -> bool:
@@ -123,16 +131,26 @@ class Dispatcher:
             else:
                 self._place(pending, server)
                 moved.append(pending)
-        self.moved += len(moved)
+        self._counts["moved"] += len(moved)
+        self._counts["failed"] += len(unplaced)
         left = {pending.request.number for pending in moved}
         recovered_s = None if left or unplaced else loss.lost_s
         counted = replace(loss, moved=len(moved), unplaced=len(unplaced), recovered_s=recovered_s)
         self._recoveries.append(_Recovery(counted, left))
         return moved, unplaced
 
-    def losses(self) -> list[Loss]:
-        """Servers that were lost, in that order."""
-        return [each.loss for each in self._recoveries]
+    def losses(self) -> tuple[Loss, ...]:
+        """Servers that were lost, in that order, and when all that each held had been answered."""
+        return tuple(each.loss for each in self._recoveries)
+
+    def counters(self) -> Counters:
+        """Requests so far."""
+        return Counters(
+            **self._counts,
+            lost_servers=len(self._recoveries),
+            open=len(self.open),
+            open_bytes=self.open_bytes,
+        )
 
     def name_loss(self, server: str, code: str, message: str) -> None:
         """The reason of a loss is often known a moment later."""

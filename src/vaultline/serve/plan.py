@@ -102,6 +102,17 @@ class ServingPlan:
         models = tuple(self.model_facts.values())
         return LogHeader(policy=self.policy.name, servers=self.facts, models=models)
 
+    def number(self, model: str) -> int:
+        """A model's, as in grants.
+
+        Raises:
+            InputError: it is not served.
+        """
+        if model not in self.numbers:
+            expected = ", ".join(sorted(self.numbers))
+            raise InputError("no such model is served", got=model, expected=expected)
+        return self.numbers[model]
+
     def launch(
         self,
         number: int,

@@ -12,7 +12,7 @@ from vaultline.sched.balancer import Balancer, Earliest, RoundRobin
 from vaultline.sched.events import Request
 from vaultline.sched.replay import BalancerEntry, LogEntry, SentEntry
 from vaultline.sched.report import Report
-from vaultline.serve.answers import Loss
+from vaultline.serve.answers import Counters, Loss
 from vaultline.serve.dispatch import Dispatcher, Pending
 from vaultline.testing.serving import model, server
 
@@ -39,19 +39,20 @@ def test_an_answer_ends_a_request_once() -> None:
     name = dispatch.submit(pending(1), 1.0)
     assert name is not None
     assert dispatch.open_bytes == 5
-    ended = dispatch.ended(name, 1, 2.0)
+    ended = dispatch.ended(name, 1, "answered", 2.0)
     assert ended is not None
     assert ended.request.number == 1
-    assert dispatch.ended(name, 1, 2.0) is None
+    assert dispatch.ended(name, 1, "answered", 2.0) is None
     assert (dispatch.open, dispatch.open_bytes) == ({}, 0)
+    assert dispatch.counters() == Counters(submitted=1, answered=1, late=1)
 
 
 def test_only_the_server_that_has_a_request_ends_it() -> None:
     dispatch = dispatcher()
     name = dispatch.submit(pending(1), 1.0)
     other = {"s0": "s1", "s1": "s0"}[name or ""]
-    assert dispatch.ended(other, 1, 2.0) is None
-    assert dispatch.ended("nobody", 1, 2.0) is None
+    assert dispatch.ended(other, 1, "answered", 2.0) is None
+    assert dispatch.ended("nobody", 1, "answered", 2.0) is None
     assert 1 in dispatch.open
 
 
@@ -64,9 +65,9 @@ def test_others_take_over_what_a_lost_server_held_and_its_late_answers_count_for
     assert not unplaced
     assert {each.server for each in moved} == {"s1"}
     assert {each.attempts for each in moved} == {2}
-    assert all(dispatch.ended("s0", number, 101.0) is None for number in held)
+    assert all(dispatch.ended("s0", number, "answered", 101.0) is None for number in held)
     for number in range(6):
-        assert dispatch.ended("s1", number, 101.0 + number) is not None
+        assert dispatch.ended("s1", number, "answered", 101.0 + number) is not None
     (found,) = dispatch.losses()
     assert found.moved == len(held)
     assert found.recovered_s == 101.0 + max(held)
@@ -80,9 +81,9 @@ def test_a_request_that_a_server_sends_back_goes_to_another_until_nobody_is_left
     assert dispatch.returned(other, 1, 2.0) is None
     moved = dispatch.returned(first, 1, 2.0)
     assert moved is not None
-    assert (moved.server, moved.attempts, dispatch.moved) == (other, 2, 1)
+    assert (moved.server, moved.attempts, dispatch.counters().moved) == (other, 2, 1)
     assert dispatch.returned(other, 1, 3.0) is None
-    assert dispatch.ended(other, 1, 3.0) is moved
+    assert dispatch.ended(other, 1, "answered", 3.0) is moved
 
 
 def test_a_model_that_is_taken_from_a_server_is_asked_for_elsewhere() -> None:
@@ -148,12 +149,12 @@ def test_whatever_happens_each_request_ends_once_and_the_log_tells_where_it_went
         elif what == "end":
             held = dispatch.open.get(int(which))
             if held is not None:
-                assert dispatch.ended(held.server, int(which), now_s) is held
+                assert dispatch.ended(held.server, int(which), "answered", now_s) is held
                 ends.append(int(which))
         elif what == "lose" and which not in gone:
             gone.add(which)
-            _, unplaced = dispatch.lost(loss(f"s{which}", now_s))
-            ends += [each.request.number for each in unplaced]
+            _, left_over = dispatch.lost(loss(f"s{which}", now_s))
+            ends += [each.request.number for each in left_over]
         elif what == "report" and which not in gone:
             turns[int(which)] += 1
             report = Report(
@@ -168,11 +169,14 @@ def test_whatever_happens_each_request_ends_once_and_the_log_tells_where_it_went
         assert all(each.server not in {f"s{k}" for k in gone} for each in dispatch.open.values())
     left = [each.request.number for each in dispatch.take_all()]
     assert sorted(ends + left) == list(range(sent))
+    counters = dispatch.counters()
+    assert counters.answered + counters.failed + len(left) == counters.submitted
+    assert counters.lost_servers == len(gone)
     told = sum(isinstance(entry, BalancerEntry) for entry in log)
     assert told >= sent
-    assert sum(isinstance(entry, SentEntry) for entry in log) == sent + dispatch.moved + sum(
-        each.unplaced for each in dispatch.losses()
-    )
+    unplaced = sum(each.unplaced for each in dispatch.losses())
+    placed = sum(isinstance(entry, SentEntry) for entry in log)
+    assert placed == sent + counters.moved + unplaced
 
 
 def test_nothing_is_left_once_all_is_taken() -> None:
