@@ -30,8 +30,9 @@ from vaultline.core.hostline import HostLine, LaunchRequest
 from vaultline.core.serde import canonical_json
 from vaultline.graph.engine import run_plain
 from vaultline.graph.structure import Model
+from vaultline.owner.frames import OwnerFrame, ResultFrame
 from vaultline.owner.hostlink import HostLink
-from vaultline.owner.session import OwnerFrame, ResultFrame, Session, SessionSettings
+from vaultline.owner.session import Session, SessionSettings
 from vaultline.owner.starting import Place
 from vaultline.testing.canaries import (
     NEEDLE_BYTES,
@@ -77,7 +78,7 @@ def frame_needles() -> Needles:
 
 def key_needles(rig: Rig, session: Session) -> Needles:
     needles = texts("model key", rig.keys.model_key)
-    for stage, secrets in enumerate(session._secrets):
+    for stage, secrets in enumerate(session._deployment._secrets):
         needles |= texts(f"key of stage {stage}", secrets.access.stage_key)
         hops = {stage: secrets.hop_in_secret, stage + 1: secrets.hop_out_secret}
         for hop, secret in hops.items():
@@ -252,7 +253,7 @@ def test_frames_weights_and_keys_are_nowhere_the_host_can_look(
     if reason is not None:
         pytest.skip(reason)
     model, rig = canary
-    monkeypatch.setattr("vaultline.owner.session.HostLink", ListeningLink)
+    monkeypatch.setattr("vaultline.owner.deployment.HostLink", ListeningLink)
     monkeypatch.setattr(ListeningLink, "heard", [], raising=False)
     with Network(("owner", "box0", "box1")) as network:
         places = {
@@ -360,7 +361,7 @@ def test_unix_sockets_carry_no_frame_weight_or_key(
     model, rig = canary
     middle = Middle()
     monkeypatch.setattr(
-        "vaultline.owner.session.HostLink", lambda request: MiddleLink(request, middle)
+        "vaultline.owner.deployment.HostLink", lambda request: MiddleLink(request, middle)
     )
     with rig.session() as session:
         needles = frame_needles() | weight_needles(0) | weight_needles(1)

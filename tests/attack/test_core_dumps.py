@@ -22,9 +22,10 @@ from vaultline.bench.rig import Rig, make_rig
 from vaultline.channel.requests import RequestSealer
 from vaultline.core.errors import VaultlineError
 from vaultline.graph.structure import Model
+from vaultline.owner.frames import OwnerFrame
 from vaultline.owner.keyfile import load_kek
 from vaultline.owner.prepare import prepare
-from vaultline.owner.session import OwnerFrame, Session
+from vaultline.owner.session import Session
 from vaultline.serve import server_link
 from vaultline.serve.cluster import ServerSpec
 from vaultline.serve.fleet import GatewaySettings
@@ -108,7 +109,7 @@ def check_host(core: Path, host_pid: int, needles: Needles, known: Needles) -> N
 
 def run_needles(rig: Rig, session: Session) -> Needles:
     needles = frames(FRAMES) | weights() | texts("model key", rig.keys.model_key)
-    for stage, secrets in enumerate(session._secrets):
+    for stage, secrets in enumerate(session._deployment._secrets):
         needles |= texts(f"key of stage {stage}", secrets.access.stage_key)
         needles |= texts(f"secret of hop {stage}", secrets.hop_in_secret)
         needles |= texts(f"secret of hop {stage + 1}", secrets.hop_out_secret)

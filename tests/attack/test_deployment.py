@@ -24,15 +24,10 @@ from vaultline.graph.model import load_model
 from vaultline.graph.structure import Model
 from vaultline.owner.deploy import compile_stages
 from vaultline.owner.devroot import draft_policy
+from vaultline.owner.frames import OwnerFrame, ResultFrame
 from vaultline.owner.hostlink import WorkerLostError
 from vaultline.owner.seal import seal_vault
-from vaultline.owner.session import (
-    OwnerFrame,
-    ResultFrame,
-    ResultsStalledError,
-    Session,
-    SessionSettings,
-)
+from vaultline.owner.session import ResultsStalledError, Session, SessionSettings
 from vaultline.testing.deployment import Files, run_command, write_files
 from vaultline.testing.middle import Attack, Middle, MiddleLink, records
 from vaultline.transport.sockets import ConnectionLostError
@@ -112,7 +107,7 @@ def test_changed_code_gets_no_grant(
     """All that the worker ever hears is a challenge."""
     middle = Middle()
     monkeypatch.setattr(
-        "vaultline.owner.session.HostLink", lambda request: MiddleLink(request, middle)
+        "vaultline.owner.deployment.HostLink", lambda request: MiddleLink(request, middle)
     )
     trust = rig.trust | {"policy": other_code(files, tmp_path)["policy"]}
     other = Rig(plan=rig.plan, vault=rig.vault, keys=rig.keys, trust=trust)
@@ -319,7 +314,7 @@ def test_a_man_in_the_middle_ends_the_run_and_changes_no_result(
     attack, name = ATTACKS[case]
     middle = Middle({hop: attack})
     monkeypatch.setattr(
-        "vaultline.owner.session.HostLink", lambda request: MiddleLink(request, middle)
+        "vaultline.owner.deployment.HostLink", lambda request: MiddleLink(request, middle)
     )
     images, results = frames(model), []
     with pytest.raises(VaultlineError) as caught, rig.session() as session:
@@ -342,7 +337,7 @@ def test_an_honest_middle_changes_nothing(
     for epoch in range(2):
         middle = Middle(prologue=heard)
         monkeypatch.setattr(
-            "vaultline.owner.session.HostLink",
+            "vaultline.owner.deployment.HostLink",
             lambda request, middle=middle: MiddleLink(request, middle),
         )
         with rig.session() as session:
@@ -363,7 +358,7 @@ def test_a_recorded_stream_in_place_of_the_owners_is_refused(
     images = frames(model)
     first = Middle()
     monkeypatch.setattr(
-        "vaultline.owner.session.HostLink", lambda request: MiddleLink(request, first)
+        "vaultline.owner.deployment.HostLink", lambda request: MiddleLink(request, first)
     )
     with rig.session() as session:
         assert len(list(stream(session, images))) == FRAMES
@@ -375,7 +370,7 @@ def test_a_recorded_stream_in_place_of_the_owners_is_refused(
 
     second = Middle({0: replay})
     monkeypatch.setattr(
-        "vaultline.owner.session.HostLink", lambda request: MiddleLink(request, second)
+        "vaultline.owner.deployment.HostLink", lambda request: MiddleLink(request, second)
     )
     results = []
     # The enclave waits for one who knows the key; the owner, who has sent all, for a result.
@@ -399,7 +394,7 @@ def test_an_owner_taken_for_a_stranger_learns_of_it(
 
     middle = Middle({0: spoil_first})
     monkeypatch.setattr(
-        "vaultline.owner.session.HostLink", lambda request: MiddleLink(request, middle)
+        "vaultline.owner.deployment.HostLink", lambda request: MiddleLink(request, middle)
     )
     image = frames(model)[0]
     endless = (OwnerFrame(n, float(n), [image]) for n in itertools.count())

@@ -18,7 +18,7 @@ from vaultline.cli.running import RunRequest, RunSummary, Trust, run_video
 from vaultline.core.control import LinkLine
 from vaultline.core.hostline import HostLine
 from vaultline.graph.model import load_model
-from vaultline.owner import session
+from vaultline.owner import deployment
 from vaultline.owner.appraisal import load_policy
 from vaultline.owner.hostlink import HostLink
 from vaultline.owner.receipts import load_receipt
@@ -117,7 +117,7 @@ DEEDS: dict[str, tuple[Deed, int, set[str]]] = {
 def test_the_host(case: str, rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Results come whatever it does: links are beside the frames. The receipt says what lacks."""
     deed, refused, codes = DEEDS[case]
-    monkeypatch.setattr(session, "HostLink", hostile(deed))
+    monkeypatch.setattr(deployment, "HostLink", hostile(deed))
     summary = run(rig, tmp_path)
     assert summary.frames_out == FRAMES
     assert summary.links_refused == refused

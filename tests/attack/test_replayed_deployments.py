@@ -30,9 +30,10 @@ from vaultline.core.errors import VaultlineError
 from vaultline.core.hostline import EndpointsLine, HostLine
 from vaultline.core.serving import FailedReply, RunCommand
 from vaultline.graph.model import load_model
+from vaultline.owner.frames import OwnerFrame
 from vaultline.owner.hostlink import HostLink
 from vaultline.owner.release import RefusedByPeerError
-from vaultline.owner.session import OwnerFrame, SessionSettings
+from vaultline.owner.session import SessionSettings
 from vaultline.testing.middle import Middle, MiddleLink, records
 from vaultline.testing.servermodels import Trust, feeds_of, make_grant, seal_groups
 from vaultline.testing.serverworker import ServerWorker
@@ -102,7 +103,7 @@ def seen_in_a_run(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Middle:
     """An honest run, and all that its host saw."""
     middle = Middle()
     monkeypatch.setattr(
-        "vaultline.owner.session.HostLink", lambda request: MiddleLink(request, middle)
+        "vaultline.owner.deployment.HostLink", lambda request: MiddleLink(request, middle)
     )
     with rig.session() as session:
         assert len(list(session.stream(frames()))) == FRAMES
@@ -147,7 +148,7 @@ def test_a_host_that_plays_back_a_whole_run_gets_no_key_and_no_frame(
 
     with Host(place, play) as host:
         monkeypatch.setattr(
-            "vaultline.owner.session.HostLink", lambda _: ReplayingLink([host, host])
+            "vaultline.owner.deployment.HostLink", lambda _: ReplayingLink([host, host])
         )
         # This owner has started anew, and remembers no deployment whose evidence it could be.
         with pytest.raises(ReportDataMismatch), rig.session():
@@ -169,7 +170,7 @@ def test_results_of_an_earlier_run_are_none_of_a_later_one(
 
     middle, results = Middle({2: replay}), []
     monkeypatch.setattr(
-        "vaultline.owner.session.HostLink", lambda request: MiddleLink(request, middle)
+        "vaultline.owner.deployment.HostLink", lambda request: MiddleLink(request, middle)
     )
     with pytest.raises(VaultlineError), rig.session(SessionSettings(stall_s=1.0)) as one:
         results.extend(one.stream(frames()))

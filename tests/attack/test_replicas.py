@@ -21,8 +21,8 @@ from vaultline.graph.engine import run_plain
 from vaultline.graph.model import load_model
 from vaultline.graph.structure import Model
 from vaultline.host.wiring import data_addresses, next_addresses
+from vaultline.owner.frames import OwnerFrame, ResultFrame
 from vaultline.owner.hostlink import WorkerLostError
-from vaultline.owner.session import OwnerFrame, ResultFrame
 from vaultline.testing.middle import Middle, MiddleLink
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
@@ -80,7 +80,7 @@ def run(
 ) -> tuple[list[ResultFrame], VaultlineError | None]:
     """Results before the error, and the error."""
     monkeypatch.setattr(
-        "vaultline.owner.session.HostLink", lambda request: MiddleLink(request, middle)
+        "vaultline.owner.deployment.HostLink", lambda request: MiddleLink(request, middle)
     )
     rng = np.random.default_rng(5)
     images = [rng.standard_normal(model.inputs[0].shape, np.float32) for _ in range(FRAMES)]

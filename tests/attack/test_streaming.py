@@ -27,9 +27,9 @@ from vaultline.graph.engine import run_plain
 from vaultline.graph.model import load_model
 from vaultline.graph.structure import Model
 from vaultline.owner.deploy import stage_settings
+from vaultline.owner.frames import OwnerFrame, ResultFrame
 from vaultline.owner.hostlink import WorkerRefusedError
 from vaultline.owner.keyfile import new_keys
-from vaultline.owner.session import OwnerFrame, ResultFrame
 from vaultline.testing.vaults import ChunkSpan, SmallVault
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits" / "digits.onnx"

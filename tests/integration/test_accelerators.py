@@ -22,7 +22,7 @@ from vaultline.graph.engine import run_plain
 from vaultline.graph.model import load_model
 from vaultline.graph.structure import Model
 from vaultline.owner.disclosure import Disclosure
-from vaultline.owner.session import OwnerFrame
+from vaultline.owner.frames import OwnerFrame
 from vaultline.planner import PlanRequest, parse_partition, plan_request
 from vaultline.planner.release import release_of
 from vaultline.testing.privacy import leakage_report, on_accelerators

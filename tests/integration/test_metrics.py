@@ -18,7 +18,7 @@ from vaultline.cli.run_metrics import StageCollector, serving
 from vaultline.core.serde import from_json
 from vaultline.graph.model import load_model
 from vaultline.graph.structure import Model
-from vaultline.owner.session import OwnerFrame
+from vaultline.owner.frames import OwnerFrame
 from vaultline.testing.deployment import Files, run_command, wait_until, write_files
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"

@@ -15,7 +15,7 @@ from vaultline.core.program import PageMode
 from vaultline.graph.engine import run_plain
 from vaultline.graph.model import load_model
 from vaultline.graph.zoo import build
-from vaultline.owner.session import OwnerFrame
+from vaultline.owner.frames import OwnerFrame
 
 
 @pytest.mark.parametrize("page_mode", ["crypto", "sgx1"])

@@ -26,7 +26,8 @@ from vaultline.graph import zoo
 from vaultline.graph.cuts import cuts
 from vaultline.graph.engine import run_plain
 from vaultline.graph.model import Model, load_model
-from vaultline.owner.session import OwnerFrame, ResultFrame, SessionSettings
+from vaultline.owner.frames import OwnerFrame, ResultFrame
+from vaultline.owner.session import SessionSettings
 from vaultline.owner.starting import Place
 from vaultline.testing.deployment import read_sink, run_command, write_files
 from vaultline.testing.network import Tap

@@ -18,7 +18,8 @@ from vaultline.bench.rig import Rig, make_rig, make_trust
 from vaultline.graph.engine import run_plain
 from vaultline.graph.model import load_model
 from vaultline.graph.structure import Model
-from vaultline.owner.session import OwnerFrame, SessionSettings
+from vaultline.owner.frames import OwnerFrame
+from vaultline.owner.session import SessionSettings
 from vaultline.testing.deployment import Files, RunningOwner, read_sink, run_command, write_files
 from vaultline.testing.rtsp import RtspServer
 

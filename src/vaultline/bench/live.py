@@ -11,7 +11,8 @@ from queue import SimpleQueue
 from vaultline.bench.noise import frames_of
 from vaultline.bench.rig import Rig
 from vaultline.core.tensors import TensorSpec
-from vaultline.owner.session import OwnerFrame, ResultFrame, SessionSettings
+from vaultline.owner.frames import OwnerFrame, ResultFrame
+from vaultline.owner.session import SessionSettings
 from vaultline.owner.starting import Place
 
 #: Frames before and after the timed ones, so that the pipeline is full at both ends.

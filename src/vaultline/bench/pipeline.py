@@ -25,7 +25,7 @@ from vaultline.graph.model import load_model, save
 from vaultline.graph.rewrite import rewrite
 from vaultline.graph.structure import Model
 from vaultline.graph.zoo import build
-from vaultline.owner.session import ResultFrame
+from vaultline.owner.frames import ResultFrame
 from vaultline.planner.plan import make_plan
 
 #: Those that the geometric mean is about; the others are reported beside them.

@@ -28,7 +28,7 @@ from vaultline.core.units import format_bytes
 from vaultline.graph.model import load_model
 from vaultline.owner.accelerator import ACCELERATOR_FILE
 from vaultline.owner.devroot import DEVROOT_FILES
-from vaultline.owner.session import ResultFrame
+from vaultline.owner.frames import ResultFrame
 from vaultline.planner.plan import make_plan
 from vaultline.video.preprocess import Preprocessor, load_preprocessing
 from vaultline.video.sinks import JsonLinesSink

@@ -28,9 +28,10 @@ from vaultline.cli.seal import KekOption, PrivacyOption
 from vaultline.core.limits import MIB
 from vaultline.core.plan import Plan
 from vaultline.owner.disclosure import load_disclosure
+from vaultline.owner.frames import ResultFrame
 from vaultline.owner.keyfile import load_kek, read_keyfile
 from vaultline.owner.receipts import FRAMES_PER_LINK
-from vaultline.owner.session import ResultFrame, SessionSettings
+from vaultline.owner.session import SessionSettings
 from vaultline.owner.starting import Place, Transport, merge_places, parse_place, places_of
 from vaultline.video.preprocess import Preprocessor, default_preprocessing, load_preprocessing
 from vaultline.video.sinks import JsonLinesSink

@@ -20,10 +20,11 @@ from vaultline.owner.accelerator import ACCELERATOR_FILE, check_accelerator_key
 from vaultline.owner.appraisal import Appraiser, load_collateral, load_policy
 from vaultline.owner.deploy import launch_workers, stage_secrets
 from vaultline.owner.disclosure import Disclosure, untrusted_stages
+from vaultline.owner.frames import OwnerFrame, ResultFrame
 from vaultline.owner.keyfile import SealedKeys
 from vaultline.owner.receipts import FRAMES_PER_LINK, Recorder
 from vaultline.owner.seal import check_vault
-from vaultline.owner.session import OwnerFrame, ResultFrame, Session, SessionSettings
+from vaultline.owner.session import Session, SessionSettings
 from vaultline.owner.starting import Place, Transport, check_platform, transport_for
 from vaultline.video.frames import Source
 from vaultline.video.preprocess import Preprocessor

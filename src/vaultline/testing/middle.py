@@ -225,7 +225,7 @@ class _MiddleSupervisor(Supervisor):
 
 
 class MiddleLink(HostLink):
-    """The owner's line to such a host. Stands in for ``vaultline.owner.session.HostLink``."""
+    """The owner's line to such a host. Stands in for ``vaultline.owner.deployment.HostLink``."""
 
     def __init__(self, request: LaunchRequest, middle: Middle) -> None:
         self._middle = middle

@@ -15,7 +15,8 @@ from vaultline.bench.profiling import ProfileRequest, profile_model
 from vaultline.bench.rig import Rig, local_cluster, make_rig
 from vaultline.core.errors import InputError, PeerError, VaultlineError
 from vaultline.graph.model import load_model
-from vaultline.owner.session import OwnerFrame, ResultFrame, SessionSettings
+from vaultline.owner.frames import OwnerFrame, ResultFrame
+from vaultline.owner.session import SessionSettings
 from vaultline.planner import make_plan
 
 GOOD = np.array([[-1.0, 0.5, 2.0]], np.float32)

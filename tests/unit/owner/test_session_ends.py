@@ -19,10 +19,12 @@ from vaultline.core.hostline import EndpointsLine, LaunchRequest, LaunchWorker, 
 from vaultline.core.plan import PLAN_VERSION, Plan, PlannedDevice, PlannedStage
 from vaultline.core.section import SectionAccess
 from vaultline.core.tensors import TensorSpec
+from vaultline.owner import deployment
 from vaultline.owner import session as module
+from vaultline.owner.frames import OwnerFrame
 from vaultline.owner.hostlink import HostLostError
 from vaultline.owner.release import StageSecrets
-from vaultline.owner.session import FramesLostError, OwnerFrame, Session, SessionSettings
+from vaultline.owner.session import FramesLostError, Session, SessionSettings
 from vaultline.testing.attestation import challenge, evidence
 from vaultline.transport.streams import HopReceiver, HopSender
 
@@ -91,7 +93,7 @@ class Ends:
 
     def pass_on(self, count: int) -> None:
         """Return frames as their own results."""
-        message = memoryview(bytearray(self.session._in_layout.message_bytes))
+        message = memoryview(bytearray(self.session._codec.sent.message_bytes))
         for _ in range(count):
             assert self.receiver.receive(message)
             self.sender.send(message)
@@ -100,11 +102,11 @@ class Ends:
 @pytest.fixture
 def ends() -> Iterator[Ends]:
     session = new_session()
-    size = session._in_layout.message_bytes
+    size = session._codec.sent.message_bytes
     keys = [derive_hop_keys(os.urandom(32), hop=hop, epoch=1) for hop in (0, 1)]
     (out, into), (back, home) = socket.socketpair(), socket.socketpair()
-    session._sender = HopSender(out, keys[0], message_bytes=size)
-    session._receiver = HopReceiver(lambda: home, keys[1], message_bytes=size)
+    session._deployment.sender = HopSender(out, keys[0], message_bytes=size)
+    session._deployment.receiver = HopReceiver(lambda: home, keys[1], message_bytes=size)
     yield Ends(
         session,
         HopReceiver(lambda: into, keys[0], message_bytes=size),
@@ -124,7 +126,7 @@ def no_host(_: LaunchRequest) -> None:
 
 def test_a_session_is_entered_once_even_if_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or records of two runs would share keys and nonces."""
-    monkeypatch.setattr(module, "HostLink", no_host)
+    monkeypatch.setattr(deployment, "HostLink", no_host)
     session = new_session()
     with pytest.raises(MachineError), session:
         pass
@@ -166,7 +168,7 @@ def test_a_source_that_exits_ends_the_stream(ends: Ends) -> None:
 
     def work() -> None:
         ends.pass_on(1)
-        if not ends.receiver.receive(memoryview(bytearray(ends.session._in_layout.message_bytes))):
+        if not ends.receiver.receive(memoryview(bytearray(ends.session._codec.sent.message_bytes))):
             ends.sender.end()
 
     worker = threading.Thread(target=work, daemon=True)
@@ -199,9 +201,9 @@ def test_only_a_result_that_is_awaited_can_be_late(
     """A caller that takes its time over a result is not the pipeline's stall."""
     session = ends.session
     monkeypatch.setattr(session, "_note", lambda error: setattr(session, "_failure", error))
-    session._host = Silent()  # type: ignore[assignment]
+    session._deployment._host = Silent()  # type: ignore[assignment]
     session._sent, session._awaiting_result = 1, awaiting
-    session._progress_s -= session._settings.stall_s + 1
+    session._progress_s -= session._stall_s + 1
     session._watch_host()
     assert type(session._failure).__name__ == failure
 
@@ -215,10 +217,10 @@ def test_a_stage_gets_the_kind_of_enclave_that_the_plan_says(planned: str, prese
     session = new_session(replace(PLAN, stages=(stage,)))
     shown = replace(evidence(), kind=presented)
     if planned == presented:
-        assert session._appraise_planned(shown, challenge(stage=0)) is None
+        assert session._deployment._appraise_planned(shown, challenge(stage=0)) is None
         return
     with pytest.raises(KindRefused) as caught:
-        session._appraise_planned(shown, challenge(stage=0))
+        session._deployment._appraise_planned(shown, challenge(stage=0))
     assert (caught.value.got, caught.value.expected) == (presented, planned)
 
 
@@ -227,10 +229,10 @@ def test_a_host_with_fewer_endpoints_than_stages_is_refused(missing: str) -> Non
     endpoints = {"control": ("unix:/c",), "data": (("unix:/d",),)} | {missing: ()}
     line = EndpointsLine(**endpoints, measurements=(), hardening=(), pids=())
     with pytest.raises(HostLostError, match="another number"):
-        new_session()._grant_all(line)
+        new_session()._deployment._grant_all(line)
 
 
 def test_a_worker_without_a_place_for_frames_is_refused_before_any_grant() -> None:
     line = EndpointsLine(control=("unix:/c",), data=((),), measurements=(), hardening=(), pids=())
     with pytest.raises(HostLostError, match="takes no frames"):
-        new_session()._grant_all(line)
+        new_session()._deployment._grant_all(line)
