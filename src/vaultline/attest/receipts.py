@@ -17,25 +17,19 @@ neighbours are verified, and nothing connects them.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
-
-from vaultline.attest.appraise import Verdict, appraise
-from vaultline.attest.challenge import Challenge
-from vaultline.attest.evidence import Evidence
-from vaultline.attest.granting import read_evidence
+from vaultline.attest.appraise import Verdict
 from vaultline.attest.judging import Check
 from vaultline.attest.links import Link, frame_digest
-from vaultline.attest.linkwire import ReceiptRecord, RecordedWorker, check_signature, read_link
+from vaultline.attest.linkwire import ReceiptRecord, check_signature, read_link
 from vaultline.attest.policy import Policy
+from vaultline.attest.receipt_workers import Place, Workers, differs, worker_name
 from vaultline.attest.refusals import (
     ChainBroken,
-    EvidenceForAnotherStage,
     EvidenceRefused,
     FramesDiffer,
-    KindRefused,
     LinkAltered,
     LinkMissing,
     LinkRepeated,
@@ -44,14 +38,11 @@ from vaultline.attest.refusals import (
     ReceiptForAnotherPlan,
     ReceiptForAnotherRun,
     ReceiptForAnotherSecret,
-    ReceiptIncomplete,
     ResultsDiffer,
     StreamUnfinished,
 )
-from vaultline.core.errors import InputError, RemoteProtocolError
+from vaultline.core.errors import InputError
 from vaultline.core.plan import Plan
-
-Place = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +120,7 @@ def verify_receipt(request: ReceiptRequest) -> ReceiptOutcome:
 class _Verification:
     def __init__(self, request: ReceiptRequest, outcome: ReceiptOutcome) -> None:
         self._request, self._outcome = request, outcome
-        self._keys: dict[Place, bytes] = {}
+        self._keys: Mapping[Place, bytes] = {}
         self._links: dict[Place, list[Link]] = {}
         self._frames: dict[int, dict[int, tuple[bytes, bytes]]] = {}
         self._ended: dict[int, bool] = {}
@@ -143,85 +134,15 @@ class _Verification:
 
     def _evidence(self) -> Iterator[tuple[str, EvidenceRefused | None]]:
         request, record = self._request, self._request.record
-        digest = request.plan.digest
-        yield (
-            "plan",
-            _differs(
-                ReceiptForAnotherPlan, "the receipt is of another plan", record.plan_digest, digest
-            ),
+        workers = Workers(
+            request.plan,
+            record,
+            request.policies,
+            now_s=record.at_s if request.now_s is None else request.now_s,
+            allow_simulated=request.allow_simulated,
         )
-        planned = {
-            (stage, replica)
-            for stage, each in enumerate(request.plan.stages)
-            for replica in range(len(each.devices))
-        }
-        recorded = [(worker.stage, worker.replica) for worker in record.workers]
-        whole = len(recorded) == len(planned) and set(recorded) == planned
-        yield (
-            "workers",
-            None
-            if whole
-            else ReceiptIncomplete(
-                "the receipt has not exactly one evidence of each worker of the plan",
-                got=_places(recorded),
-                expected=_places(planned),
-            ),
-        )
-        if not whole:
-            return
-        for worker in record.workers:
-            yield f"evidence of {_where(worker.stage, worker.replica)}", self._appraised(worker)
-        keys = list(self._keys.values())
-        yield (
-            "signing keys",
-            None
-            if len(set(keys)) == len(keys)
-            else ReceiptForAnotherRun(
-                "two workers have the same signing key: one enclave's evidence stands for both"
-            ),
-        )
-        yield "enclaves", None if request.enclaves else NotShown("no stage ran in an enclave")
-
-    def _appraised(self, worker: RecordedWorker) -> EvidenceRefused | None:
-        """Appraise one worker's evidence, and remember its key."""
-        request, record = self._request, self._request.record
-        device = request.plan.stages[worker.stage].device
-        where = _where(worker.stage, worker.replica)
-        try:
-            challenge = Challenge.decode(worker.challenge)
-            evidence = read_evidence(worker.evidence)
-        except RemoteProtocolError as error:
-            return ReceiptIncomplete(f"the evidence of {where} is malformed", got=error.message)
-        try:
-            _check_asked(challenge, worker, record)
-            if evidence.kind != device.kind:
-                raise KindRefused(
-                    f"{where} ran in another kind of enclave than planned",
-                    got=evidence.kind,
-                    expected=device.kind,
-                )
-            verdicts = [self._appraise(evidence, challenge, each) for each in request.policies]
-        except EvidenceRefused as error:
-            return error
-        unsafe = sorted({name for verdict in verdicts for name in verdict.unsafe})
-        whole = msgspec.structs.replace(verdicts[-1], unsafe=tuple(unsafe))
-        self._outcome.verdicts[worker.stage, worker.replica] = whole
-        if not device.untrusted:
-            if not evidence.signing_key:
-                return ReceiptIncomplete(f"{where} was not asked to sign a receipt")
-            self._keys[worker.stage, worker.replica] = evidence.signing_key
-        return None
-
-    def _appraise(self, evidence: Evidence, challenge: Challenge, policy: Policy) -> Verdict:
-        record = self._request.record
-        return appraise(
-            evidence,
-            challenge,
-            policy,
-            record.collateral.get(evidence.kind, b""),
-            record.at_s if self._request.now_s is None else self._request.now_s,
-            self._request.allow_simulated,
-        )
+        self._keys, self._outcome.verdicts = workers.keys, workers.verdicts
+        yield from workers.checks()
 
     def _read_links(self) -> Iterator[tuple[str, EvidenceRefused | None]]:
         """One check for each kind of failure, naming its first link: there may be thousands."""
@@ -253,7 +174,7 @@ class _Verification:
         if key is None:
             raise LinkAltered(
                 "it names a worker that the receipt has no key of",
-                got=_where(link.stage, link.replica),
+                got=worker_name(link.stage, link.replica),
             )
         check_signature(signed, key)
         plan, secret = self._request.plan, self._request.secret
@@ -271,7 +192,7 @@ class _Verification:
             (ReceiptForAnotherSecret, "keyed with another secret", link.secret_check, ours),
         )
         for kind, what, got, expected in checks:
-            refusal = None if expected is None else _differs(kind, f"it is {what}", got, expected)
+            refusal = None if expected is None else differs(kind, f"it is {what}", got, expected)
             if refusal is not None:
                 raise refusal
         return link
@@ -284,7 +205,7 @@ class _Verification:
             frames: dict[int, tuple[bytes, bytes]] = {}
             ended = True
             for replica in range(replicas):
-                where = _where(stage, replica)
+                where = worker_name(stage, replica)
                 links = sorted(self._links.get((stage, replica), []), key=lambda link: link.first)
                 refusal = _walk(links, replica, replicas, where, frames)
                 finished = any(link.last for link in links)
@@ -350,20 +271,6 @@ class _Verification:
             yield name, _same(kind, f"the {name} given are not those that {what}", mine, shown)
 
 
-def _check_asked(challenge: Challenge, worker: RecordedWorker, record: ReceiptRecord) -> None:
-    where = _where(worker.stage, worker.replica)
-    fields: tuple[tuple[type[EvidenceRefused], str, object, object], ...] = (
-        (ReceiptForAnotherPlan, "plan", challenge.plan_digest, record.plan_digest),
-        (EvidenceForAnotherStage, "stage", challenge.stage, worker.stage),
-        (ReceiptForAnotherRun, "deployment", challenge.deployment, record.deployment),
-        (ReceiptForAnotherRun, "epoch", challenge.epoch, record.epoch),
-    )
-    for kind, what, got, expected in fields:
-        refusal = _differs(kind, f"the evidence of {where} is for another {what}", got, expected)
-        if refusal is not None:
-            raise refusal
-
-
 def _walk(
     links: Sequence[Link],
     replica: int,
@@ -400,18 +307,3 @@ def _same(
     if not wrong:
         return None
     return kind(what, got=f"{len(wrong)} of {len(got)} frames differ, first frame {wrong[0]}")
-
-
-def _differs(
-    kind: type[EvidenceRefused], what: str, got: object, expected: object
-) -> EvidenceRefused | None:
-    texts = [v.hex() if isinstance(v, bytes) else str(v) for v in (got, expected)]
-    return None if got == expected else kind(what, got=texts[0], expected=texts[1])
-
-
-def _where(stage: int, replica: int) -> str:
-    return f"stage {stage}, replica {replica}"
-
-
-def _places(places: Sequence[Place] | set[Place]) -> str:
-    return ", ".join(f"{stage}/{replica}" for stage, replica in sorted(places)[:32]) or "none"
