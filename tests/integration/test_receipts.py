@@ -65,7 +65,7 @@ def verify(files: Files, *more: str, receipt: str | Path = "receipt") -> tuple[i
 
 def test_a_receipt_of_a_run_holds(files: Files, ran: Path) -> None:
     code, found = verify(files, "--plan", str(files.plan))
-    assert (code, found.get("refusals"), found.get("frames")) == (0, [], FRAMES)
+    assert (code, found.get("reasons"), found.get("frames")) == (0, [], FRAMES)
     assert found["accepted"] and found["gaps"] == []
 
 
@@ -73,10 +73,11 @@ def test_frames_and_results_are_those_of_the_receipt(files: Files, ran: Path) ->
     given = ("--results", str(ran / "lines"), "--raw", str(ran / "raw"))
     source = ("--frames", SOURCE, "--preprocess", str(HOW))
     code, found = verify(files, *given, *source, "--limit", str(FRAMES))
-    assert (code, found.get("refusals")) == (0, [])
-    assert {"frames", "results"} <= {check["name"] for check in found["checks"]}
+    assert (code, found.get("reasons")) == (0, [])
+    named = {check["name"] for check in found["checks"]}
+    assert {"frames", "results", "lines of the results"} <= named
     code, found = verify(files, *source)  # the whole video: more than went in
-    assert (code, [each["code"] for each in found["refusals"]]) == (1, ["FramesDiffer"])
+    assert (code, [each["code"] for each in found["reasons"]]) == (1, ["FramesDiffer"])
 
 
 def test_altered_results_are_refused(files: Files, ran: Path, tmp_path: Path) -> None:
@@ -90,15 +91,18 @@ def test_altered_results_are_refused(files: Files, ran: Path, tmp_path: Path) ->
     np.save(tmp_path / "raw" / raw[5].name, scores + np.float32(1))
     code, found = verify(files, *given)
     # The array is not what was signed, nor are its values those of the line.
-    assert (code, [each["code"] for each in found["refusals"]]) == (1, ["ResultsDiffer"] * 2)
+    assert (code, [each["code"] for each in found["reasons"]]) == (1, ["ResultsDiffer"] * 2)
     lines = (ran / "lines").read_text().splitlines()
     line = json.loads(lines[7])
     next(iter(line["outputs"].values()))["top"][0]["index"] ^= 1
     lines[7] = json.dumps(line)
     (tmp_path / "lines").write_text("\n".join(lines) + "\n")
     code, found = verify(files, "--results", str(tmp_path / "lines"), "--raw", str(ran / "raw"))
-    assert (code, [each["code"] for each in found["refusals"]]) == (1, ["ResultsDiffer"])
-    assert "line 8" in found["refusals"][0]["message"]
+    assert (code, [each["code"] for each in found["reasons"]]) == (1, ["ResultsDiffer"])
+    (reason,) = found["reasons"]
+    assert set(reason) == {"check", "code", "what", "got", "expected", "why", "fix"}
+    assert reason["check"] == "lines of the results"
+    assert "line 8" in reason["what"]
 
 
 def edited(ran: Path, to: Path, **outputs: Any) -> Path:
@@ -153,7 +157,7 @@ def test_bad_input_is_no_refusal(files: Files, ran: Path, tmp_path: Path) -> Non
     assert verify(files, "--results", str(ran / "lines"))[0] == 2
     (tmp_path / "receipt" / "secret.json").unlink()
     code, found = verify(files, receipt=tmp_path / "receipt")
-    assert (code, found.get("refusals")) == (0, [])
+    assert (code, found.get("reasons")) == (0, [])
     given = ("--results", str(ran / "lines"), "--raw", str(ran / "raw"))
     assert verify(files, *given, receipt=tmp_path / "receipt")[0] == 2
     (tmp_path / "receipt" / "receipt.json").write_text("{}")

@@ -7,13 +7,13 @@ out. What EAR has no name for stands under ``vaultline.*``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
 
 from vaultline.attest.examine import Outcome
-from vaultline.attest.refusals import EvidenceRefused
+from vaultline.attest.judging import Check
 
 PROFILE = "urn:vaultline:ear:1"
 Status = Literal["affirming", "warning", "contraindicated"]
@@ -41,17 +41,21 @@ def status_of(outcome: Outcome) -> Status:
     return "warning" if warnings_of(outcome) else "affirming"
 
 
-def reason(name: str, refusal: EvidenceRefused) -> dict[str, str | None]:
-    """A failed check: what was found, why it matters, what to do."""
-    return {
-        "check": name,
-        "code": refusal.code,
-        "what": refusal.message,
-        "got": refusal.got,
-        "expected": refusal.expected,
-        "why": refusal.why,
-        "fix": refusal.remedy,
-    }
+def reasons(checks: Iterable[Check]) -> list[dict[str, str | None]]:
+    """Of each failed check: what was found, why it matters, what to do."""
+    return [
+        {
+            "check": check.name,
+            "code": check.refusal.code,
+            "what": check.refusal.message,
+            "got": check.refusal.got,
+            "expected": check.refusal.expected,
+            "why": check.refusal.why,
+            "fix": check.refusal.remedy,
+        }
+        for check in checks
+        if check.refusal
+    ]
 
 
 def attestation_result(
@@ -93,7 +97,7 @@ def _submodule(outcome: Outcome) -> dict[str, Any]:
         "vaultline.unsafe": list(outcome.unsafe),
         "vaultline.warnings": warnings_of(outcome),
         "vaultline.checks": checks,
-        "vaultline.reasons": [reason(c.name, c.refusal) for c in outcome.checks if c.refusal],
+        "vaultline.reasons": reasons(outcome.checks),
         "vaultline.claims": msgspec.to_builtins(outcome.claims) if outcome.claims else None,
     }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -19,10 +19,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from vaultline.attest.refusals import EvidenceRefused
 from vaultline.core.errors import PeerError, VaultlineError
 from vaultline.core.plan import PlannedStage
 from vaultline.core.serde import canonical_json
+
+if TYPE_CHECKING:  # slow to import
+    from vaultline.attest.judging import Check
 
 #: The flag of every verb: ``def verb(..., as_json: JsonFlag = False)``.
 JsonFlag = Annotated[
@@ -170,11 +172,16 @@ def show_error(error: VaultlineError, *, as_json: bool) -> None:
     _show_details(console, error, why, remedy, indent="  ")
 
 
-def show_refusal(console: Console, name: str, error: EvidenceRefused) -> None:
-    """Why a check failed, and what to do about it."""
-    console.print(f"  [red]failed:[/] {name}")
-    console.print(escape(f"    what: {_lines(error.message)}"), soft_wrap=True)
-    _show_details(console, error, error.why, error.remedy, indent="    ")
+def show_checks(console: Console, checks: Iterable[Check]) -> None:
+    """What passed, and why the rest failed and what to do about it."""
+    for check in checks:
+        error = check.refusal
+        if error is None:
+            console.print(f"  passed: {check.name}", style="dim")
+            continue
+        console.print(f"  [red]failed:[/] {check.name}: {error.code}")
+        console.print(escape(f"    what: {_lines(error.message)}"), soft_wrap=True)
+        _show_details(console, error, error.why, error.remedy, indent="    ")
 
 
 def _show_details(

@@ -11,9 +11,11 @@ import typer
 from msgspec.structs import replace
 from rich.markup import escape
 
+from vaultline.attest.judging import Check
 from vaultline.attest.receipts import ReceiptOutcome, ReceiptRequest, verify_receipt
 from vaultline.attest.refusals import EvidenceRefused, ReceiptForAnotherPlan, ResultsDiffer
-from vaultline.cli.common import JsonFlag, print_json, printable, results, show_refusal
+from vaultline.attest.results import reasons
+from vaultline.cli.common import JsonFlag, print_json, printable, results, show_checks
 from vaultline.cli.files import load_plan, read_file
 from vaultline.core.errors import InputError
 from vaultline.core.plan import Plan
@@ -122,14 +124,15 @@ def verify(
         outputs=None if lines is None else lines.digests(),
     )
     outcome = verify_receipt(request)
-    refusals = [*outcome.refusals, *([] if lines is None else lines.refusals)]
+    if lines is not None:
+        outcome.checks.append(Check(name="lines of the results", refusal=lines.refusal))
     if as_json:
-        print_json(_document(request, outcome, refusals))
+        print_json(_document(request, outcome))
     else:
-        _show(folder, request, outcome, refusals)
+        _show(folder, request, outcome)
         if plan is None:
             results().print("  not checked: which plan it is (say --plan)", style="yellow")
-    if refusals:
+    if outcome.refusals:
         raise typer.Exit(EXIT_REFUSED)
 
 
@@ -165,7 +168,7 @@ class _Results:
                 remedy="run with --raw FOLDER, and give the same folder here",
             )
         self._path, self._raw, self._receipt = path, raw, receipt
-        self.refusals: list[EvidenceRefused] = []
+        self.refusal: EvidenceRefused | None = None
 
     def digests(self) -> list[bytes]:
         """Of the raw outputs, in the order of the lines."""
@@ -198,16 +201,14 @@ class _Results:
             self._refuse(text, named[:1], shown[:1])
 
     def _refuse(self, text: str, got: object, expected: object) -> None:
-        if not self.refusals:  # the first one says enough
-            self.refusals.append(ResultsDiffer(text, got=str(got), expected=str(expected)))
+        if self.refusal is None:  # the first one says enough
+            self.refusal = ResultsDiffer(text, got=str(got), expected=str(expected))
 
 
-def _document(
-    request: ReceiptRequest, outcome: ReceiptOutcome, refusals: Sequence[EvidenceRefused]
-) -> dict[str, Any]:
+def _document(request: ReceiptRequest, outcome: ReceiptOutcome) -> dict[str, Any]:
     record = request.record
     return {
-        "accepted": not refusals,
+        "accepted": not outcome.refusals,
         "frames": outcome.frames,
         "model_digest": request.plan.model_digest,
         "plan_digest": request.plan.digest.hex(),
@@ -231,17 +232,7 @@ def _document(
         "checks": [
             {"name": check.name, "passed": check.refusal is None} for check in outcome.checks
         ],
-        "refusals": [
-            {
-                "code": error.code,
-                "message": error.message,
-                "got": error.got,
-                "expected": error.expected,
-                "why": error.why,
-                "fix": error.remedy,
-            }
-            for error in refusals
-        ],
+        "reasons": reasons(outcome.checks),
     }
 
 
@@ -260,14 +251,9 @@ def _not_checked(request: ReceiptRequest, outcome: ReceiptOutcome) -> list[str]:
 _GAP = "an untrusted accelerator signs nothing: what it took in and gave out is not shown"
 
 
-def _show(
-    folder: Path,
-    request: ReceiptRequest,
-    outcome: ReceiptOutcome,
-    refusals: Sequence[EvidenceRefused],
-) -> None:
+def _show(folder: Path, request: ReceiptRequest, outcome: ReceiptOutcome) -> None:
     console = results()
-    head = "[bold red]refused[/]" if refusals else "[bold green]holds[/]"
+    head = "[bold red]refused[/]" if outcome.refusals else "[bold green]holds[/]"
     console.print(
         f"{escape(str(folder))}: {head}, {outcome.frames} frames, epoch {request.record.epoch}"
     )
@@ -284,11 +270,7 @@ def _show(
     for stage, devices in outcome.gaps.items():
         names = escape(printable(", ".join(devices)))
         console.print(f"  GAP: stage {stage} on {names}: {_GAP}", style="yellow")
-    for check in outcome.checks:
-        if check.refusal is None:
-            console.print(f"  passed: {check.name}", style="dim")
-    for error in refusals:
-        show_refusal(console, error.code, error)
+    show_checks(console, outcome.checks)
     for option in _not_checked(request, outcome):
         hint = f" (say --{option})" if " " not in option else ""
         console.print(f"  not checked: {option}{hint}", style="yellow")

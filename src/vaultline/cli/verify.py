@@ -13,7 +13,7 @@ from rich.markup import escape
 import vaultline
 from vaultline.attest.examine import Outcome, Request, examine, policy_id
 from vaultline.attest.results import attestation_result, status_of, warnings_of
-from vaultline.cli.common import JsonFlag, print_json, printable, results, show_refusal
+from vaultline.cli.common import JsonFlag, print_json, printable, results, show_checks
 from vaultline.cli.files import read_file, read_text
 from vaultline.core.errors import InputError
 from vaultline.owner.appraisal import load_policy
@@ -215,10 +215,6 @@ def _show(console: Console, name: str, outcome: Outcome) -> None:
     said = {*outcome.unsafe, "simulated"}
     for warning in [text for text in warnings_of(outcome) if text not in said]:
         console.print(f"  warning: {warning}", style="yellow")
-    for check in outcome.checks:
-        if check.refusal is None:
-            console.print(f"  passed: {check.name}", style="dim")
-            continue
-        show_refusal(console, f"{check.name}: {check.refusal.code}", check.refusal)
+    show_checks(console, outcome.checks)
     if not outcome.fresh and not outcome.refusals:
         console.print("  not checked: what it commits to (say --report-data)", style="yellow")
