@@ -12,7 +12,6 @@ with its own simulation; what is told are medians over the rounds.
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -43,7 +42,7 @@ from vaultline.sched.timeline import Timeline
 from vaultline.serve.load import Frame, OpenLoop, Sent
 from vaultline.sim.cluster import Outcome, Simulation, Timing
 from vaultline.sim.fidelity import ServiceTime, measured_hop_s, service_times
-from vaultline.sim.sharing import Logged, measured_sharing
+from vaultline.sim.sharing import measured_sharing
 from vaultline.sim.workload import Arrivals, Bursty, Phase, Poisson, Workload, arrivals
 
 #: Names of figures, and of what they compare.
@@ -136,11 +135,17 @@ class Performance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One run of a workload; ``timing``: of its simulation."""
+    """One run of a workload.
+
+    Attributes:
+        timing: of its simulation.
+        services: measured over expected seconds of runs, by step group.
+    """
 
     measured: Performance
     simulated: Performance
     timing: Timing = field(default_factory=Timing)
+    services: Mapping[str, ServiceTime] = field(default_factory=dict)
 
     def ratio(self, kind: str) -> float:
         """Simulated over measured, of one of ``KINDS``."""
@@ -153,7 +158,6 @@ class Compared:
     """One workload, measured and simulated.
 
     Attributes:
-        services: measured over expected seconds of runs, by step group.
         counts: whether figures are over it: all requests at once is shown beside them.
     """
 
@@ -161,7 +165,6 @@ class Compared:
     requests: int
     rate_per_s: float
     rounds: Sequence[Round]
-    services: Mapping[str, ServiceTime]
     counts: bool = True
 
     def ratio(self, kind: str) -> float:
@@ -208,7 +211,6 @@ class _Run:
         outcomes: ends of the workload.
     """
 
-    name: str
     servers: Sequence[ServerFacts]
     before: Sequence[Sequence[Request]]
     others: Sequence[Outcome]
@@ -234,28 +236,26 @@ class _Fidelity:
         request = self._request
         total = 1 + request.rounds * (len(request.shares) + 1)
         self._progress(AT_ONCE, 0, total)
-        requests = [
+        together = [
             replace(each, arrived_s=0.0)
             for each in request.workload(Poisson(rate=1.0), request.requests)
         ]
-        at_once = self._run(AT_ONCE, requests)
-        rate = performance(at_once.outcomes).throughput
-        runs: dict[str, list[_Run]] = defaultdict(list)
+        at_once = self._run(together)
+        sources = request.sources(performance(at_once.outcomes).throughput)
+        workloads = {name: self._workload(each, request.seed) for name, each in sources.items()}
+        rounds: dict[str, list[Round]] = {name: [] for name in sources}
         for turn in range(request.rounds):
-            for name, source in request.sources(rate).items():
-                self._progress(name, 1 + sum(map(len, runs.values())), total)
+            for name, source in sources.items():
+                self._progress(name, 1 + sum(map(len, rounds.values())), total)
                 before, after = (
                     self._workload(source, request.seed + 1 + 2 * turn + part, _CALIBRATION_SHARE)
                     for part in range(2)
                 )
-                requests = self._workload(source, request.seed)
-                runs[name].append(self._run(name, requests, before, after))
-        found = [
-            self._compared([(each, self._timing(each)) for each in rounds])
-            for rounds in runs.values()
-        ]
-        timing = found[0].rounds[0].timing
-        found.insert(0, self._compared([(at_once, timing)], counts=False))
+                run = self._run(workloads[name], before, after)
+                rounds[name].append(self._round(run, self._timing(run)))
+        found = [compared(name, workloads[name], rounds[name]) for name in sources]
+        last = self._round(at_once, found[0].rounds[0].timing)
+        found.insert(0, compared(AT_ONCE, together, [last], counts=False))
         self._progress("done", total, total)
         return FidelityResult(compared=found)
 
@@ -267,7 +267,6 @@ class _Fidelity:
 
     def _run(
         self,
-        name: str,
         requests: Sequence[Request],
         before: Sequence[Request] = (),
         after: Sequence[Request] = (),
@@ -285,7 +284,6 @@ class _Fidelity:
             servers = serving.facts
         logs = _logs(folder)
         return _Run(
-            name=name,
             servers=servers,
             before=(warm, before),
             others=[*ended[0], *ended[2]],
@@ -297,32 +295,19 @@ class _Fidelity:
     def _timing(self, run: _Run) -> Timing:
         """What the requests before and after the workload showed."""
         seconds = {each.request.number: each.latency_s for each in run.others}
-        logged = Logged(timeline=run.timeline, logs=run.logs, numbers=set(seconds))
         return Timing(
             report_s=self._request.report_s,
             hop_s=measured_hop_s(seconds, run.logs),
-            sharing=measured_sharing([logged], self._facts),
+            sharing=measured_sharing(run.timeline, run.logs, seconds.keys(), self._facts),
         )
 
-    def _compared(self, runs: Sequence[tuple[_Run, Timing]], *, counts: bool = True) -> Compared:
-        """A workload's runs, and the same in virtual time."""
-        first, _ = runs[0]
-        arrived_s = [each.request.arrived_s for each in first.outcomes]
-        span_s = arrived_s[-1] - arrived_s[0]
-        return Compared(
-            workload=first.name,
-            requests=len(arrived_s),
-            rate_per_s=(len(arrived_s) - 1) / span_s if span_s else 0.0,
-            rounds=[
-                Round(
-                    measured=performance(run.outcomes),
-                    simulated=self._simulated(run, timing),
-                    timing=timing,
-                )
-                for run, timing in runs
-            ],
-            services=service_times((run.timeline for run, _ in runs), self._facts),
-            counts=counts,
+    def _round(self, run: _Run, timing: Timing) -> Round:
+        """A run, and the same in virtual time."""
+        return Round(
+            measured=performance(run.outcomes),
+            simulated=self._simulated(run, timing),
+            timing=timing,
+            services=service_times(run.timeline, self._facts),
         )
 
     def _simulated(self, run: _Run, timing: Timing) -> Performance:
@@ -340,6 +325,20 @@ class _Fidelity:
         first = len(requests) - len(own)
         trace = simulation.run(requests)
         return performance([each for each in trace.outcomes if each.request.number >= first])
+
+
+def compared(
+    name: str, requests: Sequence[Request], rounds: Sequence[Round], *, counts: bool = True
+) -> Compared:
+    """A workload's rounds, of the same requests."""
+    span_s = requests[-1].arrived_s - requests[0].arrived_s
+    return Compared(
+        workload=name,
+        requests=len(requests),
+        rate_per_s=(len(requests) - 1) / span_s if span_s else 0.0,
+        rounds=rounds,
+        counts=counts,
+    )
 
 
 def outcomes(sent: Sequence[Sent], first: int) -> list[Outcome]:

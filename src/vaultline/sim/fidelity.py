@@ -64,13 +64,11 @@ def expected_s(run: Run, models: Mapping[str, ModelFacts]) -> float:
     return group.seconds(len(run.requests), resident=not run.streamed, keep=run.keep)
 
 
-def service_times(
-    timelines: Iterable[Timeline], models: Mapping[str, ModelFacts]
-) -> dict[str, ServiceTime]:
+def service_times(timeline: Timeline, models: Mapping[str, ModelFacts]) -> dict[str, ServiceTime]:
     """How long runs took against what facts say, by step group."""
     pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
     commands: dict[str, list[float]] = defaultdict(list)
-    for span, run in (each for timeline in timelines for each in timeline.runs):
+    for span, run in timeline.runs:
         of, facts_s = f"{run.model}/{run.group}", expected_s(run, models)
         if span.failure or not facts_s:
             continue

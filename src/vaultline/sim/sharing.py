@@ -125,27 +125,22 @@ class SharedCores:
         job.done()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Logged:
-    """Servers of one machine while requests were served.
+def measured_sharing(
+    timeline: Timeline,
+    logs: Iterable[Iterable[LogEntry]],
+    numbers: Collection[int],
+    models: Mapping[str, ModelFacts],
+) -> Sharing:
+    """How servers shared a machine while requests were served, by least squares over their runs.
 
-    Attributes:
+    Args:
         timeline: of their logs, whose clocks agree.
         numbers: of the requests that count, a set.
-    """
-
-    timeline: Timeline
-    logs: Sequence[Iterable[LogEntry]]
-    numbers: Collection[int]
-
-
-def measured_sharing(found: Iterable[Logged], models: Mapping[str, ModelFacts]) -> Sharing:
-    """How servers shared a machine, by least squares over their runs.
 
     Raises:
         InputError: too few runs to tell.
     """
-    explained = [row for each in found for row in _explained(each, models)]
+    explained = list(_explained(timeline, _arrivals(logs), numbers, models))
     rows = np.array(explained).reshape(-1, 6)
     if len(rows) < rows.shape[1]:
         raise InputError("too few runs to tell how servers share a machine", got=str(len(rows)))
@@ -166,11 +161,16 @@ def measured_sharing(found: Iterable[Logged], models: Mapping[str, ModelFacts]) 
     )
 
 
-def _explained(found: Logged, models: Mapping[str, ModelFacts]) -> Iterator[tuple[float, ...]]:
+def _explained(
+    timeline: Timeline,
+    arrivals: Mapping[str, Sequence[float]],
+    numbers: Collection[int],
+    models: Mapping[str, ModelFacts],
+) -> Iterator[tuple[float, ...]]:
     """Of each run what it took, and what that is to be explained by."""
-    arrivals, busy = _arrivals(found.logs), _Busy(found.timeline)
-    for span, run in found.timeline.runs:
-        if span.failure or not all(number in found.numbers for number in run.requests):
+    busy = _Busy(timeline)
+    for span, run in timeline.runs:
+        if span.failure or not all(number in numbers for number in run.requests):
             continue
         own = _between(arrivals.get(span.server, ()), span)
         everywhere = sum(_between(times, span) for times in arrivals.values())

@@ -27,7 +27,6 @@ def compared(workload: str, ratio: float, *, counts: bool = True) -> Compared:
         requests=100,
         rate_per_s=10.0,
         rounds=[Round(measured=measured, simulated=simulated)],
-        services={},
         counts=counts,
     )
 
@@ -74,7 +73,7 @@ def test_throughput_is_from_the_first_arrival_to_the_last_answer() -> None:
 
 def test_a_workloads_ratio_is_the_median_of_its_rounds() -> None:
     rounds = [compared("x", ratio).rounds[0] for ratio in (0.5, 0.9, 1.1)]
-    found = Compared(workload="x", requests=9, rate_per_s=1.0, rounds=rounds, services={})
+    found = Compared(workload="x", requests=9, rate_per_s=1.0, rounds=rounds)
     assert found.ratio("throughput") == pytest.approx(0.9)
     assert found.ratio("mean") == pytest.approx(1 / 0.9)
 

@@ -67,7 +67,6 @@ def simulated() -> SimResult:
             requests=100,
             rate_per_s=12.0,
             rounds=[Round(measured=one(1.0), simulated=one(ratio))] * 2,
-            services={},
             counts=workload != "all at once",
         )
 

@@ -237,7 +237,7 @@ def test_what_workers_measured_is_in_the_trace() -> None:
     assert [(each.ended_s, each.measured_s) for each in measured] == [(end.event.now_s, 0.25)]
     found = [e["args"] for e in trace_events({"": again}) if "measured ms" in e.get("args", {})]
     assert [(each["measured ms"], each["decrypting ms"]) for each in found] == [(250.0, 125.0)]
-    times = service_times([again], MODELS)
+    times = service_times(again, MODELS)
     assert sum(each.command_s is not None for each in times.values()) == 1
 
 

@@ -149,7 +149,7 @@ def test_what_requests_spend_outside_of_servers_is_measured_by_durations() -> No
 
 def test_service_times_of_a_simulation_are_the_facts() -> None:
     ran = study(policy("vaultline"), SERVERS, MODELS, REQUESTS, Timing())
-    found = service_times([ran.timeline], MODELS)
+    found = service_times(ran.timeline, MODELS)
     assert set(found) == {"quick/0", "slow/0", "slow/1"}
     for each in found.values():
         assert each.runs > 0

@@ -14,7 +14,7 @@ from vaultline.sched.logs import read_logs
 from vaultline.sched.policies import policy
 from vaultline.sched.replay import LogEntry, LogHeader
 from vaultline.sim.cluster import Simulation, Timing, Trace
-from vaultline.sim.sharing import Logged, SharedCores, Sharing, measured_sharing
+from vaultline.sim.sharing import SharedCores, Sharing, measured_sharing
 from vaultline.testing.serving import group, model, poisson, server
 
 MODELS = {
@@ -110,17 +110,13 @@ def test_a_log_shows_how_its_servers_shared_their_machine(sharing: Sharing) -> N
     ]
     simulated(sharing, log)
     timeline = read_logs([("log", log)])
-    logged = [
-        Logged(timeline=timeline, logs=[log], numbers=set(range(first, first + 200)))
-        for first in (0, 200)
-    ]
-    found = measured_sharing(logged, MODELS)
+    found = measured_sharing(timeline, [log], range(400), MODELS)
     assert found.pace == pytest.approx(sharing.pace, abs=0.01)
     assert found.loss == pytest.approx(sharing.loss, abs=0.02)
     for of in ("run_s", "arrival_s", "elsewhere_s"):
         assert getattr(found, of) == pytest.approx(getattr(sharing, of), abs=1e-4), of
     with pytest.raises(InputError, match="too few runs"):
-        measured_sharing([Logged(timeline=timeline, logs=[log], numbers={0})], MODELS)
+        measured_sharing(timeline, [log], {0}, MODELS)
 
 
 @pytest.mark.parametrize("loss_s", [0.0, 1.0])
