@@ -40,6 +40,16 @@ def model(name: str, *groups: GroupFacts, fixed_mib: float = 1.0) -> ModelFacts:
     )
 
 
+def small_models() -> dict[str, ModelFacts]:
+    """One that is quick, one of two groups, and a slow one that gains from company."""
+    models = (
+        model("quick", group(2, run_s=0.003)),
+        model("mid", group(6, run_s=0.01, four_s=0.03), group(6, run_s=0.01)),
+        model("slow", group(4, run_s=0.04), group(18, run_s=0.03, four_s=0.05)),
+    )
+    return {each.name: each for each in models}
+
+
 def _measured(weights_mib: float, load_ms: float, output_mib: float, **ms: float) -> GroupFacts:
     """A group by its milliseconds per frame, streamed, in runs of n frames: ``f1``, ``f4``.."""
     return GroupFacts(

@@ -28,16 +28,9 @@ from vaultline.sched.timeline import Timeline
 from vaultline.sched.trace import trace_events, trace_json
 from vaultline.sim.cluster import Simulation, Timing
 from vaultline.sim.fidelity import service_times
-from vaultline.testing.serving import group, model, poisson, server
+from vaultline.testing.serving import poisson, server, small_models
 
-MODELS = {
-    each.name: each
-    for each in (
-        model("quick", group(2, run_s=0.003)),
-        model("mid", group(6, run_s=0.01, four_s=0.03), group(6, run_s=0.01)),
-        model("slow", group(4, run_s=0.04), group(18, run_s=0.03, four_s=0.05)),
-    )
-}
+MODELS = small_models()
 SERVERS = [server(f"s{k}", list(MODELS), mib=32, cores=1 + k) for k in range(2)]
 
 

@@ -25,16 +25,9 @@ from vaultline.sched.replay import (
 )
 from vaultline.sched.replicas import ReplicaSettings
 from vaultline.sim.cluster import Simulation, Timing, Trace
-from vaultline.testing.serving import group, model, poisson, server
+from vaultline.testing.serving import group, model, poisson, server, small_models
 
-MODELS = {
-    each.name: each
-    for each in (
-        model("quick", group(2, run_s=0.003)),
-        model("mid", group(6, run_s=0.01, four_s=0.03), group(6, run_s=0.01)),
-        model("slow", group(4, run_s=0.04), group(18, run_s=0.03, four_s=0.05)),
-    )
-}
+MODELS = small_models()
 NAMES = list(MODELS)
 SERVERS = [server(f"s{k}", NAMES, mib=40) for k in range(2)]
 

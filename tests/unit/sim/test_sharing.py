@@ -15,16 +15,9 @@ from vaultline.sched.policies import policy
 from vaultline.sched.replay import LogEntry, LogHeader
 from vaultline.sim.cluster import Simulation, Timing, Trace
 from vaultline.sim.sharing import SharedCores, Sharing, measured_sharing
-from vaultline.testing.serving import group, model, poisson, server
+from vaultline.testing.serving import poisson, server, small_models
 
-MODELS = {
-    each.name: each
-    for each in (
-        model("quick", group(2, run_s=0.003)),
-        model("mid", group(6, run_s=0.01, four_s=0.03), group(6, run_s=0.01)),
-        model("slow", group(4, run_s=0.04), group(18, run_s=0.03, four_s=0.05)),
-    )
-}
+MODELS = small_models()
 NAMES = list(MODELS)
 SERVERS = [server(f"s{k}", NAMES, mib=40) for k in range(2)]
 
