@@ -33,7 +33,6 @@ from vaultline.sched.replay import (
     Submitted,
     decode,
     encode,
-    first_difference,
 )
 from vaultline.sched.report import Report
 from vaultline.sched.wire import (
@@ -247,9 +246,7 @@ def server_line_seeds() -> tuple[bytes, ...]:
 
 
 def event_log(data: bytes) -> None:
-    """A log of decisions: replayed and compared, then replayed for a timeline."""
-    with contextlib.suppress(InputError, InfeasibleError):
-        first_difference(decode(data.split(b"\n")))
+    """A log of decisions: replayed and compared, for a timeline."""
     read_logs([("a log", decode(data.split(b"\n")))])
 
 

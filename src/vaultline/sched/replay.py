@@ -7,7 +7,6 @@ last bit; hence the same objects, told the same events, must decide the same.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 
 from vaultline.core.errors import InputError, LocalProtocolError
@@ -156,7 +155,10 @@ def decode(lines: Iterable[bytes]) -> Iterator[LogEntry]:
 
 
 class Replayer:
-    """The servers and the balancer of a log, fresh; told what those were told, they decide."""
+    """The servers and the balancer of a log, fresh; told what those were told, they decide.
+
+    ``sched.logs`` compares that with what the log says.
+    """
 
     def __init__(self, header: LogHeader) -> None:
         """As the header says.
@@ -167,7 +169,7 @@ class Replayer:
         """
         names = {name for server in header.servers for name in server.models}
         if names - {model.name for model in header.models}:
-            raise InputError("a server has models that the event log does not describe")
+            raise InputError("a server has models that the log does not describe")
         chosen = policy(header.policy)
         self._models = {model.name: model for model in header.models}
         self.balancer = Balancer(header.servers, self._models, chosen.chooser())
@@ -188,12 +190,13 @@ class Replayer:
             if isinstance(entry, BalancerEntry):
                 return list(self._balance(entry.event))
         except IMPOSSIBLE as error:
-            raise InputError("the event log says what can't be", got=str(error)) from error
+            message = getattr(error, "message", "the log says what can't be")
+            raise InputError(message, got=str(entry)) from error
         return []
 
     def _server(self, name: str) -> Server:
         if name not in self.servers:
-            raise InputError(f"the event log's header names no server {name!r}")
+            raise InputError(f"the log's header names no server {name!r}")
         return self.servers[name]
 
     def _balance(self, event: BalancerEvent) -> Iterator[SentEntry]:
@@ -214,33 +217,3 @@ class Replayer:
             case Placed(server=server, model=model, there=there):
                 self._server(server)
                 balancer.placed(server, model, there=there)
-
-
-def first_difference(entries: Iterable[LogEntry]) -> str | None:
-    """Where the same events would lead to other decisions than a log says; None: nowhere.
-
-    Decisions stand behind what they were made upon, before the next event of the same server or
-    of the balancer; entries of others may come between.
-
-    Raises:
-        InputError: no header at the start, or a log of other servers than its header names.
-    """
-    lines = iter(entries)
-    header = next(lines, None)
-    if not isinstance(header, LogHeader):
-        raise InputError("an event log without its header", remedy="give the whole file")
-    replayer, expected = Replayer(header), dict[str | None, deque[LogEntry]]()
-    for number, entry in enumerate(lines, 2):
-        if isinstance(entry, ActionEntry | SentEntry):
-            owner = entry.server if isinstance(entry, ActionEntry) else None
-            queue = expected.setdefault(owner, deque())
-            should = queue.popleft() if queue else None
-            if should != entry:
-                return f"line {number}: {entry} instead of {should or 'nothing'}"
-        elif isinstance(entry, EventEntry | BalancerEntry):
-            owner = entry.server if isinstance(entry, EventEntry) else None
-            if expected.get(owner):
-                return f"line {number}: {expected[owner][0]} is missing before it"
-            expected[owner] = deque(replayer.take(entry))
-    missing = [queue[0] for queue in expected.values() if queue]
-    return f"at the end: {missing[0]} is missing" if missing else None

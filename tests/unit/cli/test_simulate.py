@@ -295,8 +295,8 @@ def test_a_wrong_log_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[st
     lines = Path(path).read_bytes().splitlines(keepends=True)
     cases = {
         "is not valid": [b"{}\n"],
-        "that the log's header does not name": lines[1:],
-        "leaves out what a server did": [line for line in lines if b'"answer"' not in line],
+        "an event before the log's header": lines[1:],
+        "leaves out what was decided": [line for line in lines if b'"answer"' not in line],
         "an empty event log": [],
     }
     for message, kept in cases.items():

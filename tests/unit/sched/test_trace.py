@@ -261,12 +261,13 @@ def _first(kind: type[Action] | type[Event]) -> int:
 
 WRONG_LOGS: dict[str, tuple[list[LogEntry], str]] = {
     "nothing": ([], "an empty event log"),
-    "no header": (LOG[1:], "log:1: an event of a server that the log's header does not name"),
+    "no header": (LOG[1:], "log:1: an event before the log's header"),
     "an action too few": (
         [entry for k, entry in enumerate(LOG) if k != _first(Evict)],
-        "did what it would not",
+        "would not be",
     ),
-    "an action too many": ([*LOG[: _first(Answer) + 1], LOG[_first(Answer)]], "would not"),
+    "an action too many": ([*LOG[: _first(Answer) + 1], LOG[_first(Answer)]], "would not be"),
+    "two headers": ([LOG[0], *LOG], "log:2: a second header"),
     "time that goes back": ([*LOG[:9], LOG[1]], "log:10:"),
     "an end of what never began": (
         [LOG[0], EventEntry(server="s0", event=Finished(now_s=0.0, core=0))],

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from vaultline.core.errors import InputError
 from vaultline.sched.events import Finished, Installing, Removing
 from vaultline.sched.facts import ModelFacts
+from vaultline.sched.logs import read_logs
 from vaultline.sched.policies import POLICIES
 from vaultline.sched.replay import (
     ActionEntry,
@@ -19,9 +20,9 @@ from vaultline.sched.replay import (
     LogEntry,
     LogHeader,
     Lost,
+    SentEntry,
     decode,
     encode,
-    first_difference,
 )
 from vaultline.sched.replicas import ReplicaSettings
 from vaultline.sim.cluster import Simulation, Timing, Trace
@@ -92,11 +93,16 @@ def test_a_log_replayed_gives_the_same_decisions(policy: str) -> None:
     simulated(90.0, 150, policy=policy, timing=timing, losses={"s1": 1.0}, log=log)
     lines = [encode(entry) for entry in log]
     assert list(decode(lines)) == log, "to the last bit"
-    assert first_difference(decode(lines)) is None
-    action = next(k for k, entry in enumerate(log) if isinstance(entry, ActionEntry))
-    assert "is missing" in (first_difference([*log[:action], *log[action + 1 :]]) or "")
-    event = next(k for k, entry in enumerate(log) if isinstance(entry, EventEntry))
-    assert first_difference([*log[:event], *log[event + 1 :]]) is not None
+    read_logs([("log", decode(lines))])
+    for kind, message in (
+        (ActionEntry, "leaves out"),
+        (SentEntry, "leaves out"),
+        (EventEntry, "would not be"),
+        (BalancerEntry, "would not be"),
+    ):
+        place = next(k for k, entry in enumerate(log) if isinstance(entry, kind))
+        with pytest.raises(InputError, match=message):
+            read_logs([("log", [*log[:place], *log[place + 1 :]])])
 
 
 def test_a_log_that_says_what_cannot_be_is_refused() -> None:
@@ -104,10 +110,13 @@ def test_a_log_that_says_what_cannot_be_is_refused() -> None:
     for entries, message in (
         ([replace(header, models=())], "does not describe"),
         ([header, BalancerEntry(event=Lost(now_s=0.0, server="s9"))], "names no server"),
-        ([header, EventEntry(server="s0", event=Finished(now_s=0.0, core=0))], "can't be"),
+        (
+            [header, EventEntry(server="s0", event=Finished(now_s=0.0, core=0))],
+            "core 0 of server s0 is not running",
+        ),
     ):
         with pytest.raises(InputError, match=message):
-            first_difference(decode(encode(entry) for entry in entries))
+            read_logs([("log", decode(encode(entry) for entry in entries))])
 
 
 def test_batches_and_resident_weights_beat_whole_requests_in_turn_at_saturation() -> None:
