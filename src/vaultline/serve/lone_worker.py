@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -20,11 +16,10 @@ from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
 from vaultline.channel.keys import Direction
 from vaultline.channel.requests import OVERHEAD_BYTES, RequestSealer
-from vaultline.core.control import FailedLine, ReadyLine, WorkerLine
 from vaultline.core.errors import MachineError, RemoteProtocolError, VaultlineError
 from vaultline.core.frame_meta import FrameMeta, write_meta
 from vaultline.core.frames import FrameLayout
-from vaultline.core.serde import from_json, from_msgpack
+from vaultline.core.serde import from_msgpack
 from vaultline.core.serving import (
     COMMAND_BYTES_MAX,
     DoneReply,
@@ -33,18 +28,16 @@ from vaultline.core.serving import (
     InstallCommand,
     RemoveCommand,
     RunCommand,
-    ServerWorkerConfig,
     WorkerReply,
 )
-from vaultline.host.launcher import Process, start_module, stop
 from vaultline.owner.server_release import release_server, server_grant, server_memory
 from vaultline.serve.prepared import Prepared
+from vaultline.serve.worker_process import START_S, WorkerProcess, ended
 from vaultline.transport.framing import MessageReader, receive_message, send_message
 from vaultline.transport.sockets import Address, connect, hang_up
 
-_MODULE = "vaultline.enclave.server"
-#: Loading the engine's code from a cold disk takes seconds; a run takes less than any of this.
-_START_S, _REPLY_S = 60.0, 600.0
+#: A run takes less than this.
+_REPLY_S = 600.0
 _FLOATS = ("float16", "float32", "float64")
 
 
@@ -86,54 +79,17 @@ class LoneWorker:
         )
         self._message = _noise_message(self._served.input_layout)
         self._next = 0
-        self._lines: SimpleQueue[WorkerLine | None] = SimpleQueue()
-        self._folder = tempfile.TemporaryDirectory(prefix="vaultline-")
-        self._sock: Any = None
-        self._process = Process(start_module(_MODULE, (core,)))
-        try:
-            self._configure(prepared.vault.absolute(), trust.platform_file.absolute())
-            threading.Thread(target=self._hear, daemon=True).start()
-            ready = self._ready()
+        with ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vaultline-"))
+            self._process = WorkerProcess(
+                "measured", [prepared.vault], trust.platform_file, Path(folder), cores=(core,)
+            )
+            stack.callback(self._process.kill)
+            ready = self._process.ready
             release_server(Address.parse(ready.control), grant, trust.appraise).wait_loaded()
-            self._sock = connect(Address.parse(ready.data[0]), timeout_s=_START_S)
-        except BaseException:
-            self.close()
-            raise
-
-    def _configure(self, vault: Path, platform_file: Path) -> None:
-        config = ServerWorkerConfig(
-            name="measured",
-            platform="process",
-            provider="simulated",
-            platform_file=str(platform_file),
-            vaults=(str(vault),),
-            control=f"unix:{self._folder.name}/control",
-            commands=f"unix:{self._folder.name}/commands",
-            runtime_dir=self._folder.name,
-        )
-        self._process.say(config)
-
-    def _hear(self) -> None:
-        """Its lines, until it ends; beats are read only so that it is never held up."""
-        kind: Any = WorkerLine
-        with os.fdopen(os.dup(self._process.stdout_fd), "rb") as pipe:
-            for line in pipe:
-                try:
-                    said = from_json(line, kind, what="a worker's line")
-                except VaultlineError:
-                    continue
-                if isinstance(said, ReadyLine | FailedLine):
-                    self._lines.put(said)
-        self._lines.put(None)
-
-    def _ready(self) -> ReadyLine:
-        try:
-            line = self._lines.get(timeout=_START_S)
-        except Empty:
-            raise MachineError("the worker did not start in time") from None
-        if isinstance(line, ReadyLine):
-            return line
-        raise self._reason(line)
+            self._sock = connect(Address.parse(ready.data[0]), timeout_s=START_S)
+            stack.callback(hang_up, self._sock)
+            self._stack = stack.pop_all()
 
     # What it is told. Everything takes seconds, as its host sees it.
 
@@ -223,33 +179,16 @@ class LoneWorker:
     def _lost(self) -> MachineError:
         """Why it hung up, if it has said so."""
         self._process.popen.kill()
-        line: WorkerLine | None = None
-        while (said := self._lines.get()) is not None:
-            line = said
-        return self._reason(line)
-
-    @staticmethod
-    def _reason(line: WorkerLine | None) -> MachineError:
-        got = f"{line.code}: {line.message}" if isinstance(line, FailedLine) else "no reason"
-        return MachineError("the worker has ended", got=got)
+        return ended(self._process.last_line())
 
     def close(self) -> None:
         """End it. Safe to call twice."""
-        if self._sock is not None:
-            hang_up(self._sock)
-            self._sock.close()
-        stop([self._process])
-        self._folder.cleanup()
+        self._stack.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

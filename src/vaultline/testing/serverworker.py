@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -23,17 +22,14 @@ from vaultline.attest.server_grant import ServerGrant
 from vaultline.channel.keys import Direction
 from vaultline.channel.requests import OVERHEAD_BYTES, RequestOpener, RequestSealer
 from vaultline.core.control import (
-    BeatLine,
     BufferKind,
     FailedLine,
-    ReadyLine,
     StageMetrics,
-    WorkerLine,
 )
 from vaultline.core.errors import MachineError, VaultlineError
 from vaultline.core.frame_meta import FrameMeta, read_meta, read_times, write_meta
 from vaultline.core.frames import StageTimes
-from vaultline.core.serde import canonical_json, from_json, from_msgpack, to_msgpack
+from vaultline.core.serde import from_msgpack, to_msgpack
 from vaultline.core.serving import (
     DoneReply,
     EvictCommand,
@@ -42,19 +38,17 @@ from vaultline.core.serving import (
     InstallCommand,
     RemoveCommand,
     RunCommand,
-    ServerWorkerConfig,
     WorkerReply,
 )
 from vaultline.enclave.commands import CommandLine
 from vaultline.enclave.evidence import Provider
 from vaultline.enclave.process import Process, local_isa
 from vaultline.enclave.server import Server
-from vaultline.host.launcher import start_module
 from vaultline.owner.server_release import release_server
+from vaultline.serve.worker_process import WorkerProcess
 from vaultline.testing.servermodels import SealedModel, Trust
 from vaultline.transport.sockets import Address, Listener, connect, hang_up
 
-MODULE = "vaultline.enclave.server"
 _WAIT_S = 60.0
 _LENGTH = struct.Struct("!I")
 Array = NDArray[Any]
@@ -237,25 +231,14 @@ class ServerWorker(HostSide):
     ) -> None:
         """Start, appraise and grant it; ``folder``: for its sockets, with a short path."""
         self._granting, self._trust = grant, trust
-        config = ServerWorkerConfig(
-            name="server",
-            platform="process",
-            provider="simulated",
-            platform_file=str(trust.platform),
-            vaults=tuple(str(each.vault) for each in models),
-            control=f"unix:{folder}/control",
-            commands=f"unix:{folder}/commands",
-            runtime_dir=str(folder),
-        )
-        self.popen = start_module(MODULE, cpus)
+        vaults = [each.vault for each in models]
+        self._process = WorkerProcess("server", vaults, trust.platform, folder, cores=cpus)
+        self.popen, self.ready = self._process.popen, self._process.ready
         try:
-            self._write(canonical_json(config) + b"\n")
-            self.ready = self._ready()
             self.grant_to(Address.parse(self.ready.control))
             sock = connect(Address.parse(self.ready.data[0]), timeout_s=_WAIT_S)
         except BaseException:
-            self.popen.kill()
-            self._end()
+            self._process.kill()
             raise
         super().__init__(sock, models, grant)
 
@@ -267,54 +250,18 @@ class ServerWorker(HostSide):
 
     def last_line(self) -> FailedLine | None:
         """Wait until the process has ended; what it said then, if anything failed."""
-        failed = None
-        while (line := self._line()) is not None:
-            failed = line if isinstance(line, FailedLine) else failed
-        self.popen.wait(_WAIT_S)
-        return failed
+        return self._process.last_line()
 
     def close(self) -> int:
         """End it by closing its standard input; the exit code."""
         hang_up(self.sock)
-        return self._end()
+        return self._process.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _end(self) -> int:
-        for pipe in (self.popen.stdin, self.popen.stdout):
-            if pipe is not None:
-                pipe.close()
-        return self.popen.wait(_WAIT_S)
-
-    def _write(self, data: bytes) -> None:
-        if self.popen.stdin is not None:
-            self.popen.stdin.write(data)
-            self.popen.stdin.flush()
-
-    def _ready(self) -> ReadyLine:
-        while (line := self._line()) is not None:
-            if isinstance(line, ReadyLine):
-                return line
-            if isinstance(line, FailedLine):
-                raise MachineError(line.message, got=line.code)
-        raise MachineError("the worker ended without a word")
-
-    def _line(self) -> BeatLine | ReadyLine | FailedLine | None:
-        data = b"" if self.popen.stdout is None else self.popen.stdout.readline()
-        union: Any = WorkerLine
-        line: BeatLine | ReadyLine | FailedLine | None = (
-            from_json(data, union, what="a worker's line") if data else None
-        )
-        return line
 
 
 class _CountedLine(CommandLine):
@@ -389,10 +336,5 @@ class ServerThread(HostSide):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.end()
