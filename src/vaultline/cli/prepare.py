@@ -14,7 +14,7 @@ from rich.progress import Progress
 from vaultline.bench.rig import make_trust
 from vaultline.cli.bench_common import ZooOption, default_zoo
 from vaultline.cli.common import JsonFlag, messages, print_json, progress, results, table
-from vaultline.cli.seal import KekOption
+from vaultline.cli.options import KekOption
 from vaultline.core.errors import InputError
 from vaultline.core.limits import MIB
 from vaultline.core.program import PageMode

@@ -14,6 +14,14 @@ from rich.table import Table
 from vaultline.attest.linkwire import FRAMES_PER_LINK_MAX
 from vaultline.cli.common import JsonFlag, device_names, note, print_json, progress, results, table
 from vaultline.cli.files import load_cluster, load_plan, read_text
+from vaultline.cli.options import (
+    CollateralOption,
+    KekOption,
+    MetricsOption,
+    PlatformOption,
+    PrivacyOption,
+    SimulatedOption,
+)
 from vaultline.cli.run_metrics import StageCollector, serving
 from vaultline.cli.running import (
     RunRequest,
@@ -24,7 +32,6 @@ from vaultline.cli.running import (
     stage_times,
     stoppable,
 )
-from vaultline.cli.seal import KekOption, PrivacyOption
 from vaultline.core.limits import MIB
 from vaultline.core.plan import Plan
 from vaultline.owner.disclosure import load_disclosure
@@ -56,16 +63,9 @@ def run(
     source: Annotated[str, typer.Option(help="Video file, folder of images, or rtsp://.")],
     sink: Annotated[Path, typer.Option(help="Where results go, one JSON line per frame.")],
     kek: KekOption = None,
-    collateral: Annotated[
-        Path | None, typer.Option(help="Collateral; collateral.json beside the policy if unset.")
-    ] = None,
-    platform: Annotated[
-        Path | None,
-        typer.Option(help="Simulated platform; platform.json beside the policy if unset."),
-    ] = None,
-    allow_simulated: Annotated[
-        bool, typer.Option("--allow-simulated", help="Accept simulated enclaves: no protection.")
-    ] = False,
+    collateral: CollateralOption = None,
+    platform: PlatformOption = None,
+    allow_simulated: SimulatedOption = False,
     privacy: PrivacyOption = None,
     leakage: Annotated[
         Path | None, typer.Option(help="Leakage report; without it no tensor is released.")
@@ -111,10 +111,7 @@ def run(
     frames_per_link: Annotated[
         int, typer.Option(min=1, max=FRAMES_PER_LINK_MAX, help="Frames of one signature.")
     ] = FRAMES_PER_LINK,
-    metrics: Annotated[
-        str | None,
-        typer.Option(help="HOST:PORT that serves memory use as Prometheus text, to anybody."),
-    ] = None,
+    metrics: MetricsOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Attest the enclaves of a plan, release their keys, and send frames through them."""

@@ -9,23 +9,13 @@ import typer
 
 from vaultline.cli.common import JsonFlag, print_json, progress, results
 from vaultline.cli.files import check_target, load_plan
+from vaultline.cli.options import KekOption, PrivacyOption
 from vaultline.core.units import format_bytes
 from vaultline.graph.model import load_model
 from vaultline.owner.deploy import compile_stages
 from vaultline.owner.disclosure import check_disclosed, load_disclosure
 from vaultline.owner.keyfile import load_kek, new_keys, read_keyfile, write_keyfile
 from vaultline.owner.seal import seal_vault
-
-KekOption = Annotated[
-    Path | None,
-    typer.Option("--kek", help="Key-encryption key (JWK); by default ~/.config/vaultline/kek.jwk."),
-]
-
-
-PrivacyOption = Annotated[
-    Path | None,
-    typer.Option(help="What untrusted devices may see (YAML); nothing if unset."),
-]
 
 
 def register(app: typer.Typer) -> None:

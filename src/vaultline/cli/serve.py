@@ -24,9 +24,15 @@ from vaultline.attest.evidence import Evidence
 from vaultline.bench.rig import make_trust
 from vaultline.cli.common import JsonFlag, messages, note, print_json, progress, results, table
 from vaultline.cli.files import load_cluster
+from vaultline.cli.options import (
+    CollateralOption,
+    KekOption,
+    MetricsOption,
+    PlatformOption,
+    SimulatedOption,
+)
 from vaultline.cli.run_metrics import serving
 from vaultline.cli.running import Stopped
-from vaultline.cli.seal import KekOption
 from vaultline.cli.serve_table import Rates, live_table
 from vaultline.core.errors import InputError, PeerError
 from vaultline.core.limits import MIB
@@ -77,16 +83,9 @@ def serve(
         Path | None,
         typer.Option(help="Which evidence is accepted (YAML); a development root's if unset."),
     ] = None,
-    collateral: Annotated[
-        Path | None, typer.Option(help="Collateral; collateral.json beside the policy if unset.")
-    ] = None,
-    platform: Annotated[
-        Path | None,
-        typer.Option(help="Simulated platform; platform.json beside the policy if unset."),
-    ] = None,
-    allow_simulated: Annotated[
-        bool, typer.Option("--allow-simulated", help="Accept simulated enclaves: no protection.")
-    ] = False,
+    collateral: CollateralOption = None,
+    platform: PlatformOption = None,
+    allow_simulated: SimulatedOption = False,
     kek: KekOption = None,
     listen: Annotated[
         str | None, typer.Option(help="Where clients connect: unix:PATH or tcp:HOST:PORT.")
@@ -94,9 +93,7 @@ def serve(
     credential: Annotated[
         Path | None, typer.Option(help="For TCP: the clients' credential; made if missing.")
     ] = None,
-    metrics: Annotated[
-        str | None, typer.Option(help="HOST:PORT that serves Prometheus text, to anybody.")
-    ] = None,
+    metrics: MetricsOption = None,
     log_dir: Annotated[
         Path | None, typer.Option(help="Folder for events and actions, for `vaultline trace`.")
     ] = None,
