@@ -15,7 +15,7 @@ help:
 	@echo "make test       the default tests"
 	@echo "make test-full  the exhaustive ones as well"
 	@echo "make fuzz       every parser for SECONDS (10) each, or those in TARGETS"
-	@echo "make lint       ruff, mypy --strict, import contracts"
+	@echo "make lint       ruff, mypy (--strict for the package), import contracts"
 	@echo "make format     let ruff reformat"
 	@echo "make bench      measure the pipeline and the channel on this machine"
 	@echo "make docs       run the demo and redraw the pictures in docs/img"
@@ -59,6 +59,7 @@ lint: env
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
 	$(BIN)/lint-imports --no-cache
 
 format: env

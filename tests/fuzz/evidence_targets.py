@@ -56,7 +56,8 @@ SIGNED_BYTES = {3: 48 + 384, 4: 48 + 584, 5: 54 + 648}
 @cache
 def policy() -> Policy:
     """Accepts every vector here as it is."""
-    vendors = {name: (each.root_id,) for name, each in (*INTEL.items(), *SNP.items())}
+    vendors = {name: (each.root_id,) for name, each in INTEL.items()}
+    vendors |= {name: (each.root_id,) for name, each in SNP.items()}
     domain = TrustDomain(mrtd=MRTD.hex(), rtmr1=RTMR1.hex(), rtmr2=RTMR2.hex())
     digests = {f"m{index:02}": digest.hex() for index, digest in NVIDIA.measurements}
     gpu = Gpu(driver=NVIDIA.driver, vbios="96.00.9F.00.01", measurements=digests)

@@ -11,7 +11,7 @@ import re
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,7 +125,7 @@ def test_a_fault_ends_the_run_with_its_name_and_leaves_nothing(
     case: str,
     owner: RunningOwner,
     temporary: Path,
-    record_property: pytest.RecordProperty,
+    record_property: Callable[[str, object], None],
 ) -> None:
     fault = FAULTS[case]
     seen = owner.sink.read_bytes().count(b"\n")

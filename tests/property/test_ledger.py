@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
@@ -176,6 +177,7 @@ def test_the_ledger_balances_at_every_event(made: tuple[Model, CompiledStage], d
     model, compiled = made
     program = compiled.program
     stage = Stage(program, Arrays(compiled))
+    assert isinstance(stage.ledger, WatchedLedger)
     loaded = stage.ledger.events
     for seed in range(2):
         count = data.draw(st.integers(1, program.settings.frames_per_pass))
@@ -214,6 +216,7 @@ def test_the_ledger_balances_whatever_ends_a_pass(made: tuple[Model, CompiledSta
             fail_in_the_engine(stage, frames, data.draw(st.integers(0, 5)))
         else:
             passing = stage.passing(frames)
+            assert isinstance(passing, Generator)
             for _ in range(data.draw(st.integers(0, len(frames)))):
                 next(passing)
             passing.close()

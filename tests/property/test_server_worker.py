@@ -14,7 +14,13 @@ from msgspec.structs import replace
 from server_cases import perceptron
 
 from vaultline.attest.server_grant import ServerGrant
-from vaultline.core.serving import DoneReply, EvictCommand, InstallCommand, RemoveCommand
+from vaultline.core.serving import (
+    DoneReply,
+    EvictCommand,
+    FailedReply,
+    InstallCommand,
+    RemoveCommand,
+)
 from vaultline.enclave.simulated_quotes import SimulatedProvider
 from vaultline.graph.engine import run_plain
 from vaultline.testing.attestation import MEASUREMENT, devroot
@@ -131,6 +137,7 @@ class Host:
             else:
                 self.waiting.setdefault((model, group + 1), []).extend(numbers)
         else:
+            assert isinstance(reply, FailedReply)
             assert reply.code == "BudgetExceededError"
             self.failed += numbers
             self.doomed.add(what)

@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from test_sgx_sigstruct import MRENCLAVE, sigstruct
+from sigstructs import MRENCLAVE, sigstruct
 
 from vaultline.cli import main as cli
 from vaultline.enclave.measurement import measure

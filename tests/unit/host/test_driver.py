@@ -52,6 +52,7 @@ MODELS = (
     model("two", group(6.0), group(8.0, output_mib=0.1)),
     model("big", group(14.0), group(10.0)),
 )
+NAMES = tuple(each.name for each in MODELS)
 
 
 def hosted(facts: ModelFacts) -> HostedModel:
@@ -69,7 +70,7 @@ class Stand:
         cores: int = 1,
         mib: float = 32,
         held_max: int = 1000,
-        here: Sequence[str] = tuple(each.name for each in MODELS),
+        here: Sequence[str] = NAMES,
     ) -> None:
         facts = server("s", here, cores=cores, mib=mib)
         by_name = {each.name: each for each in MODELS}

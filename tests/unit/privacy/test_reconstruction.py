@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,16 +15,18 @@ from vaultline.privacy import Measured, RidgeSettings, Sample, fit_ridge, luma, 
 from vaultline.privacy.measure import above_blind, blind_ssim
 from vaultline.privacy.ridge import _places
 
-QUICK = RidgeSettings(samples_max=3000, features_max=150)
+QUICKLY = partial(fit_ridge, settings=RidgeSettings(samples_max=3000, features_max=150))
 
 
-def attacked(samples: list[Sample], crossing: Callable[[np.ndarray], object]) -> Measured:
+def attacked(
+    samples: list[Sample], crossing: Callable[[np.ndarray], Iterable[np.ndarray]]
+) -> Measured:
     """Six pictures to fit on, three to attack, with another tensor crossing."""
     changed = [
         replace(s, stacks=tuple(np.asarray(p, np.float32) for p in crossing(s.stacks[0])))
         for s in samples
     ]
-    return measure_cut(changed[:6], changed[6:], lambda *given: fit_ridge(*given, QUICK))
+    return measure_cut(changed[:6], changed[6:], QUICKLY)
 
 
 def shrunk(planes: np.ndarray, factor: int) -> np.ndarray:
@@ -100,7 +103,7 @@ def test_the_same_samples_give_the_same_scores(samples: list[Sample]) -> None:
 
 
 def test_two_training_pictures_are_enough(samples: list[Sample]) -> None:
-    found = measure_cut(samples[:2], samples[6:], lambda *given: fit_ridge(*given, QUICK))
+    found = measure_cut(samples[:2], samples[6:], QUICKLY)
     assert found.reconstruction > 0.99
 
 

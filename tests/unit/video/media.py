@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -50,7 +51,7 @@ def write_picture(path: Path, image: Pixels) -> Path:
     """A PNG, BMP, JPEG or WebP by the name's end."""
     codecs = {".png": ("png", "rgb24"), ".bmp": ("bmp", "bgr24"), ".webp": ("libwebp", "bgra")}
     codec, pixels = codecs.get(path.suffix.lower(), ("mjpeg", "yuvj444p"))
-    encoder = av.CodecContext.create(codec, "w")
+    encoder: Any = av.CodecContext.create(codec, "w")
     encoder.height, encoder.width = image.shape[:2]
     encoder.pix_fmt, encoder.time_base = pixels, Fraction(1, 1)
     if codec == "libwebp":
