@@ -10,7 +10,6 @@ import socket
 import struct
 import threading
 from collections import defaultdict
-from types import TracebackType
 from typing import Self
 
 from vaultline.bench.namespaces import Network, in_namespace
@@ -45,12 +44,7 @@ class Tap:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self._stopped)
         self._thread.join()
         statistics = self._sock.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)

@@ -14,7 +14,6 @@ import struct
 import threading
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from types import TracebackType
 from typing import Self
 
 import av
@@ -126,12 +125,7 @@ class RtspServer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if not self.stopped.is_set():
             self.kill()
 

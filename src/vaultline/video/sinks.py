@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -123,12 +122,7 @@ class JsonLinesSink:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _record(self, result: Result) -> dict[str, Any]:
