@@ -21,6 +21,7 @@ import pytest
 from vaultline.core.errors import InfeasibleError, InputError, LocalProtocolError
 from vaultline.graph.groups import GroupRule
 from vaultline.host.driver import ServerDriver, replay
+from vaultline.owner.arrays import Array
 from vaultline.owner.keyfile import load_kek
 from vaultline.owner.prepare import prepare
 from vaultline.sched.events import Answer as Answered
@@ -40,7 +41,6 @@ from vaultline.sched.wire import HostedModel
 from vaultline.serve import oversight
 from vaultline.serve.answers import (
     Answer,
-    Array,
     DrainingError,
     GatewayClosedError,
     OverloadedError,

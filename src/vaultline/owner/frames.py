@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from vaultline.core.errors import InputError
 from vaultline.core.frame_meta import FrameMeta, read_meta, read_times, tensor_bytes, write_meta
 from vaultline.core.frames import FrameLayout, StageTimes
 from vaultline.core.plan import Plan
-from vaultline.core.tensors import TensorSpec
-
-Array = npt.NDArray[Any]
+from vaultline.owner.arrays import Array, check_array, view_of, write_array
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +61,14 @@ class FrameCodec:
         meta = FrameMeta(index=frame.index, timestamp_s=frame.timestamp_s, sent_ns=now_ns)
         write_meta(self.sent, message, meta)
         for position, (spec, tensor) in enumerate(zip(specs, frame.tensors, strict=True)):
-            if tensor.shape != spec.shape or str(tensor.dtype) != spec.dtype:
-                raise InputError(
-                    f"a frame does not fit the model's input {spec.name!r}",
-                    got=f"{tensor.dtype} {tensor.shape}",
-                    expected=f"{spec.dtype} {spec.shape}",
-                )
-            target = np.frombuffer(tensor_bytes(self.sent, message, position), tensor.dtype)
-            target[:] = tensor.reshape(-1)
+            check_array(tensor, spec, f"a frame does not fit the model's input {spec.name!r}")
+            write_array(tensor, tensor_bytes(self.sent, message, position))
 
     def read(self, message: memoryview, *, now_ns: int) -> ResultFrame:
         """What a message says, copied out of it."""
         meta = read_meta(message)
         outputs = {
-            spec.name: _array(tensor_bytes(self.returned, message, position), spec)
+            spec.name: view_of(tensor_bytes(self.returned, message, position), spec).copy()
             for position, spec in enumerate(self.returned.specs)
         }
         return ResultFrame(
@@ -91,9 +79,3 @@ class FrameCodec:
             sent_ns=meta.sent_ns,
             received_ns=now_ns,
         )
-
-
-def _array(data: memoryview, spec: TensorSpec) -> Array:
-    """A copy of the message's bytes as an array; bfloat16 stays as 16-bit words."""
-    dtype = "uint16" if spec.dtype == "bfloat16" else spec.dtype
-    return np.frombuffer(data, dtype).reshape(spec.shape).copy()

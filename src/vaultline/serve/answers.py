@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from vaultline.core.errors import PeerError, RefusedError
 from vaultline.core.frames import StageTimes
-
-Array = npt.NDArray[Any]
+from vaultline.owner.arrays import Array
 
 
 class RefusedByServerError(RefusedError):
@@ -108,13 +103,3 @@ class Counters:
     lost_servers: int = 0
     open: int = 0
     open_bytes: int = 0
-
-
-def array_of(data: memoryview, dtype: str, shape: tuple[int, ...]) -> Array:
-    """A copy of a message's bytes as an array; bfloat16 stays as 16-bit words."""
-    return np.frombuffer(data, dtype_of(dtype)).reshape(shape).copy()
-
-
-def dtype_of(name: str) -> str:
-    """What numpy calls an element type of a tensor."""
-    return "uint16" if name == "bfloat16" else name

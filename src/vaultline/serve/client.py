@@ -12,16 +12,14 @@ import numpy as np
 
 from vaultline.core.errors import InputError, PeerError, RefusedError, VaultlineError
 from vaultline.core.limits import FRAME_BYTES_MAX
+from vaultline.owner.arrays import Array, check_array, view_of
 from vaultline.serve.answers import (
     Answer,
-    Array,
     DrainingError,
     GatewayClosedError,
     OverloadedError,
     RefusedByServerError,
     ServersLostError,
-    array_of,
-    dtype_of,
 )
 from vaultline.serve.clientwire import (
     ClientModel,
@@ -233,12 +231,7 @@ def _tensors(model: ClientModel, inputs: Mapping[str, Array]) -> list[memoryview
     tensors = []
     for spec in model.inputs:
         array = np.ascontiguousarray(inputs[spec.name])
-        if array.shape != spec.shape or str(array.dtype) != dtype_of(spec.dtype):
-            raise InputError(
-                f"a tensor does not fit input {spec.name!r} of {model.name}",
-                got=f"{array.dtype} {array.shape}",
-                expected=f"{spec.dtype} {spec.shape}",
-            )
+        check_array(array, spec, f"a tensor does not fit input {spec.name!r} of {model.name}")
         tensors.append(memoryview(array.reshape(-1).view(np.uint8).data))
     return tensors
 
@@ -249,7 +242,7 @@ def _answer(model: ClientModel, message: InferredMessage, tensors: memoryview) -
     outputs, start = {}, 0
     for spec in model.outputs:
         part = tensors[start : start + spec.nbytes]
-        outputs[spec.name] = array_of(part, spec.dtype, spec.shape)
+        outputs[spec.name] = view_of(part, spec).copy()
         start += spec.nbytes
     return Answer(
         outputs=outputs,

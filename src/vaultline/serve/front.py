@@ -22,13 +22,12 @@ from vaultline.core.errors import (
     VaultlineError,
 )
 from vaultline.core.tensors import TensorSpec
+from vaultline.owner.arrays import Array, view_of
 from vaultline.owner.served import ServedModel
 from vaultline.serve.answers import (
     Answer,
-    Array,
     OverloadedError,
     RefusedByServerError,
-    dtype_of,
 )
 from vaultline.serve.clientwire import (
     REQUEST_BYTES_MAX,
@@ -285,7 +284,7 @@ def _arrays(served: ServedModel, tensors: memoryview) -> list[Array]:
     arrays, start = [], 0
     for spec in served.inputs:
         part = tensors[start : start + spec.nbytes]
-        arrays.append(np.frombuffer(part, dtype_of(spec.dtype)).reshape(spec.shape))
+        arrays.append(view_of(part, spec))
         start += spec.nbytes
     return arrays
 

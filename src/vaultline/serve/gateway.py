@@ -20,6 +20,7 @@ from vaultline.core.errors import InputError, LocalProtocolError, PeerError, Vau
 from vaultline.core.frame_meta import FrameMeta, write_meta
 from vaultline.core.frames import StageTimes
 from vaultline.host.eventlog import EventLog
+from vaultline.owner.arrays import Array
 from vaultline.owner.served import ServedModel
 from vaultline.sched.balancer import Balancer
 from vaultline.sched.events import Request
@@ -34,7 +35,6 @@ from vaultline.sched.wire import (
 )
 from vaultline.serve.answers import (
     Answer,
-    Array,
     DrainingError,
     GatewayClosedError,
     Loss,

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from vaultline.attest.server_grant import ServerGrant
 from vaultline.channel.requests import OVERHEAD_BYTES
 from vaultline.core.errors import InputError
 from vaultline.core.frame_meta import tensor_bytes
+from vaultline.owner.arrays import Array, check_array, write_array
 from vaultline.owner.served import ServedModel
 from vaultline.owner.server_release import server_grant, server_memory
 from vaultline.owner.starting import Place
@@ -20,7 +19,6 @@ from vaultline.sched.policies import policy as policy_named
 from vaultline.sched.replay import LogHeader
 from vaultline.sched.server import Server
 from vaultline.sched.wire import HostedModel, LaunchServer
-from vaultline.serve.answers import Array, dtype_of
 from vaultline.serve.cluster import ServerSpec
 from vaultline.serve.prepared import Prepared
 
@@ -194,11 +192,5 @@ def write_request(
             expected=str(len(served.inputs)),
         )
     for position, (spec, tensor) in enumerate(zip(served.inputs, tensors, strict=True)):
-        if tensor.shape != spec.shape or str(tensor.dtype) != dtype_of(spec.dtype):
-            raise InputError(
-                f"a tensor does not fit input {spec.name!r} of {served.name}",
-                got=f"{tensor.dtype} {tensor.shape}",
-                expected=f"{spec.dtype} {spec.shape}",
-            )
-        target = np.frombuffer(tensor_bytes(layout, message, position), tensor.dtype)
-        target[:] = tensor.reshape(-1)
+        check_array(tensor, spec, f"a tensor does not fit input {spec.name!r} of {served.name}")
+        write_array(tensor, tensor_bytes(layout, message, position))

@@ -19,6 +19,7 @@ from vaultline.core.errors import PeerError, RemoteProtocolError, VaultlineError
 from vaultline.core.frame_meta import read_meta, read_times, tensor_bytes
 from vaultline.core.frames import StageTimes
 from vaultline.core.serde import from_msgpack
+from vaultline.owner.arrays import Array, view_of
 from vaultline.owner.hostlink import HostLostError, HostProcess
 from vaultline.owner.release import Release
 from vaultline.owner.server_release import release_server
@@ -40,7 +41,7 @@ from vaultline.sched.wire import (
     ServerReadyLine,
     SubmitMessage,
 )
-from vaultline.serve.answers import Array, ServerLostError, array_of
+from vaultline.serve.answers import ServerLostError
 from vaultline.serve.cluster import ServerSpec
 from vaultline.serve.dispatch import Pending
 from vaultline.serve.prepared import Prepared
@@ -296,7 +297,7 @@ class ServerLink:
         if read_meta(message).index != number:
             raise RemoteProtocolError("an enclave answered another request than it was asked")
         outputs = {
-            spec.name: array_of(tensor_bytes(layout, message, k), spec.dtype, spec.shape)
+            spec.name: view_of(tensor_bytes(layout, message, k), spec).copy()
             for k, spec in enumerate(layout.specs)
         }
         return outputs, read_times(layout, message)

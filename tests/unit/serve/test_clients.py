@@ -18,10 +18,10 @@ import pytest
 from vaultline.core.errors import InputError, PeerError, VaultlineError
 from vaultline.core.frames import StageTimes
 from vaultline.core.tensors import TensorSpec
+from vaultline.owner.arrays import Array
 from vaultline.owner.served import ServedModel
 from vaultline.serve.answers import (
     Answer,
-    Array,
     DrainingError,
     RefusedByServerError,
     ServersLostError,
