@@ -24,10 +24,9 @@ from vaultline.bench.bounded_pipeline import CHUNK_FRAMES, PipelineRun, Pipeline
 from vaultline.bench.bounded_process import FRAMES
 from vaultline.bench.bounded_ratio import BoundedRun, Timing
 from vaultline.bench.bounded_switching import SWITCHED, SwitchingRequest, SwitchingResult
-from vaultline.cli.bench_common import QuickFlag, ZooOption, default_zoo, machine, told
+from vaultline.cli.bench_common import QuickFlag, ZooOption, default_zoo, machine, named, told
 from vaultline.cli.common import JsonFlag, print_json, results, table
 from vaultline.cli.files import check_target
-from vaultline.core.errors import InputError
 from vaultline.core.limits import MIB
 from vaultline.core.paged import SGX1_PAGE_S
 from vaultline.graph.zoo import ZOO
@@ -72,16 +71,7 @@ def bounded(
 def _names(models: str | None, *, quick: bool) -> tuple[str, ...]:
     if models is None:
         return _QUICK_MODELS if quick else ZOO
-    names = tuple(dict.fromkeys(name.strip() for name in models.split(",")))
-    unknown = [name for name in names if name not in ZOO]
-    if unknown:
-        raise InputError(
-            "there is no such model to measure",
-            got=", ".join(unknown),
-            expected=", ".join(ZOO),
-            remedy="name some of these with --models, commas between them",
-        )
-    return names
+    return named(models, ZOO, "there is no such model to measure", "--models")
 
 
 def _request(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +12,7 @@ import typer
 
 from vaultline.bench.profiling import cpu_name
 from vaultline.cli.common import progress
+from vaultline.core.errors import InputError
 
 QuickFlag = Annotated[bool, typer.Option("--quick", help="Finish within a minute.")]
 ZooOption = Annotated[
@@ -25,6 +26,24 @@ def default_zoo() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
     home = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
     return home / "vaultline" / "zoo"
+
+
+def named(text: str, known: Collection[str], message: str, option: str) -> tuple[str, ...]:
+    """Names with commas between them, each once.
+
+    Raises:
+        InputError: with this message: one that is not known.
+    """
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InputError(
+            message,
+            got=", ".join(unknown),
+            expected=", ".join(known),
+            remedy=f"name some of these with {option}, commas between them",
+        )
+    return names
 
 
 @contextmanager

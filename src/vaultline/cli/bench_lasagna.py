@@ -11,11 +11,10 @@ import typer
 from vaultline.bench.lasagna import BASELINE, LasagnaRequest, bench_lasagna
 from vaultline.bench.lasagna_results import OURS, LasagnaResult, Offered, Saturated, figures
 from vaultline.bench.serving import RigRequest, ServingRig
-from vaultline.cli.bench_common import QuickFlag, ZooOption, default_zoo, machine, told
+from vaultline.cli.bench_common import QuickFlag, ZooOption, default_zoo, machine, named, told
 from vaultline.cli.common import JsonFlag, print_json, results, table
 from vaultline.cli.files import check_target
 from vaultline.cli.running import stoppable
-from vaultline.core.errors import InputError
 from vaultline.core.limits import MIB
 from vaultline.sched.policies import POLICIES
 
@@ -98,15 +97,7 @@ def _only(policies: str | None, request: LasagnaRequest) -> LasagnaRequest:
     """
     if policies is None:
         return request
-    names = [name.strip() for name in policies.split(",")]
-    unknown = [name for name in names if name not in POLICIES]
-    if unknown:
-        raise InputError(
-            "there is no such policy",
-            got=", ".join(unknown),
-            expected=", ".join(POLICIES),
-            remedy="name some of these with --policies, commas between them",
-        )
+    names = named(policies, POLICIES, "there is no such policy", "--policies")
     return replace(request, policies=tuple(n for n in POLICIES if n in names or n == OURS))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
-import signal
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ from vaultline.core.serving import (
     WorkerReply,
 )
 from vaultline.host.driver import ServerDriver
+from vaultline.host.entry import end_when_told, first_line
 from vaultline.host.eventlog import EventLog
 from vaultline.host.gramine import diagnose
 from vaultline.host.launcher import SERVER_MODULE, Worker, start_worker, stop
@@ -401,26 +401,13 @@ def _watched(launch: LaunchServer, busy_s_max: float) -> LaunchWorker:
     )
 
 
-def _launch_line() -> bytes:
-    data = bytearray()
-    while not data.endswith(b"\n") and len(data) <= _LAUNCH_BYTES_MAX:
-        part = os.read(0, 1 << 16)
-        if not part:
-            break
-        data += part
-    return bytes(data)
-
-
-def _stop(*_: object) -> None:
-    raise SystemExit(0)
-
-
 def main() -> None:
     """Run one server; ends, and ends its worker, when the gateway closes standard input."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _stop)
+    end_when_told()
     try:
-        launch = from_json(_launch_line(), LaunchServer, what="the launch of a server")
+        launch = from_json(
+            first_line(_LAUNCH_BYTES_MAX), LaunchServer, what="the launch of a server"
+        )
         if launch.cpus:  # the host is part of the server: it takes nobody else's cores
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, launch.cpus)
