@@ -16,7 +16,7 @@ SPECS = (
     TensorSpec(name="x", dtype="float32", shape=(1, 3)),
     TensorSpec(name="half", dtype="bfloat16", shape=(2, 2)),
 )
-TENSORS = [np.array([[1, 2, 3]], np.float32), np.array([[1, 2], [3, 4]], np.uint16)]
+TENSORS: list[Any] = [np.array([[1, 2, 3]], np.float32), np.array([[1, 2], [3, 4]], np.uint16)]
 
 
 def codec() -> FrameCodec:
