@@ -7,7 +7,7 @@ from dataclasses import replace
 from vaultline.core.errors import InfeasibleError
 from vaultline.core.program import Isa
 from vaultline.graph.fit import Arranged, Fitting
-from vaultline.graph.layout import Limits
+from vaultline.graph.placing import Limits
 from vaultline.graph.structure import Model
 from vaultline.graph.tiles import tiled
 

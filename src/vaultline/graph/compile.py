@@ -31,8 +31,8 @@ from vaultline.graph.canonical import step_graph
 from vaultline.graph.extract import extract
 from vaultline.graph.fit import Arranged
 from vaultline.graph.isa import local_isa
-from vaultline.graph.layout import Limits
 from vaultline.graph.order import as_run
+from vaultline.graph.placing import Limits
 from vaultline.graph.rewrite import rewrite
 from vaultline.graph.steps import Part
 from vaultline.graph.structure import Array, Model, Node, raw_bytes, with_sizes

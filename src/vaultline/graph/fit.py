@@ -25,7 +25,8 @@ from vaultline.graph.bands import (
     outlook,
     runs,
 )
-from vaultline.graph.layout import Layout, Limits, held_by, lay_out, needs
+from vaultline.graph.layout import held_by, lay_out, needs
+from vaultline.graph.placing import Layout, Limits
 from vaultline.graph.rows import windows
 from vaultline.graph.steps import Part, regions
 from vaultline.graph.structure import Model, Node, rebuilt

@@ -22,8 +22,9 @@ from vaultline.cost.memory import NODE_BYTES
 from vaultline.graph.compile import optimised
 from vaultline.graph.extract import extract
 from vaultline.graph.isa import local_isa
-from vaultline.graph.layout import Layout, Limits, lay_out
+from vaultline.graph.layout import lay_out
 from vaultline.graph.node_times import owners_of
+from vaultline.graph.placing import Layout, Limits
 from vaultline.graph.rewrite import rewrite
 from vaultline.graph.steps import Part, boundary_bytes, is_rowwise
 from vaultline.graph.structure import Model, Node
