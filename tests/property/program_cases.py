@@ -16,7 +16,7 @@ from vaultline.core.program import StageProgram, Step, StepWeight
 from vaultline.core.tensors import TensorSpec
 from vaultline.enclave.executor import Executor, FrameBuffer, WeightSource
 from vaultline.enclave.ledger import Bytes, Ledger
-from vaultline.enclave.simulated_epc import PagedExecutor
+from vaultline.enclave.simulated_executor import PagedExecutor
 from vaultline.testing.programs import Arrangement, Draft, arranged
 
 _ONNX = {

@@ -22,7 +22,7 @@ from vaultline.core.paged import PAGE_BYTES
 from vaultline.core.program import StageSettings, streamed_bytes
 from vaultline.cost.footprint import io_bytes
 from vaultline.enclave.executor import _LoadedStep
-from vaultline.enclave.simulated_epc import PagedExecutor
+from vaultline.enclave.simulated_executor import PagedExecutor
 from vaultline.graph.compile import CompiledStage, compile_segment
 from vaultline.graph.engine import run_plain
 from vaultline.graph.model import Model, load_model

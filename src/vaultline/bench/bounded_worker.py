@@ -30,7 +30,7 @@ from vaultline.enclave.hardening import harden
 from vaultline.enclave.ledger import Ledger
 from vaultline.enclave.pipeline import StageBuffers
 from vaultline.enclave.process import local_isa
-from vaultline.enclave.simulated_epc import PagedExecutor
+from vaultline.enclave.simulated_executor import PagedExecutor
 from vaultline.enclave.vault import VaultSection
 
 LINE_BYTES_MAX = 16 << 20

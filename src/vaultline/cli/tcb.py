@@ -32,6 +32,7 @@ WORKERS = ("vaultline.enclave.__main__", "vaultline.enclave.server")
 SIMULATED = (
     "vaultline.enclave.pinned_quotes",
     "vaultline.enclave.simulated_epc",
+    "vaultline.enclave.simulated_executor",
     "vaultline.enclave.simulated_groups",
     "vaultline.enclave.simulated_quotes",
 )

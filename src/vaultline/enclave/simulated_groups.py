@@ -11,7 +11,8 @@ from vaultline.core.paged import PAGE_BYTES
 from vaultline.core.program import PageMode
 from vaultline.enclave.groups import GroupExecutor
 from vaultline.enclave.ledger import Bytes, Ledger
-from vaultline.enclave.simulated_epc import PageCache, PagedExecutor, Region, WorkingSetError
+from vaultline.enclave.simulated_epc import PageCache, Region, WorkingSetError
+from vaultline.enclave.simulated_executor import PagedExecutor
 from vaultline.enclave.vault import VaultSection
 
 

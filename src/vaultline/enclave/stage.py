@@ -58,6 +58,6 @@ def executor_type(program: StageProgram, provider: Provider) -> type[Executor]:
         return Executor
     if provider.kind != "simulated":
         raise PagedRefusedError("paging is simulated", got=provider.kind, remedy="plan it streamed")
-    from vaultline.enclave.simulated_epc import PagedExecutor
+    from vaultline.enclave.simulated_executor import PagedExecutor
 
     return PagedExecutor

@@ -115,6 +115,7 @@ SIMULATED = {
         "vaultline.enclave.pinned_quotes",
         "vaultline.enclave.platform_file",
         "vaultline.enclave.simulated_epc",
+        "vaultline.enclave.simulated_executor",
         "vaultline.enclave.simulated_quotes",
     ),
     "vaultline.enclave.server": (
@@ -125,6 +126,7 @@ SIMULATED = {
         "vaultline.enclave.pinned_quotes",
         "vaultline.enclave.platform_file",
         "vaultline.enclave.simulated_epc",
+        "vaultline.enclave.simulated_executor",
         "vaultline.enclave.simulated_groups",
         "vaultline.enclave.simulated_quotes",
     ),

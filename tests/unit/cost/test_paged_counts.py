@@ -17,7 +17,7 @@ from vaultline.core.profile import ModelProfile
 from vaultline.cost.paging import PAGE_BYTES, touched_pages, working_set_pages
 from vaultline.enclave.ledger import Ledger
 from vaultline.enclave.pipeline import StageBuffers
-from vaultline.enclave.simulated_epc import PagedExecutor
+from vaultline.enclave.simulated_executor import PagedExecutor
 from vaultline.graph.model import Model, load_model
 from vaultline.graph.zoo import build
 from vaultline.owner.deploy import compile_stages

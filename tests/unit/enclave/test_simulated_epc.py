@@ -32,12 +32,12 @@ from vaultline.enclave.simulated_epc import (
     SCAN_PAGES,
     PageCache,
     PageCounts,
-    PagedExecutor,
     PageTamperedError,
     WorkingSetError,
     open_cache,
     working_set,
 )
+from vaultline.enclave.simulated_executor import PagedExecutor
 from vaultline.enclave.simulated_quotes import SimulatedProvider
 from vaultline.enclave.stage import executor_type
 from vaultline.graph.compile import CompiledStage, compile_segment
@@ -458,7 +458,8 @@ def test_a_worker_loads_the_page_cache_only_when_a_stage_asks() -> None:
     program = """
 import sys
 import vaultline.enclave.__main__
-print([name for name in sys.modules if name.endswith(("simulated_epc", "core.paged"))])
+late = ("simulated_epc", "simulated_executor", "core.paged")
+print([name for name in sys.modules if name.endswith(late)])
 """
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
