@@ -152,6 +152,13 @@ def test_what_was_not_checked_is_said(files: Files, ran: Path) -> None:
     assert "as its owner says" in said
 
 
+def test_a_refusal_names_its_worker_to_a_person(files: Files, ran: Path) -> None:
+    command = [sys.executable, "-m", "vaultline", "receipt", "verify", str(ran / "receipt")]
+    done = subprocess.run([*command, "--policy", str(files.policy)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "failed: evidence of stage 1, replica 1: SimulatedNotAllowed" in done.stdout
+
+
 def test_bad_input_is_no_refusal(files: Files, ran: Path, tmp_path: Path) -> None:
     shutil.copytree(ran / "receipt", tmp_path / "receipt")
     assert verify(files, "--results", str(ran / "lines"))[0] == 2

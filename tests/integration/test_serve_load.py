@@ -116,6 +116,9 @@ def test_a_workload_is_answered_and_the_drain_says_what_was_served(served: Serve
     served.popen.send_signal(signal.SIGTERM)
     code, summary, err = served.end()
     assert code == 0, err
+    # Without a terminal as well: whoever started it looks for the address in its log.
+    assert f"serving one, two at {served.address}" in err
+    assert "SIMULATED" in err
     assert summary["requests"]["answered"] == 240
     assert summary["requests"]["open"] == 0
     assert sum(server["metrics"]["answered"] for server in summary["servers"]) == 240

@@ -25,6 +25,7 @@ from vaultline.attest.refusals import (
 )
 from vaultline.attest.roots import SELF_SIGNED, root_key_id
 from vaultline.core.errors import InputError
+from vaultline.core.units import format_utc
 
 #: NVIDIA's chains have five certificates, AMD's three.
 CERTIFICATES_MAX = 16
@@ -152,8 +153,8 @@ def verify_chain(
     if not issued_s <= now_s <= expires_s:
         raise CollateralExpired(
             "a certificate or revocation list is not valid at this time",
-            got=f"Unix time {now_s}",
-            expected=f"from {issued_s} to {expires_s}",
+            got=format_utc(now_s),
+            expected=f"from {format_utc(issued_s)} to {format_utc(expires_s)}",
         )
     listing = {issuer.subject for issuer, _ in listed}
     stated = [int(crl.last_update_utc.timestamp()) for _, crl in listed]
@@ -267,10 +268,12 @@ def _current(
     if crl.next_update_utc is None:
         raise CollateralExpired("a revocation list has no end of validity", got=_name(issuer))
     if not crl.last_update_utc.timestamp() <= now_s <= crl.next_update_utc.timestamp():
+        issued = format_utc(crl.last_update_utc.timestamp())
+        ends = format_utc(crl.next_update_utc.timestamp())
         raise CollateralExpired(
             "a revocation list is not valid at this time",
-            got=f"Unix time {now_s}",
-            expected=f"from {crl.last_update_utc} to {crl.next_update_utc}",
+            got=format_utc(now_s),
+            expected=f"from {issued} to {ends}",
         )
     return issuer, crl
 

@@ -7,6 +7,7 @@ leaves open (length, and a policy) is done here and in ``judging``.
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import Any
 
@@ -38,6 +39,7 @@ from vaultline.attest.refusals import (
 from vaultline.attest.roots import root_key_id
 from vaultline.core.errors import InputError
 from vaultline.core.serde import canonical_json, from_json
+from vaultline.core.units import format_utc
 
 _DEBUG_SGX, _TD_UNDER_DEBUG = 0x02, 0xFF
 _INITIALISED, _MODE64 = 0x01, 0x04
@@ -239,15 +241,15 @@ def _canonical(collateral: bytes, roots: frozenset[str]) -> tuple[bytes, x509.Ce
     return canonical_json(fields), root
 
 
-_FETCH = "fetch the collateral again"
-_CLOCK = "check the clock, or fetch the collateral again"
 _PRODUCTION = "build the enclave for production"
+#: How dcap-qvl's errors write a moment.
+_SECONDS = re.compile(r"UnixTime\(([0-9]{1,12})\)")
 #: Words of dcap-qvl's errors (it has one class), and the refusals that they stand for.
 _BY_TEXT: tuple[tuple[str, type[EvidenceRefused], str], ...] = (
     ("TCB status", TcbRefused, ""),
     ("TD migration", MigrationRefused, ""),
-    ("xpired", CollateralExpired, _FETCH),
-    ("in the future", CollateralExpired, _CLOCK),
+    ("xpired", CollateralExpired, ""),
+    ("in the future", CollateralExpired, ""),
     ("ebug", DebugRefused, _PRODUCTION),
     ("QE vendor", VendorRefused, ""),
     ("mspc mismatch", CollateralMismatch, ""),
@@ -286,6 +288,7 @@ def _verify(
 
 
 def _refusal(text: str) -> EvidenceRefused:
+    text = _SECONDS.sub(lambda found: format_utc(int(found[1])), text)
     for words, refusal, remedy in _BY_TEXT:
         if words in text:
             return refusal("the evidence does not verify", got=text, remedy=remedy or None)
@@ -305,9 +308,8 @@ def check_dates(start: int, end: int, now_s: int) -> None:
     if not start <= now_s <= end:
         raise CollateralExpired(
             "the collateral is not valid at this time",
-            got=f"Unix time {now_s}",
-            expected=f"from {start} to {end}",
-            remedy="fetch the collateral again, or check the clock",
+            got=format_utc(now_s),
+            expected=f"from {format_utc(start)} to {format_utc(end)}",
         )
 
 

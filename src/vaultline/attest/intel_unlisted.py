@@ -36,6 +36,7 @@ from vaultline.attest.refusals import (
 from vaultline.attest.roots import root_key_id
 from vaultline.core.errors import InputError
 from vaultline.core.serde import canonical_json, from_json
+from vaultline.core.units import format_utc
 
 _FLAG_OIDS = {
     "dynamic_platform": "1.2.840.113741.1.13.1.7.1",
@@ -216,8 +217,8 @@ def _span(statement: dict[str, Any], now_s: int) -> tuple[int, int]:
     if not start <= now_s <= end:
         raise CollateralExpired(
             "the collateral is not valid at this time",
-            got=f"Unix time {now_s}",
-            expected=f"from {start} to {end}",
+            got=format_utc(now_s),
+            expected=f"from {format_utc(start)} to {format_utc(end)}",
         )
     return start, end
 

@@ -172,12 +172,13 @@ def _check_tcb(entry: Accepted, claims: Claims, now_s: int) -> _Refusals:
         age_days = -(-(now_s - claims.tcb_date_s) // DAY_S)
         if not graces or age_days > max(graces):
             allowed = [*entry.tcb_statuses, *(f"{g.status} {g.days} days" for g in entry.tcb_grace)]
+            lasting = "" if claims.tcb_status == "Unlisted" else "in `tcb_statuses`, or "
             yield TcbRefused(
                 "the platform is in a state that the policy does not accept",
                 got=f"TCB status {claims.tcb_status}, of a level that is {age_days} days old",
                 expected=", ".join(allowed),
-                remedy="update the platform; or accept the status in `tcb_statuses`, "
-                "or for a time in `tcb_grace`",
+                remedy=f"update the platform; or accept the status {lasting}for a time in "
+                "`tcb_grace`",
             )
 
 

@@ -51,7 +51,7 @@ def require_torch() -> Any:
         raise InputError(
             "the convolutional decoder needs PyTorch, which is not installed",
             expected="the extra `attack`",
-            remedy="pip install 'vaultline[attack]', or use `--decoder ridge`",
+            remedy="in a clone of vaultline: pip install '.[attack]'; or use `--decoder ridge`",
         ) from error
     return torch
 

@@ -2,7 +2,8 @@
 
 Standard output is results: tables for a person or, with ``--json``, exactly one JSON document,
 which after a failure is ``{"error": {...}}``. Standard error is notes and progress, silent when
-it is not a terminal, and errors, which are never silent. ``NO_COLOR`` is respected on both.
+it is not a terminal, and errors and what a service announces, which are never silent. ``NO_COLOR``
+is respected on both.
 """
 
 from __future__ import annotations
@@ -42,12 +43,13 @@ def device_names(stage: PlannedStage) -> str:
 
 def results() -> Console:
     """Standard output, for tables and lines that are the result."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+    width = None if sys.stdout.isatty() else PIPE_COLUMNS
+    return Console(highlight=False, emoji=False, width=width)
 
 
 def messages() -> Console:
     """Standard error, for errors; for anything less important there is :func:`note`."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
 def note(text: str) -> None:
@@ -55,6 +57,13 @@ def note(text: str) -> None:
     console = messages()
     if console.is_terminal:
         console.print(escape(text), style="dim")
+
+
+def announce(text: str) -> None:
+    """Tell whoever started a service what it takes to use it: on standard error, terminal or not,
+    since a log is looked into for that, and scripts wait for such a line."""
+    sys.stderr.write(printable(text) + "\n")
+    sys.stderr.flush()
 
 
 def print_json(value: Any) -> None:

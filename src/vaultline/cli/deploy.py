@@ -101,6 +101,12 @@ def gramine(
         worker=worker,
         libraries=libraries,
     )
+    if platform is not None and not platform.is_file():
+        raise InputError(
+            "no simulated platform's file there",
+            got=str(platform),
+            remedy="make one with `vaultline policy dev`",
+        )
     text = render(options, worker_files())
     config = json.dumps(configuration(options), indent=2) + "\n"
     paths = write_files(out, {"worker.manifest": text, "worker.json": config})
@@ -155,7 +161,10 @@ def systemd(
     if not here:
         for name in ("mkosi.conf", "mkosi.postinst.chroot"):
             files[name] = fill(f"image/{name}", values)
-        then = ("put wheels and requirements.txt into mkosi.extra/srv/wheels", "mkosi build")
+        then = (
+            "put requirements.txt and wheels for Python 3.13 into mkosi.extra/srv/wheels",
+            "mkosi build",
+        )
     paths = write_files(out, files)
     for path in paths:
         if path.name == "mkosi.postinst.chroot":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -215,19 +216,20 @@ def render(options: GramineOptions, files: WorkerFiles) -> str:
     Raises:
         InputError: Gramine is not where it was said to be, or a path can't be written.
     """
-    libos, runtime = options.libraries / "libsysdb.so", options.libraries / "runtime" / "glibc"
+    libraries = _whole(options.libraries)
+    libos, runtime = libraries / "libsysdb.so", libraries / "runtime" / "glibc"
     if not (libos.is_file() and runtime.is_dir()):
         raise InputError(
             "Gramine's libraries are not there",
-            got=str(options.libraries),
+            got=str(libraries),
             expected="a folder with libsysdb.so and runtime/glibc",
             remedy="install Gramine 1.9 in the image where the worker is, or name its --gramine",
         )
     trusted = [libos, *sorted(path for path in runtime.rglob("*") if path.is_file())]
     trusted += files.trusted
-    allowed = [f"{options.vaults.absolute()}/"]
+    allowed = [f"{_whole(options.vaults)}/"]
     if options.platform_file is not None:
-        allowed.append(str(options.platform_file.absolute()))
+        allowed.append(str(_whole(options.platform_file)))
     library_path = [Path("/lib"), *files.libraries]
     sgx = options.variant == "sgx"
     return fill(
@@ -256,6 +258,11 @@ def render(options: GramineOptions, files: WorkerFiles) -> str:
     )
 
 
+def _whole(path: Path) -> Path:
+    """From the root, without ``..``: Gramine starts in the manifest's folder, wherever that is."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - links stay as they are
+
+
 def _mounts(options: GramineOptions, runtime: Path, paths: Iterable[Path]) -> Iterator[str]:
     """Gramine's libc at /lib, and the top folder of every file that may be opened, as it is."""
     yield f'{{ path = "/lib", uri = {quoted(f"file:{runtime}")} }}'
@@ -278,14 +285,14 @@ def _sha256(path: Path) -> str:
 def configuration(options: GramineOptions, name: str = "worker") -> dict[str, object]:
     """The first line for this worker's standard input, but for addresses and the vault's name."""
     platform = options.platform_file
-    vault, commands = f"{options.vaults.absolute()}/model.vault", "tcp:0.0.0.0:7002"
+    vault, commands = f"{_whole(options.vaults)}/model.vault", "tcp:0.0.0.0:7002"
     stage: dict[str, object] = {"vault": vault, "data": [commands]}
     server: dict[str, object] = {"vaults": [vault], "commands": commands}
     return {
         "name": plain(name, "a worker's name"),
         "platform": "gramine",
         "provider": "gramine" if options.variant == "sgx" else "simulated",
-        "platform_file": None if platform is None else str(platform.absolute()),
+        "platform_file": None if platform is None else str(_whole(platform)),
         "control": "tcp:0.0.0.0:7001",
         "runtime_dir": "/",
         **(stage if options.worker == "stage" else server),

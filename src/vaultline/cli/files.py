@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from vaultline.core.cluster import Cluster
 from vaultline.core.cluster_file import parse_cluster
 from vaultline.core.errors import InputError, MachineError
 from vaultline.core.plan import Plan, read_plan
 from vaultline.core.profile import ModelProfile, read_profile
+
+T = TypeVar("T")
 
 
 def read_file(
@@ -87,14 +90,31 @@ def write_file(path: Path, data: bytes, what: str) -> None:
         raise MachineError(f"cannot write {what} to {path}", got=str(error.strerror)) from error
 
 
+def named(path: Path, data: bytes, read: Callable[[bytes], T]) -> T:
+    """What ``read`` makes of a file's bytes.
+
+    Raises:
+        InputError: those of ``read``, with the file's name.
+    """
+    try:
+        return read(data)
+    except InputError as error:
+        got = error.got if data else "an empty file"
+        raise InputError(
+            f"{path}: {error.message}", got=got, expected=error.expected, remedy=error.remedy
+        ) from error
+
+
 def load_plan(path: Path) -> Plan:
     """A plan file."""
-    return read_plan(read_file(path, "the plan", "make one with `vaultline plan`"))
+    data = read_file(path, "the plan", "make one with `vaultline plan`")
+    return named(path, data, read_plan)
 
 
 def load_profile(path: Path) -> ModelProfile:
     """A profile file."""
-    return read_profile(read_file(path, "the profile", "make one with `vaultline profile`"))
+    data = read_file(path, "the profile", "make one with `vaultline profile`")
+    return named(path, data, read_profile)
 
 
 def load_cluster(path: Path) -> Cluster:

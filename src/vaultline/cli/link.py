@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from vaultline.bench.links import measure_link, serve_once
-from vaultline.cli.common import JsonFlag, print_json, results
+from vaultline.cli.common import JsonFlag, announce, print_json, results
 from vaultline.core.errors import InputError
 from vaultline.core.units import format_ms, format_rate
 from vaultline.transport.sockets import Address
@@ -24,7 +23,7 @@ def register(app: typer.Typer) -> None:
         epilog="Example: vaultline link serve tcp:0.0.0.0:7070",
     )
     group.command("serve", epilog="Example: vaultline link serve tcp:0.0.0.0:7070")(serve)
-    example = "Example: vaultline link measure tcp:cloud:7070 --source edge-box --target cloud"
+    example = "Example: vaultline link measure tcp:10.0.0.5:7070 --source edge-box --target cloud"
     group.command("measure", epilog=example)(measure)
     app.add_typer(group, name="link")
 
@@ -70,9 +69,7 @@ def measure(
 
 
 def _say_where(address: Address) -> None:
-    """On standard error, terminal or not: a script that starts the server waits for this line."""
-    sys.stderr.write(f"listening on {address}\n")
-    sys.stderr.flush()
+    announce(f"listening on {address}")
 
 
 def _tcp(text: str) -> Address:

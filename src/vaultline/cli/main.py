@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from inspect import cleandoc
 from typing import Annotated, Any
 
 import typer
@@ -80,7 +81,14 @@ def load_verb(verb: str) -> TyperCommand | TyperGroup:
     command = get_group(app).commands[verb]
     if not isinstance(command, TyperCommand | TyperGroup):
         raise TypeError(f"vaultline.cli.{verb} registered {command!r}")
+    for each in (command, *getattr(command, "commands", {}).values()):
+        each.help = _flowing(each.help or "")
     return command
+
+
+def _flowing(text: str) -> str:
+    """A docstring's paragraphs on one line each: the terminal's width breaks them, not ours."""
+    return "\n\n".join(" ".join(each.split()) for each in cleandoc(text).split("\n\n"))
 
 
 def make_app() -> typer.Typer:

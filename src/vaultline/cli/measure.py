@@ -104,7 +104,7 @@ def launch_digest(
     except ImportError as error:
         raise InputError(
             "the package sev-snp-measure is not installed",
-            remedy="pip install 'vaultline[measure]'",
+            remedy="in a clone of vaultline: pip install '.[measure]'",
         ) from error
     for path in files:
         if path is not None:

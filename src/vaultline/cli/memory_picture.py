@@ -88,7 +88,7 @@ def _draw_legend(axes: Axes) -> None:
 def _title(stage: PlannedStage, shown: int) -> str:
     if shown == 1:
         budget = format_bytes(stage.device.memory_bytes)
-        return f"protected memory over the steps of a pass (the line: {budget})"
+        return f"protected memory over the steps of a pass (of {budget})"
     return plain(f"{stage.device.name}: {format_bytes(stage.device.memory_bytes)}")
 
 

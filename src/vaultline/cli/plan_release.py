@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vaultline.cli.files import read_file, read_text
+from vaultline.cli.files import named, read_file, read_text
 from vaultline.core.cluster import Cluster
 from vaultline.core.errors import InfeasibleError, InputError
 from vaultline.core.leakage import LeakageReport, read_leakage
@@ -35,7 +35,7 @@ def load_release(profile: ModelProfile, privacy: Path | None, leakage: Path | No
     report: LeakageReport | None = None
     if leakage is not None:
         remedy = "make one with `vaultline privacy`"
-        report = read_leakage(read_file(leakage, "the leakage report", remedy))
+        report = named(leakage, read_file(leakage, "the leakage report", remedy), read_leakage)
     elif policy.input is not None:
         raise InputError(
             "the privacy policy limits a leakage that nobody measured",

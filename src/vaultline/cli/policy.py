@@ -14,6 +14,7 @@ from vaultline.cli.common import JsonFlag, print_json, results
 from vaultline.core.privacy import privacy_schema
 from vaultline.core.serde import canonical_json
 from vaultline.owner.accelerator import ACCELERATOR_FILE, accelerator_entry, create_accelerator
+from vaultline.owner.devroot import ROOT_FILE
 from vaultline.owner.drafting import draft
 from vaultline.owner.passport import make_verifier_key
 from vaultline.owner.verification import load_collateral_file, load_evidence, parse_time
@@ -52,7 +53,8 @@ def dev(
         print_json({name: str(path) for name, path in files.items()})
         return
     console = results()
-    console.print(f"wrote {', '.join(path.name for path in files.values())} to {out}")
+    names = [ROOT_FILE, *(path.name for path in files.values())]
+    console.print(f"wrote {', '.join(names)} to {out}")
     console.print("SIMULATED: whoever holds platform.json can forge evidence", style="yellow")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,7 @@ from vaultline.cli.running import (
     stage_times,
     stoppable,
 )
+from vaultline.core.errors import InputError
 from vaultline.core.limits import MIB
 from vaultline.core.plan import Plan
 from vaultline.owner.disclosure import load_disclosure
@@ -137,7 +139,7 @@ def run(
         receipts=receipts,
         frames_per_link=frames_per_link,
     )
-    names = None if labels is None else read_text(labels, "the labels").splitlines()
+    names = None if labels is None else _labels(labels, planned)
     spec = planned.stages[0].inputs[0]
     how = default_preprocessing(spec) if preprocess is None else load_preprocessing(preprocess)
     note(f"preprocessing: {how.describe()}")
@@ -160,6 +162,23 @@ def run(
         print_json(asdict(summary))
     else:
         show_summary(summary, sink)
+
+
+def _labels(path: Path, plan: Plan) -> list[str]:
+    """Names of an output's values.
+
+    Raises:
+        InputError: unreadable, or there is no output of as many values.
+    """
+    names = read_text(path, "the labels").splitlines()
+    sizes = sorted({prod(spec.shape) for spec in plan.stages[-1].outputs})
+    if len(names) not in sizes:
+        raise InputError(
+            f"{path}: not the labels of this model's outputs",
+            got=f"{len(names)} lines",
+            expected=f"{' or '.join(map(str, sizes))}: the name of a value on each line",
+        )
+    return names
 
 
 def _places(plan: Plan, cluster: Path | None, stated: list[str]) -> dict[str, Place]:

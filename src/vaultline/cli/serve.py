@@ -22,7 +22,16 @@ from rich.live import Live
 from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
 from vaultline.bench.rig import make_trust
-from vaultline.cli.common import JsonFlag, messages, note, print_json, progress, results, table
+from vaultline.cli.common import (
+    JsonFlag,
+    announce,
+    messages,
+    note,
+    print_json,
+    progress,
+    results,
+    table,
+)
 from vaultline.cli.files import load_cluster
 from vaultline.cli.options import (
     CollateralOption,
@@ -115,6 +124,8 @@ def serve(
         secret = _credential(address, credential)
         kinds = {server.kind for server in servers}
         trust = _trust(stack, policy_file, collateral, platform, allow_simulated, kinds)
+        if "simulated" in kinds:
+            announce("SIMULATED: nothing protects these servers from their host")
         starts = [server.start(trust.platform_file) for server in servers]
         prepared = prepare_models(models, chosen, load_kek(kek, create=True), trust.measuring)
         gateway = Gateway(
@@ -133,10 +144,10 @@ def serve(
         stack.enter_context(gateway)
         if metrics is not None:
             served = stack.enter_context(serving(metrics, GatewayCollector(gateway.status)))
-            note(f"metrics: {served}")
+            announce(f"metrics: {served}")
         front = stack.enter_context(Front(gateway, address, secret))
         names = ", ".join(model.name for model in prepared)
-        note(f"serving {names} at {front.address}; Ctrl-C to drain and stop")
+        announce(f"serving {names} at {front.address}; Ctrl-C to drain and stop")
         status, seconds = _until_stopped(gateway, front, signals, drain)
     if as_json:
         print_json(summarize(status, seconds, trust.unsafe))
@@ -227,7 +238,6 @@ def _trust(
                 remedy="name a policy with --policy-file; `vaultline policy from` drafts one",
             )
         trust = _development(stack)
-        note("SIMULATED: enclaves of a development root, which protects nothing from the host")
         return ServingTrust(
             platform_file=trust.platform_file, appraise=trust.appraise, measuring=trust
         )

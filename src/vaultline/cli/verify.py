@@ -16,6 +16,7 @@ from vaultline.attest.results import attestation_result, status_of, warnings_of
 from vaultline.cli.common import JsonFlag, print_json, printable, results, show_checks
 from vaultline.cli.files import read_file, read_text
 from vaultline.core.errors import InputError
+from vaultline.core.units import format_utc
 from vaultline.owner.appraisal import load_policy
 from vaultline.owner.passport import (
     TOKEN_BYTES_MAX,
@@ -124,6 +125,12 @@ def verify(
         nonce=nonce,
     )
     if sign is not None:
+        if at is not None and made["exp"] <= made["iat"]:
+            raise InputError(
+                "nobody could rely on the signed result: it ends before it is issued",
+                got=f"verified for {format_utc(now_s)}, good until {format_utc(made['exp'])}",
+                remedy="sign without --at, or give --valid-s more: it counts from --at",
+            )
         _print_signed(made, sign, as_json=as_json)
     elif as_json:
         print_json(made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import re
 
@@ -111,3 +112,12 @@ def format_seconds(duration_s: float) -> str:
 def _digits(value: float) -> str:
     """Three significant digits, more only where a whole number has them."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def format_utc(unix_s: float) -> str:
+    """A moment for a person; numbers beyond the calendar as they are."""
+    try:
+        moment = datetime.datetime.fromtimestamp(int(unix_s), datetime.UTC)
+    except (ValueError, OverflowError, OSError):
+        return f"Unix time {unix_s}"
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 import yaml  # type: ignore[import-untyped, unused-ignore]
@@ -28,6 +28,7 @@ _NESTED_MAX = 32
 
 _EXPECTED = re.compile(r"Expected (.*), got (.*?)(?: - at .*)?\Z", re.DOTALL)
 _FIELD = re.compile(r"Object (contains unknown|missing required) field `(.*?)`")
+_ENUM = re.compile(r"Invalid (enum )?value ")
 _FIELD_PROBLEMS = {"contains unknown": "unknown", "missing required": "missing"}
 _SEQUENCES = (list, tuple, set, frozenset)
 _PLAIN_TAGS = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
@@ -226,8 +227,14 @@ def _explain(problem: _Problem, *, what: str, path: str) -> InputError:
                 node = _key_node(node, field[2])
                 close = get_close_matches(field[2], names, 1)
                 remedy = f"did you mean `{close[0]}`?" if close else "remove it"
+        elif _ENUM.match(str(error)) and (choices := _choices(problem.kind)):
+            got, expected = repr(problem.value), ", ".join(choices)
+            close = get_close_matches(str(problem.value), choices, 1)
+            remedy = f"did you mean `{close[0]}`?" if close else None
         elif types := _EXPECTED.match(str(error)):
             expected, got = types[1].replace("`", ""), _show(problem.value, types[2])
+            if expected == "object" and (names := _field_names(problem)):
+                expected = f"a mapping of {', '.join(names)}"
             if expected == "str" and not isinstance(problem.value, dict | list):
                 remedy = "put it in quotes"
     line = f"{node.start_mark.line + 1}:" if node else ""
@@ -244,6 +251,15 @@ def _field_names(problem: _Problem) -> list[str]:
         return sorted({each.tag_field for each in configs if each is not None and each.tag_field})
     tag = [config.tag_field] if config.tag_field else []
     return tag + [field.encode_name for field in msgspec.structs.fields(member)]
+
+
+def _choices(kind: Any) -> list[str]:
+    """The values that a type lists, also behind a union or Annotated."""
+    if get_origin(kind) is Literal:
+        return [str(each) for each in get_args(kind)]
+    if get_origin(kind) not in (Union, UnionType, Annotated):
+        return []
+    return [choice for member in get_args(kind) for choice in _choices(member)]
 
 
 def _key_node(node: yaml.Node | None, name: str) -> yaml.Node | None:

@@ -25,7 +25,7 @@ def read_proto(path: Path) -> onnx.ModelProto:
         model = onnx.load(path, load_external_data=False)
     except OSError as error:
         raise InputError(
-            f"the model {path} cannot be read", got=str(error), remedy="check the path"
+            f"the model {path} cannot be read", got=error.strerror, remedy="check the path"
         ) from error
     except (DecodeError, ValueError) as error:
         raise _not_onnx(path, str(error)) from error

@@ -24,6 +24,7 @@ from vaultline.attest.refusals import ResultRefused
 from vaultline.attest.results import PROFILE
 from vaultline.core.errors import InputError
 from vaultline.core.serde import Struct, from_json
+from vaultline.core.units import format_utc
 
 #: A result of a few devices, with their claims.
 TOKEN_BYTES_MAX: Final = 1 << 20
@@ -157,8 +158,8 @@ def check_passport(
     if not start - _LEEWAY_S <= now_s <= read.exp:
         raise ResultRefused(
             "the result is not valid at this time",
-            got=f"Unix time {now_s}",
-            expected=f"from {start} to {read.exp}",
+            got=format_utc(now_s),
+            expected=f"from {format_utc(start)} to {format_utc(read.exp)}",
         )
     if trust.nonce is not None and read.eat_nonce != trust.nonce:
         raise ResultRefused(
@@ -226,6 +227,6 @@ def _check_submodule(name: str, submodule: _Submodule, trust: Trust, now_s: int)
     if not -_LEEWAY_S <= now_s - submodule.verified_at <= trust.age_s_max:
         raise ResultRefused(
             f"`{name}` was verified too long ago, or in the future",
-            got=f"for Unix time {submodule.verified_at}",
-            expected=f"at most {trust.age_s_max} s before {now_s}",
+            got=f"for {format_utc(submodule.verified_at)}",
+            expected=f"at most {trust.age_s_max} s before {format_utc(now_s)}",
         )

@@ -258,7 +258,12 @@ def read_array(path: Path, spec: TensorSpec) -> Array:
         with path.open("rb") as stream:
             value: Array = np.lib.format.read_array(stream, allow_pickle=False)
     except (OSError, ValueError, MemoryError) as error:
-        raise InputError("cannot read a raw result", got=f"{path}: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise InputError(
+            "cannot read a raw result",
+            got=f"{path}: {why}",
+            remedy="name the folder that `vaultline run --raw` filled in that run",
+        ) from error
     dtype = "uint16" if spec.dtype == "bfloat16" else spec.dtype
     if (value.dtype.name, value.shape) != (dtype, spec.shape):
         raise InputError(

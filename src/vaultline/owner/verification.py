@@ -36,7 +36,8 @@ def load_evidence(path: Path) -> bytes:
             f"{path}: {error.message}",
             got=error.got,
             expected=error.expected,
-            remedy="name the file with the quote or report as the platform gave it, or in hex",
+            remedy="name the file with the quote or report as the platform gave it, or in hex; "
+            "a signed result (JWT) goes with --verifier-key",
         ) from error
     return data
 

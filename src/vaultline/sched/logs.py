@@ -9,6 +9,7 @@ from math import isfinite
 
 from vaultline.core.errors import InputError
 from vaultline.sched.replay import (
+    LOG_REMEDY,
     ActionEntry,
     BalancerEntry,
     EventEntry,
@@ -68,7 +69,7 @@ class _Replay:
                     seconds = entry.ended_s - entry.started_s
                     self._timeline.ran(entry.server, entry.core, seconds, entry.load_s)
         if not self._line:
-            raise InputError(f"{self._name}: an empty event log")
+            raise InputError(f"{self._name}: an empty event log", remedy=LOG_REMEDY)
 
     def _start(self, header: LogHeader) -> None:
         if self._replayer is not None:

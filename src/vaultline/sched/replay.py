@@ -19,6 +19,7 @@ from vaultline.sched.report import Report
 from vaultline.sched.server import Server
 
 LOG_VERSION = 1
+LOG_REMEDY = "give logs that `vaultline serve --log-dir` wrote"
 #: What schedulers raise when they are told of models, numbers or times that nobody has.
 IMPOSSIBLE = (LocalProtocolError, LookupError, ArithmeticError, ValueError)
 
@@ -151,7 +152,8 @@ def decode(lines: Iterable[bytes]) -> Iterator[LogEntry]:
     """
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield from_json(line, LogEntry, what=f"line {number} of the event log")  # type: ignore[arg-type]
+            what = f"line {number} of the event log"
+            yield from_json(line, LogEntry, what=what, remedy=LOG_REMEDY)  # type: ignore[arg-type]
 
 
 class Replayer:

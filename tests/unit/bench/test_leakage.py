@@ -293,7 +293,7 @@ def test_without_pytorch_the_convolutional_decoder_says_what_to_install(
 ) -> None:
     with pytest.raises(InputError, match="needs PyTorch") as caught:
         measure_leakage(model, request(tmp_path, positions=[0], decoder="conv"))
-    assert "vaultline[attack]" in str(caught.value.remedy)
+    assert "[attack]" in str(caught.value.remedy)
 
 
 @pytest.mark.skipif(not has_torch(), reason="PyTorch is not installed")

@@ -407,7 +407,7 @@ CASES: dict[str, tuple[int, tuple[str, ...], Build]] = {
     "the plan is not there": (
         2, ("cannot read the plan", "vaultline plan"), lambda r: r.seal(plan=r.bad / "no.json")),
     "the plan is a folder": (2, ("cannot read the plan",), lambda r: r.seal(plan=_folder(r))),
-    "the plan is empty": (2, ("not valid", "to fix"), lambda r: r.seal(plan=r.file("plan.json", ""))),
+    "the plan is empty": (2, ("plan.json", "not valid", "an empty file", "to fix"), lambda r: r.seal(plan=r.file("plan.json", ""))),
     "the plan is cut short": (
         2, ("not valid",),
         lambda r: r.seal(plan=r.file("plan.json", (r.good / "plan.json").read_bytes()[:300]))),
@@ -526,6 +526,9 @@ CASES: dict[str, tuple[int, tuple[str, ...], Build]] = {
         2, ("written",), lambda r: r.run("--raw", str(r.good / "c.yaml"))),
     "the labels are not there": (
         2, ("cannot read the labels",), lambda r: r.run("--labels", str(r.bad / "no.txt"))),
+    "the labels are of another model": (
+        2, ("labels", "got: 3 lines", "expected: 10"),
+        lambda r: r.run("--labels", str(r.file("l.txt", "cat\ndog\nowl\n")))),
     "the labels are not text": (
         2, ("labels", "UTF-8", "to fix"),
         lambda r: r.run("--labels", str(r.file("l.txt", b"caf\xe9\n")))),

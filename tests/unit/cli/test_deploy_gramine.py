@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -16,7 +17,13 @@ import pytest
 
 from vaultline.attest.granting import read_evidence
 from vaultline.cli import main as cli
-from vaultline.cli.deploy_gramine import GLIBC, GramineOptions, render, worker_files
+from vaultline.cli.deploy_gramine import (
+    GLIBC,
+    GramineOptions,
+    configuration,
+    render,
+    worker_files,
+)
 from vaultline.core.control import ChallengeMessage, EvidenceMessage, ReadyLine, WorkerLine
 from vaultline.core.errors import InputError
 from vaultline.core.serde import from_json
@@ -136,6 +143,24 @@ def test_without_sgx_a_simulated_platform_is_read_and_the_text_says_so(tmp_path:
     assert f"file:{platform}" in made["sgx"]["allowed_files"]
     assert made["sgx"]["remote_attestation"] == "none"
     assert made["sgx"]["debug"] is False
+
+
+def test_paths_are_written_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gramine starts in the manifest's folder, not where it was rendered."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    near = options(
+        variant="direct",
+        libraries=Path(os.path.relpath(gramine())),
+        platform_file=Path("../platform.json"),
+        vaults=Path("../vaults"),
+    )
+    made = tomllib.loads(render(near, worker_files()))
+    assert made["loader"]["entrypoint"]["uri"] == f"file:{gramine()}/libsysdb.so"
+    assert {"path": "/lib", "uri": f"file:{gramine()}/runtime/glibc"} in made["fs"]["mounts"]
+    allowed = [f"file:{tmp_path}/vaults/", f"file:{tmp_path}/platform.json"]
+    assert made["sgx"]["allowed_files"] == allowed
+    assert configuration(near)["platform_file"] == str(tmp_path / "platform.json")
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,13 @@ def test_what_an_error_quotes_cannot_steer_the_terminal(verb, capsys) -> None:
     assert all(c.isprintable() or c == "\n" for c in shown)
 
 
+def test_what_an_error_quotes_is_shown_as_it_is(verb, capsys) -> None:
+    """`:cloud:` is a host and its port's colon, and no picture."""
+    verb(_raise(errors.PeerError("nobody answers at tcp:cloud:7070")))
+    assert cli.main(["try"]) == 4
+    assert "tcp:cloud:7070" in capsys.readouterr().err
+
+
 def test_with_json_a_failure_is_one_document(verb, capsys) -> None:
     verb(_raise(errors.RefusedError("no", remedy="ask again")))
     assert cli.main(["try", "--json"]) == 1
@@ -146,6 +153,19 @@ def test_version(capsys) -> None:
 def test_the_help_of_every_verb_shows_an_example(verb_name: str, capsys) -> None:
     assert cli.main([verb_name, "--help"]) == 0
     assert f"vaultline {verb_name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb_name", sorted(cli.VERBS))
+def test_help_shows_its_example_and_its_paragraphs_whole(verb_name, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    command = cli.load_verb(verb_name)
+    leaves = getattr(command, "commands", {})
+    for words, leaf in [([], command), *(([name], each) for name, each in leaves.items())]:
+        assert cli.main([verb_name, *words, "--help"]) == 0
+        lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+        assert leaf.epilog in lines
+        assert {line for line in leaf.help.splitlines() if line} <= {*lines}
+        assert all("\n" not in each for each in leaf.help.split("\n\n"))
 
 
 @pytest.mark.parametrize("verb_name", sorted(cli.VERBS))

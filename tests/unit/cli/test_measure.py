@@ -97,5 +97,5 @@ def test_without_the_package_or_the_firmware_it_says_what_to_do(
     monkeypatch.setitem(__import__("sys").modules, "sevsnpmeasure", None)
     path = tmp_path / "OVMF.fd"
     path.write_bytes(firmware())
-    assert "vaultline[measure]" in told(capsys, "--snp-firmware", str(path), code=2)
+    assert "[measure]" in told(capsys, "--snp-firmware", str(path), code=2)
     assert "--snp-firmware" in told(capsys, "--kernel", str(path), code=2)

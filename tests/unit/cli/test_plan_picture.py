@@ -75,7 +75,7 @@ def test_memory_is_drawn_over_the_steps_of_a_pass(tmp_path: Path) -> None:
     assert plan.stages[0].prefetch
     draw_plan(plan, layers, tmp_path / "plan.svg")
     text = (tmp_path / "plan.svg").read_text()
-    for said in ("weights that stay", "weights of the step", "free", "(the line: 64.0 MiB)"):
+    for said in ("weights that stay", "weights of the step", "free", "(of 64.0 MiB)"):
         assert said in text
     # Each layer of 40 MiB is ten tiles.
     assert ">steps<" in text

@@ -43,6 +43,14 @@ def test_the_entry_can_be_copied_from_the_screen(
     assert policy.accept[0].kind == "accelerator"
 
 
+def test_a_development_root_names_each_file_that_it_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = call(capsys, "dev", "--out", str(tmp_path / "trust"))
+    assert code == 0
+    assert [path.name for path in (tmp_path / "trust").iterdir() if path.name not in out] == []
+
+
 def test_a_key_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(capsys, "accelerator", "--out", str(tmp_path))
     code, out, err = call(capsys, "accelerator", "--out", str(tmp_path))

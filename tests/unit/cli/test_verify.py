@@ -102,6 +102,9 @@ def test_stale_collateral_is_refused_by_name(call: Any) -> None:
         code, out, _ = call("verify", "quote.bin", *GOOD[:-1], at)
         assert code == 1
         assert "CollateralExpired" in out
+        assert "or --at" in out
+        assert "UnixTime" not in out
+    assert "2030-03-17T17:46:40Z" in out, "moments are dates"
 
 
 PASSPORT = ("--policy", "policy.yaml", "--verifier-key", "policy.yaml")
@@ -227,6 +230,18 @@ def test_a_passport_from_issue_to_use(call: Any, folder: Path) -> None:
     assert (code, "judged by another policy" in err) == (1, True)
     code, _, err = call(*check, "--policy", "sim.yaml", "--allow-warning", "--at", "2040-01-01")
     assert (code, "not valid at this time" in err) == (1, True)
+    assert "2040-01-01T00:00:00Z" in err
+    code, _, err = call("verify", "result.jwt", "--policy", "sim.yaml")
+    assert (code, "--verifier-key" in err) == (2, True)
+
+
+def test_no_result_is_signed_that_has_ended_before(call: Any) -> None:
+    assert call("policy", "verifier", "--out", "keys")[0] == 0
+    sign = ("--report-data", bytes(range(64)).hex(), "--sign", "keys/verifier.jwk")
+    past = ("--at", "2001-01-01")
+    code, out, err = call("verify", "quote.bin", *GOOD[:-2], *past, *sign)
+    assert (code, out) == (2, "")
+    assert "ends before it is issued" in err
 
 
 def load(name: str) -> bytes:

@@ -10,6 +10,7 @@ from vaultline.core.errors import InputError
 from vaultline.core.units import (
     format_rate,
     format_seconds,
+    format_utc,
     parse_bytes,
     parse_bytes_per_s,
     parse_seconds,
@@ -24,6 +25,11 @@ def test_rates_and_times_are_written_as_a_person_would() -> None:
     assert format_seconds(0.005) == "5ms"
     assert format_seconds(31.2e-6) == "31.2us"
     assert format_seconds(0.0) == "0ns"
+
+
+def test_moments_are_written_in_utc_or_as_they_are_where_no_calendar_has_them() -> None:
+    assert format_utc(1_751_328_000) == "2025-07-01T00:00:00Z"
+    assert format_utc(1 << 70) == f"Unix time {1 << 70}"
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

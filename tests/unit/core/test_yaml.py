@@ -61,6 +61,9 @@ class Mistake:
 
 MISTAKES = {
     "a list where one of some words belongs": Mistake("items: []\nmode: [[x]]\n", 2, ("at mode",)),
+    "another word than those": Mistake(
+        "items: []\nmode: onn\n", 2, ("at mode", "got: 'onn'", "expected: on, off", "`on`?")
+    ),
     "a field that does not exist": Mistake(
         "items:\n- name: a\n  siez: 3\n", 3, ("items[0]", "unknown field `siez`", "`size`?")
     ),
@@ -87,7 +90,9 @@ MISTAKES = {
     ),
     "a wrong item in a pair": Mistake("items: []\npair: [1, 2]\n", 2, ("pair[1]", "got: 2")),
     "a pair of three": Mistake("items: []\npair: [1, b, 2]\n", 2, ("pair", "length 2")),
-    "a list where a mapping is needed": Mistake("- a\n", 1, ("a list", "expected: object")),
+    "a list where a mapping is needed": Mistake(
+        "- a\n", 1, ("a list", "a mapping of items, named")
+    ),
     "a key that is given twice": Mistake("items: []\nitems: []\n", 2, ("'items' is given twice",)),
     "text that is not YAML": Mistake("items: []\n  x: [\n", 2, ("not valid YAML",)),
     "an anchor used again": Mistake("items: &a []\nnamed: *a\n", 2, ("aliases are not supported",)),
@@ -113,7 +118,7 @@ def test_a_mistake_is_reported_with_its_line(mistake: Mistake) -> None:
 
 
 UNLOCATED = {
-    "an empty file": ("", "nothing"),
+    "an empty file": ("", "expected: a mapping of items"),
     "a file of only comments": ("# nothing\n", "nothing"),
     "a very deep file": ("[" * 100_000, "nested too deeply"),
     "a very long file": (" " * (YAML_CHARS_MAX + 1), "too long"),
