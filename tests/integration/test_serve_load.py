@@ -128,6 +128,15 @@ def test_a_workload_is_answered_and_the_drain_says_what_was_served(served: Serve
     ]
 
 
+def test_a_model_that_is_not_served_is_named_with_those_that_are(served: Served) -> None:
+    (served.folder / "workload.yaml").write_text(WORKLOAD.replace("one", "three"))
+    code, said = served.load()
+    error = said["error"]
+    assert (code, error["got"], error["expected"]) == (2, "three", "some of one, two")
+    served.popen.send_signal(signal.SIGTERM)
+    assert served.end()[0] == 0
+
+
 def test_what_was_taken_before_the_signal_is_answered_and_nothing_after(served: Served) -> None:
     with Client(served.address, timeout_s=60) as client:
         model = client.models()[0]

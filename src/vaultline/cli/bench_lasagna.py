@@ -13,7 +13,7 @@ from vaultline.bench.lasagna_results import OURS, LasagnaResult, Offered, Satura
 from vaultline.bench.serving import RigRequest, ServingRig
 from vaultline.cli.bench_common import QuickFlag, ZooOption, default_zoo, machine, named, told
 from vaultline.cli.common import JsonFlag, print_json, results, table
-from vaultline.cli.files import check_target
+from vaultline.cli.files import check_picture
 from vaultline.cli.running import stoppable
 from vaultline.core.limits import MIB
 from vaultline.sched.policies import POLICIES
@@ -60,8 +60,7 @@ def lasagna(
     as_json: JsonFlag = False,
 ) -> None:
     """Throughput and latency of six models on two bounded servers, for every policy."""
-    if plot is not None:
-        check_target(plot, "the picture")
+    check_picture(plot)
     asked = LasagnaRequest(
         requests=requests, rounds=rounds, window_s=window, open_rounds=open_rounds
     )

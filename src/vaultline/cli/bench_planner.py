@@ -22,7 +22,7 @@ from vaultline.bench.serdab import (
 from vaultline.cli.bench_common import QuickFlag, ZooOption, default_zoo, machine, told
 from vaultline.cli.checking import check_document
 from vaultline.cli.common import JsonFlag, print_json, results, table
-from vaultline.cli.files import check_target
+from vaultline.cli.files import check_picture
 from vaultline.graph.zoo import ZOO
 
 _QUICK_TABLE = ("squeezenet", "mobilenetv2")
@@ -37,8 +37,7 @@ def planner(
     as_json: JsonFlag = False,
 ) -> None:
     """Processor time of planning: random problems of growing size, and the ten models."""
-    if plot is not None:
-        check_target(plot, "the picture")
+    check_picture(plot)
     with told() as tell:
         found = bench_planner(
             PlannerRequest(
@@ -99,8 +98,7 @@ def serdab(
     as_json: JsonFlag = False,
 ) -> None:
     """A chunk of video by placement, against one enclave; and how well chunks were predicted."""
-    if plot is not None:
-        check_target(plot, "the picture")
+    check_picture(plot)
     only = tuple(model) if model else None
     table_models, checked = (_QUICK_TABLE, _QUICK_TABLE) if quick else (TABLE, ZOO)
     linked = () if no_link else LINKED[:1] if quick else LINKED

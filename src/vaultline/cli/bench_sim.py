@@ -22,7 +22,7 @@ from vaultline.bench.sim_scale import ScaleRow, scale
 from vaultline.cli.bench_common import QuickFlag, ZooOption, default_zoo, machine, told
 from vaultline.cli.bench_lasagna import KeepTimesOption, PreparedOption
 from vaultline.cli.common import JsonFlag, print_json, results, table
-from vaultline.cli.files import check_target
+from vaultline.cli.files import check_picture
 from vaultline.cli.running import stoppable
 from vaultline.core.limits import MIB
 
@@ -57,8 +57,7 @@ def sim(
     as_json: JsonFlag = False,
 ) -> None:
     """Simulated against measured on three workloads; decisions and time for 10 to 1,000 servers."""
-    if plot is not None:
-        check_target(plot, "the picture")
+    check_picture(plot)
     request = _QUICK if quick else FidelityRequest(window_s=window, rounds=rounds)
     with stoppable(), told() as tell:
         found = SimResult(

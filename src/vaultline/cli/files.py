@@ -14,6 +14,7 @@ from vaultline.core.plan import Plan, read_plan
 from vaultline.core.profile import ModelProfile, read_profile
 
 T = TypeVar("T")
+_PICTURES = (".png", ".svg")
 
 
 def read_file(
@@ -73,6 +74,23 @@ def check_target(path: Path, what: str) -> None:
             got=found,
             expected="a file name in an existing folder",
             remedy="make the folder, or name another file",
+        )
+
+
+def check_picture(path: Path | None) -> None:
+    """Refuse a picture that can't be drawn before any work is done for it.
+
+    Raises:
+        InputError: it can't be written there, or it is of a kind that nobody draws.
+    """
+    if path is None:
+        return
+    check_target(path, "the picture")
+    if path.suffix.lower() not in _PICTURES:
+        raise InputError(
+            "pictures are PNG or SVG files",
+            got=str(path),
+            expected="a name that ends in " + " or ".join(_PICTURES),
         )
 
 

@@ -82,6 +82,13 @@ def load(
 
 def _sent(client: Client, requests: Sequence[Request], patience_s: float, seed: int) -> LoadSummary:
     models = {model.name: model for model in client.models()}
+    if unknown := {request.model for request in requests} - {*models}:
+        raise InputError(
+            "the workload asks for a model that is not served",
+            got=", ".join(sorted(unknown)),
+            expected="some of " + ", ".join(sorted(models)),
+            remedy="name what is served in the workload file, or serve these as well",
+        )
     inputs = {
         name: frames_of(model.inputs, _FRAMES, seed)
         for name, model in models.items()

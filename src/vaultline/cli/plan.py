@@ -9,7 +9,14 @@ import typer
 
 from vaultline.cli.checking import check_document, run_check, show_check
 from vaultline.cli.common import JsonFlag, note, print_json, results
-from vaultline.cli.files import check_target, load_cluster, load_profile, parse_shapes, write_file
+from vaultline.cli.files import (
+    check_picture,
+    check_target,
+    load_cluster,
+    load_profile,
+    parse_shapes,
+    write_file,
+)
 from vaultline.cli.plan_release import (
     check_parts,
     load_release,
@@ -24,15 +31,13 @@ from vaultline.cli.plan_report import (
     show_plan,
 )
 from vaultline.cli.profile import ShapeOption
-from vaultline.core.errors import InfeasibleError, InputError
+from vaultline.core.errors import InfeasibleError
 from vaultline.core.plan import Objective, Plan, write_plan
 from vaultline.core.program import PageMode
 from vaultline.owner.disclosure import load_disclosure
 from vaultline.planner import PlanRequest, Settings, explain, parse_partition, plan_request
 from vaultline.planner.baselines import Row, as_asked
 from vaultline.planner.baselines import compare as compare_baselines
-
-_PICTURES = (".png", ".svg")
 
 
 def register(app: typer.Typer) -> None:
@@ -152,15 +157,7 @@ def _check_targets(out: Path, *pictures: Path | None) -> None:
     """Refuse what can't be written before anything is searched."""
     check_target(out, "the plan")
     for path in pictures:
-        if path is None:
-            continue
-        check_target(path, "the picture")
-        if path.suffix.lower() not in _PICTURES:
-            raise InputError(
-                "pictures are PNG or SVG files",
-                got=str(path),
-                expected="a name that ends in " + " or ".join(_PICTURES),
-            )
+        check_picture(path)
 
 
 def _show_written(found: Plan, out: Path) -> None:

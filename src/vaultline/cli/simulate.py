@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from rich.progress import TaskID
 
 from vaultline.cli.common import JsonFlag, note, print_json, progress, results, table
-from vaultline.cli.files import check_target, load_cluster, read_file, write_file
+from vaultline.cli.files import check_picture, check_target, load_cluster, read_file, write_file
 from vaultline.core.cluster import Cluster
 from vaultline.core.errors import InputError
 from vaultline.core.serde import canonical_json, from_json
@@ -108,7 +108,8 @@ def simulate(
     Every policy gets the same requests. Nothing is run: the facts of prepared models say how long
     runs take, and devices are as fast as the machine that measured them.
     """
-    for path, what in ((plot, "the picture"), (trace, "the trace"), (out, "the results")):
+    check_picture(plot)
+    for path, what in ((trace, "the trace"), (out, "the results")):
         if path is not None:
             check_target(path, what)
     chosen = [policy(name) for name in dict.fromkeys(policies or POLICIES)]

@@ -21,6 +21,8 @@ from vaultline.core.serde import canonical_json
 BAD = {
     "a policy that there isn't": (["lasagna", "--policies", "fifo,best"], "no such policy"),
     "a picture nowhere": (["lasagna", "--plot", "/nowhere/at/all.png"], "cannot write the picture"),
+    "a picture of no known kind": (["lasagna", "--plot", "all.bmp"], "PNG or SVG"),
+    "another of no known kind": (["sim", "--plot", "all"], "PNG or SVG"),
     "no rounds": (["lasagna", "--rounds", "0"], "--rounds"),
     "a part that there isn't": (["sim", "--part", "some"], "--part"),
     "another picture nowhere": (["sim", "--plot", "/nowhere/at/all.png"], "cannot write"),

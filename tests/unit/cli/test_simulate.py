@@ -238,6 +238,7 @@ WRONG: dict[str, tuple[Callable[[Files], int], int, str]] = {
         "no server of this name",
     ),
     "a loss at no time": (lambda f: f.run("--lose", "box-1"), 2, "not a server that is lost"),
+    "a picture of no known kind": (lambda f: f.run(plot=f.path("p.bmp")), 2, "PNG or SVG"),
     "a picture in no folder": (lambda f: f.run(plot=f.path("no/p.png")), 2, "cannot write the pic"),
 }
 
