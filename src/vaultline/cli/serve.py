@@ -87,7 +87,9 @@ def serve(
     models: Annotated[
         Path, typer.Option(help="Folder of prepared models, or of ONNX files to prepare first.")
     ],
-    policy: Annotated[str, typer.Option(help="How requests are scheduled.")] = "vaultline",
+    policy: Annotated[
+        str, typer.Option(help="How requests are scheduled: see docs/serving.md.")
+    ] = "vaultline",
     policy_file: Annotated[
         Path | None,
         typer.Option(help="Which evidence is accepted (YAML); a development root's if unset."),
@@ -117,6 +119,12 @@ def serve(
     and it stops at once.
     """
     address = Address.parse(listen or _default_address())
+    if Path(policy).suffix:
+        raise InputError(
+            "--policy is how requests are scheduled",
+            got=policy,
+            remedy="name a file that says which evidence is accepted with --policy-file",
+        )
     chosen, servers = policy_named(policy), servers_of(load_cluster(cluster))
     signals = Signals()
     with ExitStack() as stack:

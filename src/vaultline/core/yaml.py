@@ -228,8 +228,11 @@ def _explain(problem: _Problem, *, what: str, path: str) -> InputError:
                 close = get_close_matches(field[2], names, 1)
                 remedy = f"did you mean `{close[0]}`?" if close else "remove it"
         elif _ENUM.match(str(error)) and (choices := _choices(problem.kind)):
-            got, expected = repr(problem.value), ", ".join(choices)
-            close = get_close_matches(str(problem.value), choices, 1)
+            said = problem.value
+            if isinstance(said, dict):  # a union, told apart by one field
+                said = next((said[name] for name in _field_names(problem) if name in said), said)
+            got, expected = repr(said), ", ".join(choices)
+            close = get_close_matches(str(said), choices, 1)
             remedy = f"did you mean `{close[0]}`?" if close else None
         elif types := _EXPECTED.match(str(error)):
             expected, got = types[1].replace("`", ""), _show(problem.value, types[2])
@@ -257,6 +260,9 @@ def _choices(kind: Any) -> list[str]:
     """The values that a type lists, also behind a union or Annotated."""
     if get_origin(kind) is Literal:
         return [str(each) for each in get_args(kind)]
+    config = getattr(kind, "__struct_config__", None)
+    if config is not None:
+        return [config.tag] if isinstance(config.tag, str) else []
     if get_origin(kind) not in (Union, UnionType, Annotated):
         return []
     return [choice for member in get_args(kind) for choice in _choices(member)]

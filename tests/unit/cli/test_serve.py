@@ -137,6 +137,7 @@ BAD = {
     "clients over TCP without a credential": (["--listen", "tcp:127.0.0.1:0"], 2, "credential"),
     "an address that is none": (["--listen", "somewhere"], 2, "not an address"),
     "an unknown policy": (["--policy", "best"], 2, "no policy is called"),
+    "a policy for evidence": (["--policy", "trust/policy.yaml"], 2, "how requests are scheduled"),
     "a platform without its policy": (["--platform", "platform.json"], 2, "without its policy"),
     "a policy that is not there": (["--policy-file", "none.yaml"], 2, "simulated platform"),
     "a folder without models": ([], 2, "nothing to serve"),

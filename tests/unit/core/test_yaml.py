@@ -86,7 +86,9 @@ MISTAKES = {
         "items: []\nshape:\n  shape: circle\n  radius: wide\n", 4, ("shape.radius", "'wide'")
     ),
     "a shape that does not exist": Mistake(
-        "items: []\nshape:\n  shape: triangle\n", 3, ("shape", "triangle")
+        "items: []\nshape:\n  shape: circel\n",
+        3,
+        ("at shape", "got: 'circel'", "expected: circle, square", "`circle`?"),
     ),
     "a wrong item in a pair": Mistake("items: []\npair: [1, 2]\n", 2, ("pair[1]", "got: 2")),
     "a pair of three": Mistake("items: []\npair: [1, b, 2]\n", 2, ("pair", "length 2")),
