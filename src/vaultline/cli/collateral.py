@@ -56,4 +56,4 @@ def pack(
     if as_json:
         print_json({"out": str(out), "kinds": kinds})
     else:
-        results().print(f"wrote {out}: {', '.join(kinds)}")
+        results().print(f"wrote {out}: {', '.join(kinds)}", markup=False)

@@ -233,7 +233,9 @@ def _show(plan: Plan, figures: dict[str, Any], summary: RunSummary, out: Path) -
     console.print()
     console.print(table("what each place saw", ("place", "saw"), _places(plan, figures)))
     console.print(f"\nenclaves: {summary.attested}")
-    console.print(f"results and pictures are in {out}: results.jsonl, plan.png, timeline.png")
+    console.print(
+        f"results and pictures are in {out}: results.jsonl, plan.png, timeline.png", markup=False
+    )
     console.print(_NEXT, soft_wrap=True)
 
 

@@ -224,6 +224,6 @@ def _tell(out: Path, paths: list[Path], then: tuple[str, ...], *, as_json: bool)
         print_json(document)
         return
     console = results()
-    console.print(f"wrote {', '.join(names)} to {out}; then:")
+    console.print(f"wrote {', '.join(names)} to {out}; then:", markup=False)
     for line in then:
         console.print(f"  {line}", highlight=False, markup=False)

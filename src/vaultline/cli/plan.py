@@ -161,4 +161,4 @@ def _check_targets(out: Path, *pictures: Path | None) -> None:
 
 
 def _show_written(found: Plan, out: Path) -> None:
-    results().print(f"wrote {out} (digest {found.digest.hex()[:16]}...)", style="dim")
+    results().print(f"wrote {out} (digest {found.digest.hex()[:16]}...)", style="dim", markup=False)

@@ -54,7 +54,7 @@ def dev(
         return
     console = results()
     names = [ROOT_FILE, *(path.name for path in files.values())]
-    console.print(f"wrote {', '.join(names)} to {out}")
+    console.print(f"wrote {', '.join(names)} to {out}", markup=False)
     console.print("SIMULATED: whoever holds platform.json can forge evidence", style="yellow")
 
 
@@ -73,7 +73,7 @@ def accelerator(
         print_json({"key": str(path), "public_key": key.public_key.hex(), "entry": entry})
         return
     console = results()
-    console.print(f"wrote {path}; add to `accept:` of the policy:")
+    console.print(f"wrote {path}; add to `accept:` of the policy:", markup=False)
     console.print(entry, end="", highlight=False, markup=False)
 
 
@@ -107,7 +107,7 @@ def verifier(
     if as_json:
         print_json({"private": str(private), "public": str(public)})
     else:
-        results().print(f"wrote {private} (keep it) and {public} (hand it out)")
+        results().print(f"wrote {private} (keep it) and {public} (hand it out)", markup=False)
 
 
 def schema(as_json: JsonFlag = False) -> None:

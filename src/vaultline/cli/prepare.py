@@ -253,4 +253,4 @@ def _print(done: Sequence[ServedModel], out: Path) -> None:
             f"{served.facts.fixed_bytes / MIB:.1f} MiB a core, installed in "
             f"{served.facts.install_s * 1e3:.0f} ms; times are {times}"
         )
-    console.print(f"vaults for the servers, keys and manifests are in {out}")
+    console.print(f"vaults for the servers, keys and manifests are in {out}", markup=False)

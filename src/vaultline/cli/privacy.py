@@ -161,7 +161,7 @@ def show(found: LeakageFindings, verdicts: Verdicts, out: Path) -> None:
     console = results()
     console.print(table(title, columns, rows))
     console.print(verdicts.sentence)
-    console.print(f"wrote {out / REPORT_FILE} and {out / PAGE_FILE}")
+    console.print(f"wrote {out / REPORT_FILE} and {out / PAGE_FILE}", markup=False)
 
 
 def _names(tensors: Sequence[str]) -> str:

@@ -291,4 +291,4 @@ def _show(measured: ModelProfile, out: Path) -> None:
     console.print(table(title, columns, rows))
     if len(measured.blocks) > len(rows):
         console.print(f"({len(rows)} slowest blocks shown)", style="dim")
-    console.print(f"wrote {out}")
+    console.print(f"wrote {out}", markup=False)

@@ -253,9 +253,9 @@ def show_summary(summary: RunSummary, sink: Path) -> None:
             f"UNVERIFIED: stage {stages} ran on {devices}: nothing vouches for these results",
             style="yellow",
         )
-    console.print(f"results: {sink}")
+    console.print(f"results: {sink}", markup=False)
     if summary.receipt:
-        console.print(f"receipt: {summary.receipt}, {summary.links} links")
+        console.print(f"receipt: {summary.receipt}, {summary.links} links", markup=False)
         if summary.links_refused:
             text = f"{summary.links_refused} links that the host brought are not by our enclaves"
             console.print(text, style="yellow")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from vaultline.cli.common import JsonFlag, print_json, progress, results
 from vaultline.cli.files import check_target, load_plan
@@ -72,6 +73,9 @@ def seal(
             }
         )
         return
-    results().print(
-        f"sealed {len(stages)} stages into {out} ({format_bytes(size)}); keys are in {key}"
-    )
+    count = f"{len(stages)} stage{'s'[: len(stages) != 1]}"
+    console = results()
+    console.print(escape(f"sealed {count} into {out} ({format_bytes(size)}); keys are in {key}"))
+    for old in keys.sealings:
+        if old.plan_digest == sealing.plan_digest:
+            console.print(f"it takes the place of what was sealed for this plan {old.created}")

@@ -611,7 +611,16 @@ def test_with_nothing_wrong_all_is_done(ready: Good, capfd) -> None:
     assert main(ready.run()) == 0
     assert main(ready.seal()) == 0
     assert main(ready.plan()) == 0
-    assert "error" not in capfd.readouterr().err
+    said = capfd.readouterr()
+    assert "error" not in said.err
+    assert "it takes the place" not in said.out
+    (ready.bad / "[final]").mkdir()
+    assert main([*ready.seal(), "-o", str(ready.bad / "[final]" / "v")]) == 0
+    assert main([*ready.plan(), "-o", str(ready.bad / "[final]" / "p")]) == 0
+    said = capfd.readouterr()
+    assert said.out.count("[final]/") == 2, "names are shown as they are"
+    # The vault that was sealed for this plan before opens no more.
+    assert "it takes the place of what was sealed for this plan 20" in said.out
 
 
 def test_as_a_process_there_is_no_traceback_either(ready: Good) -> None:
