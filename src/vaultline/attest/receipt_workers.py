@@ -33,7 +33,8 @@ class Workers:
 
     Attributes:
         keys: with which each enclave signs, by its place, once it has been checked.
-        verdicts: on each worker's evidence, likewise; the last policy's, with the unsafe options of all.
+        verdicts: on each worker's evidence, likewise; the last policy's, with the unsafe options
+            of all.
     """
 
     def __init__(
