@@ -119,7 +119,7 @@ def test_outputs_that_the_model_has_not_are_refused(
 ) -> None:
     lines = edited(ran, tmp_path / "lines", verdict={"top": [{"index": 0, "value": 1.0}]})
     code, found = verify(files, "--results", str(lines), "--raw", str(ran / "raw"))
-    assert (code, [each["code"] for each in found["refusals"]]) == (1, ["ResultsDiffer"])
+    assert (code, [each["code"] for each in found["reasons"]]) == (1, ["ResultsDiffer"])
 
 
 @pytest.mark.parametrize("top", [5, True, "cat", ["cat"], {"index": 1}])
@@ -138,7 +138,7 @@ def test_the_collateral_may_be_one_s_own(files: Files, ran: Path, tmp_path: Path
     other = make_devroot(datetime.datetime.now(datetime.UTC))
     (tmp_path / "other.json").write_bytes(other.collateral)
     code, found = verify(files, "--collateral", str(tmp_path / "other.json"))
-    assert (code, {each["code"] for each in found["refusals"]}) == (1, {"RootRefused"})
+    assert (code, {each["code"] for each in found["reasons"]}) == (1, {"RootRefused"})
 
 
 def test_what_was_not_checked_is_said(files: Files, ran: Path) -> None:
