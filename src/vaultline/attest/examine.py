@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import dcap_qvl
 
@@ -108,7 +108,7 @@ def examine(request: Request) -> Outcome:
             unsafe |= set(policy.unsafe)
             continue
         checks.append(Check(name=prefix + "evidence"))
-        checks += [Check(name=prefix + c.name, refusal=c.refusal) for c in judged.checks]
+        checks += [replace(check, name=prefix + check.name) for check in judged.checks]
         unsafe |= set(judged.unsafe)
     checks += _check_report_data(kind, claims, request)
     return Outcome(

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from vaultline.attest.claims import Claims
 from vaultline.attest.policy import Accepted, Policy
 from vaultline.attest.policy_parts import Gpu, SnpGuest, TrustDomain
@@ -35,10 +37,14 @@ DAY_S = 86_400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One check of an entry: what was looked at, and the refusal if it failed."""
+    """One check of an entry: what was looked at, and the refusal if it failed.
+
+    ``waived``: the unsafe option without which it would have.
+    """
 
     name: str
     refusal: EvidenceRefused | None = None
+    waived: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,11 +101,21 @@ def _objections(judged: Judgement) -> tuple[int, int]:
 
 
 def _judge_entry(index: int, entry: Accepted, claims: Claims, now_s: int) -> Judgement:
-    checks = tuple(
-        Check(name=name, refusal=next(check(entry, claims, now_s), None))
-        for name, check in CHECKS.items()
-    )
+    checks = tuple(_check(name, entry, claims, now_s) for name in CHECKS)
     return Judgement(entry=index, checks=checks, unsafe=entry.unsafe)
+
+
+def _check(name: str, entry: Accepted, claims: Claims, now_s: int) -> Check:
+    def refusal(judge: Accepted) -> EvidenceRefused | None:
+        return next(CHECKS[name](judge, claims, now_s), None)
+
+    found, option = refusal(entry), _WAIVERS.get(name, "")
+    on = found is None and option in entry.unsafe
+    return Check(
+        name=name,
+        refusal=found,
+        waived=option if on and refusal(replace(entry, **{option: False})) else "",
+    )
 
 
 _Refusals = Iterator[EvidenceRefused]
@@ -335,4 +351,11 @@ CHECKS: dict[str, Callable[[Accepted, Claims, int], _Refusals]] = {
     "options": _check_flags,
     "privilege": _check_privilege,
     "measurement": _check_measurement,
+}
+#: Check -> the unsafe option that lets it pass.
+_WAIVERS = {
+    "debug": "unsafe_allow_debug",
+    "migration": "unsafe_allow_migration",
+    "revocation": "unsafe_skip_revocation",
+    "advisories": "unsafe_any_advisory",
 }

@@ -84,7 +84,7 @@ def attestation_result(
 
 
 def _submodule(outcome: Outcome) -> dict[str, Any]:
-    checks = {c.name: "failed" if c.refusal else "passed" for c in outcome.checks}
+    checks = {c.name: state_of(c) for c in outcome.checks}
     return {
         "ear.status": status_of(outcome),
         "ear.trustworthiness-vector": _vector(outcome),
@@ -100,6 +100,13 @@ def _submodule(outcome: Outcome) -> dict[str, Any]:
         "vaultline.reasons": reasons(outcome.checks),
         "vaultline.claims": msgspec.to_builtins(outcome.claims) if outcome.claims else None,
     }
+
+
+def state_of(check: Check) -> Literal["passed", "waived", "failed"]:
+    """``waived``: it would have failed without an unsafe option of the policy."""
+    if check.refusal:
+        return "failed"
+    return "waived" if check.waived else "passed"
 
 
 def warnings_of(outcome: Outcome) -> list[str]:

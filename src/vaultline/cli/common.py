@@ -182,9 +182,12 @@ def show_error(error: VaultlineError, *, as_json: bool) -> None:
 
 
 def show_checks(console: Console, checks: Iterable[Check]) -> None:
-    """What passed, and why the rest failed and what to do about it."""
+    """What passed or was waived, and why the rest failed and what to do about it."""
     for check in checks:
         error = check.refusal
+        if check.waived:
+            console.print(f"  waived: {check.name}, by {check.waived}", style="yellow")
+            continue
         if error is None:
             console.print(f"  passed: {check.name}", style="dim")
             continue

@@ -308,6 +308,15 @@ def test_status_and_vector(outcome: Outcome, status: str, vector: dict[str, int]
         assert said["what"] and said["why"] and said["fix"]
 
 
+def test_a_check_that_an_unsafe_option_lets_pass_is_called_waived() -> None:
+    outdated = SGX.with_(advisories=("INTEL-SA-00001",)).collateral()
+    for collateral, state in ((outdated, "waived"), (SGX.collateral(), "passed")):
+        outcome = run(policy(unsafe_any_advisory=True), collateral=collateral)
+        checks = result(cpu=outcome)["submods"]["cpu"]["vaultline.checks"]
+        assert checks.pop("advisories") == state
+        assert set(checks.values()) == {"passed"}
+
+
 def test_unsafe_options_are_echoed_in_every_result() -> None:
     unsafe = policy(unsafe_any_advisory=True)
     for outcome in (

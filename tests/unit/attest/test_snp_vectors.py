@@ -216,6 +216,13 @@ def test_unsafe_options_let_pass_and_are_named() -> None:
     _, judged = run(SnpVector(policy=1 << 19 | 1 << 18 | 1 << 17, lists=()), policy)
     assert not judged.refusals
     assert judged.unsafe == names
+    waived = {check.name: check.waived for check in judged.checks if check.waived}
+    assert waived == dict(zip(("debug", "migration", "revocation"), names, strict=True))
+
+
+def test_what_passes_without_an_unsafe_option_is_not_waived_by_it() -> None:
+    policy = accepts(unsafe_allow_debug=True, unsafe_skip_revocation=True)
+    assert not any(check.waived for check in run(SnpVector(), policy)[1].checks)
 
 
 def test_a_list_of_a_part_of_the_certificates_is_refused() -> None:
