@@ -10,6 +10,7 @@ machine failed, 70 a bug of ours, 130 stopped by the user.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -25,7 +26,7 @@ from typer.main import get_command, get_group
 
 import vaultline
 from vaultline.cli.common import error_document, messages, print_json, show_error
-from vaultline.core.errors import VaultlineError
+from vaultline.core.errors import MachineError, VaultlineError
 
 #: Verb -> what ``vaultline --help`` says of it. Those without a text are hidden: for programs.
 VERBS = {
@@ -54,6 +55,9 @@ VERBS = {
 EXIT_USAGE = 2
 EXIT_BUG = 70
 EXIT_STOPPED = 130
+#: Of files, standard output among them: no bugs of ours.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+_ROOM = "make room where the output goes, and run it again"
 #: Set to 1 to see the traceback of an error.
 DEBUG_VARIABLE = "VAULTLINE_DEBUG"
 
@@ -132,6 +136,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in arguments
     try:
+        code = _run(arguments, as_json=as_json)
+        sys.stdout.flush()
+    except SystemExit:  # what typer and rich do when the reader of standard output has gone
+        return MachineError.exit_code
+    except OSError as error:
+        return _unwritten(error)
+    return code
+
+
+def _run(arguments: list[str], *, as_json: bool) -> int:
+    try:
         code = get_command(make_app()).main(arguments, "vaultline", standalone_mode=False)
     except VaultlineError as error:
         _maybe_traceback()
@@ -142,12 +157,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_STOPPED
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise
         return _bug(error, as_json=as_json)
     # Verbs return nothing; an explicit typer.Exit(code) arrives here as its code.
     code = code if isinstance(code, int) else 0
     if code == EXIT_STOPPED:
         messages().print("stopped")
     return code
+
+
+def _unwritten(error: OSError) -> int:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())  # what is left would be tried once more at the end
+    os.close(null)
+    if not isinstance(error, BrokenPipeError):
+        lost = MachineError("what was to be written can't be", got=str(error), remedy=_ROOM)
+        show_error(lost, as_json=False)
+    return MachineError.exit_code
 
 
 def _usage_error(error: typer.TyperException, *, as_json: bool) -> int:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
+from typing import IO
 
 import pytest
 import typer
@@ -184,3 +187,29 @@ def test_help_imports_no_heavy_package() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("arguments", [["doctor", "--errors"], ["doctor", "--json"], ["doctor"]])
+def test_a_full_disk_is_a_machine_s_failure(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = run_program(arguments, full)
+    assert done.returncode == 4
+    assert done.stderr.splitlines() == [
+        "error: what was to be written can't be",
+        "  got: [Errno 28] No space left on device",
+        "  to fix: make room where the output goes, and run it again",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["doctor", "--errors"], ["doctor", "--json"], ["doctor"]])
+def test_a_reader_that_has_gone_is_no_refusal(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        done = run_program(arguments, pipe)
+    assert (done.returncode, done.stderr) == (4, "")
+
+
+def run_program(arguments: list[str], stdout: IO[str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vaultline", *arguments]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=120)
