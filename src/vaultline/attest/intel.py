@@ -119,6 +119,7 @@ def verify_intel(quote: bytes, collateral: bytes, roots: frozenset[str], now_s: 
     check_chain(quote)
     qvl, unlisted = _verify(quote, collateral, root, now_s)
     stated_s = check_statements(quote, collateral, root)
+    check_quoting_level(qvl.qe.tcb_level.status)
     start = max(qvl.latest_issue_date, qvl.qe_iden_latest_issue_date)
     end = min(qvl.earliest_expiration_date, qvl.qe_iden_earliest_expiration_date)
     check_dates(start, end, now_s)
@@ -238,6 +239,8 @@ def _canonical(collateral: bytes, roots: frozenset[str]) -> tuple[bytes, x509.Ce
             expected=", ".join(sorted(roots)),
             remedy="use the collateral of an accepted root, or name this root in the policy",
         )
+    # It would take this chain in place of the quote's own, which is the one that is looked at here.
+    fields.pop("pck_certificate_chain", None)
     return canonical_json(fields), root
 
 
@@ -297,6 +300,22 @@ def _refusal(text: str) -> EvidenceRefused:
         got=text,
         remedy="the evidence was altered, or comes from a platform of another root",
     )
+
+
+def check_quoting_level(status: TcbState) -> None:
+    """Refuse a quoting enclave in a state that no such enclave has by Intel's rules: dcap-qvl takes
+    one that needs configuration for up to date.
+
+    Raises:
+        QuotingEnclaveRefused: neither up to date nor outdated, which the status tells.
+    """
+    if status not in ("UpToDate", "OutOfDate"):
+        raise QuotingEnclaveRefused(
+            "the quoting enclave is in a state that is not known for one",
+            got=status,
+            expected="UpToDate or OutOfDate",
+            remedy=_FETCH,
+        )
 
 
 def check_dates(start: int, end: int, now_s: int) -> None:

@@ -16,12 +16,14 @@ from cryptography import x509
 from cryptography.x509.oid import ObjectIdentifier
 
 from vaultline.attest.chains import load_certificates, load_crls
-from vaultline.attest.intel_unlisted import unix_time
+from vaultline.attest.intel_unlisted import Parts, unix_time
 from vaultline.attest.refusals import CertificateRefused, CollateralMismatch, TcbRefused
 from vaultline.core.serde import from_json
 
 #: Marks certificates of single platforms (Intel, PCK Certificate and CRL Profile).
 _PCK_OID = ObjectIdentifier("1.2.840.113741.1.13.1")
+#: Forms of Intel's statements that are read here (Provisioning Certification Service, API 4).
+_TCB_INFO_VERSION, _IDENTITY_VERSION = 3, 2
 #: Fields of collateral that hold chains of certificates.
 CHAINS = ("tcb_info_issuer_chain", "qe_identity_issuer_chain")
 
@@ -49,6 +51,8 @@ def check_statements(quote: bytes, collateral: bytes, root: x509.Certificate) ->
                 expected="the vendor's TCB signing certificate, issued by the root itself",
             )
     statement = from_json(str(fields.get("tcb_info")).encode(), dict[str, Any], what="TCB info")
+    identity = from_json(str(fields.get("qe_identity")).encode(), dict[str, Any], what="identity")
+    _check_form(statement, identity, "TDX" if Parts(quote).tee_type else "SGX")
     if statement.get("tcbType") != 0:
         raise TcbRefused(
             "the collateral compares TCB levels in a way that is not known",
@@ -62,10 +66,27 @@ def check_statements(quote: bytes, collateral: bytes, root: x509.Certificate) ->
             got=str(statement.get("pceId")),
             expected=pce_id,
         )
-    identity = from_json(str(fields.get("qe_identity")).encode(), dict[str, Any], what="identity")
     (listed,) = load_crls([str(fields.get("pck_crl"))])
     issued = (unix_time(str(each.get("issueDate"))) for each in (statement, identity))
     return min(*issued, int(listed.last_update_utc.timestamp()))
+
+
+def _check_form(statement: dict[str, Any], identity: dict[str, Any], kind: str) -> None:
+    """Both are of the forms that are read here, and of one kind; dcap-qvl takes any version of TCB
+    info that looks alike."""
+    forms = (
+        (statement, (kind, _TCB_INFO_VERSION)),
+        (identity, ("QE" if kind == "SGX" else "TD_QE", _IDENTITY_VERSION)),
+    )
+    for each, expected in forms:
+        found = (each.get("id"), each.get("version"))
+        if found != expected:
+            raise CollateralMismatch(
+                "the collateral holds a statement of another kind or version",
+                got=f"{found[0]}, version {found[1]}",
+                expected=f"{expected[0]}, version {expected[1]}",
+                remedy="fetch the collateral again, from version 4 of the vendor's interface",
+            )
 
 
 def _may_sign(certificate: x509.Certificate, root: x509.Certificate) -> bool:

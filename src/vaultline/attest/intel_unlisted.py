@@ -115,9 +115,9 @@ def _claims(quote: bytes, collateral: bytes, root: x509.Certificate, now_s: int)
     if tcb_info["fmspc"].upper() != extension.fmspc.hex().upper():
         raise CollateralMismatch("the collateral is of another platform family")
     parsed = dcap_qvl.parse_quote(quote)
-    _check_quoting_enclave(parts, identity)
+    rated = [_check_quoting_enclave(parts, identity)]
     if parts.tee_type:
-        _check_module(parsed.report, tcb_info)
+        rated += _check_module(parsed.report, tcb_info)
         _check_domain(parsed.report)
     level = _lowest_level(tcb_info, extension, parsed.report if parts.tee_type else None)
     start, end = max(date[0] for date in dates), min(date[1] for date in dates)
@@ -127,8 +127,10 @@ def _claims(quote: bytes, collateral: bytes, root: x509.Certificate, now_s: int)
             "tee_type": parts.tee_type,
             "tcb": {
                 "status": "OutOfDate",
-                "advisory_ids": level.get("advisoryIDs") or [],
-                "eval_data_number": tcb_info["tcbEvaluationDataNumber"],
+                "advisory_ids": _advisories([level, *rated]),
+                "eval_data_number": min(
+                    each["tcbEvaluationDataNumber"] for each in (tcb_info, identity)
+                ),
             },
             "platform": {
                 "pck": {
@@ -137,7 +139,7 @@ def _claims(quote: bytes, collateral: bytes, root: x509.Certificate, now_s: int)
                     **{name: _flag(extension, oid) for name, oid in _FLAG_OIDS.items()},
                 },
                 "root_key_id": list(bytes.fromhex(root_key_id(pck[-1]))),
-                "tcb_date_tag": unix_time(level["tcbDate"]),
+                "tcb_date_tag": min(unix_time(each["tcbDate"]) for each in (level, *rated[1:])),
             },
             # `_check_quoting_enclave` takes an enclave of an up-to-date level alone.
             "qe": {"tcb_level": {"tcbDate": level["tcbDate"], "tcbStatus": "UpToDate"}},
@@ -223,7 +225,14 @@ def _span(statement: dict[str, Any], now_s: int) -> tuple[int, int]:
     return start, end
 
 
-def _check_quoting_enclave(parts: Parts, identity: dict[str, Any]) -> None:
+def _advisories(levels: Sequence[dict[str, Any]]) -> list[str]:
+    """Of all levels together, as dcap-qvl gives those of a platform that is listed."""
+    said = (name for level in levels for name in level.get("advisoryIDs") or [])
+    return list(dict.fromkeys(said))
+
+
+def _check_quoting_enclave(parts: Parts, identity: dict[str, Any]) -> dict[str, Any]:
+    """Its level, which is up to date."""
     report = parts.qe_report
     expected = "QE" if parts.tee_type == 0 else "TD_QE"
     if identity["id"] != expected:
@@ -238,6 +247,7 @@ def _check_quoting_enclave(parts: Parts, identity: dict[str, Any]) -> None:
     level = next((x for x in identity["tcbLevels"] if svn >= x["tcb"]["isvsvn"]), None)
     if not right or level is None or level["tcbStatus"] != "UpToDate":
         raise QuotingEnclaveRefused("the quote was signed by another or an outdated enclave")
+    return dict(level)
 
 
 def _masked(found: bytes, mask: str, expected: str) -> bool:
@@ -245,8 +255,10 @@ def _masked(found: bytes, mask: str, expected: str) -> bool:
     return all(value & bits == wanted & bits for value, bits, wanted in pairs)
 
 
-def _check_module(report: Any, tcb_info: dict[str, Any]) -> None:
-    """The TDX module is one of the vendor's, and up to date (Intel, TDX TCB info v3)."""
+def _check_module(report: Any, tcb_info: dict[str, Any]) -> list[dict[str, Any]]:
+    """The TDX module is one of the vendor's, and up to date (Intel, TDX TCB info v3); its level,
+    where it has one of its own."""
+    levels: list[dict[str, Any]] = []
     svn, version = report.tee_tcb_svn[0], report.tee_tcb_svn[1]
     module = tcb_info["tdxModule"]
     if version:
@@ -257,11 +269,13 @@ def _check_module(report: Any, tcb_info: dict[str, Any]) -> None:
         level = next((x for x in module["tcbLevels"] if svn >= x["tcb"]["isvsvn"]), None)
         if level is None or level["tcbStatus"] != "UpToDate":
             raise TcbRefused("the TDX module is out of date", got=f"version {version}, SVN {svn}")
+        levels.append(level)
     signer, attributes = report.mr_signer_seam.hex(), report.seam_attributes
     if signer != module["mrsigner"].lower() or not _masked(
         attributes, module["attributesMask"], module["attributes"]
     ):
         raise TcbRefused("the TDX module is not the vendor's", got=signer)
+    return levels
 
 
 def _check_domain(report: Any) -> None:
@@ -290,14 +304,14 @@ def _lowest_level(tcb_info: dict[str, Any], extension: Any, td: Any | None) -> d
             _disagree()
     if not tcb_info["tcbLevels"]:
         raise TcbRefused("the vendor lists no TCB level for this platform")
-    lowest = dict(tcb_info["tcbLevels"][-1])
-    if lowest["tcbStatus"] == "Revoked":
+    revoked = [x["tcbDate"] for x in tcb_info["tcbLevels"] if x["tcbStatus"] == "Revoked"]
+    if revoked:
         raise TcbRefused(
             "the platform is below a TCB level that the vendor has revoked",
-            got=f"every listed level is higher, and that of {lowest['tcbDate']} is revoked",
+            got=f"every listed level is higher, and that of {max(revoked)} is revoked",
             remedy="update the platform's firmware; no grace covers a revoked level",
         )
-    return lowest
+    return dict(tcb_info["tcbLevels"][-1])
 
 
 def _disagree() -> NoReturn:

@@ -472,6 +472,60 @@ def test_grace_counts_from_the_quoting_enclave_s_level_too(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("status", ["ConfigurationNeeded", "OutOfDateConfigurationNeeded"])
+def test_a_quoting_enclave_is_up_to_date_or_it_is_not(version: int, status: str) -> None:
+    """dcap-qvl lets other states of it pass for up to date."""
+    level = {"tcb": {"isvsvn": 8}, "tcbDate": "2026-06-01T00:00:00Z", "tcbStatus": status}
+    vector = Vector(version=version)
+    found = refusal(vector, collateral=restated(vector, tcbLevels=[level]))
+    assert found == (r.QuotingEnclaveRefused,)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("changes", [{}, UNLISTED], ids=["listed", "unlisted"])
+def test_what_is_said_of_each_part_of_the_platform_counts(
+    version: int, changes: dict[str, Any]
+) -> None:
+    """Advisories of all, the oldest rules, the oldest level of platform and module."""
+    old = "2025-01-01T00:00:00Z"
+    quoting = {
+        "tcb": {"isvsvn": 8},
+        "tcbDate": "2026-06-01T00:00:00Z",
+        "tcbStatus": "UpToDate",
+        "advisoryIDs": ["INTEL-SA-00002"],
+    }
+    vector = Vector(version=version, advisories=("INTEL-SA-00001",), **changes)
+    expected = {"INTEL-SA-00001", "INTEL-SA-00002"}
+    if version > 3:
+        (module,) = json.loads(json.loads(vector.collateral())["tcb_info"])["tdxModuleIdentities"]
+        module["tcbLevels"][0] |= {"tcbDate": old, "advisoryIDs": ["INTEL-SA-00003"]}
+        vector = vector.with_(statements=(("tdxModuleIdentities", [module]),))
+        expected.add("INTEL-SA-00003")
+    collateral = restated(vector, tcbLevels=[quoting], tcbEvaluationDataNumber=6)
+    claims, _ = run(vector, collateral=collateral)
+    assert set(claims.advisories) == expected
+    assert claims.tcb_evaluation == 6
+    oldest = ISSUED if version == 3 else datetime.datetime.fromisoformat(old)
+    assert claims.tcb_date_s == oldest.timestamp()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_collateral_brings_no_certificates_in_place_of_the_quote_s(version: int) -> None:
+    """dcap-qvl would prefer them, and everything else here reads the quote's."""
+    vector = Vector(version=version)
+    pck = vector.authority("pck")
+    assert pck.issuer is not None
+    forged = pck.with_(issuer=pck.issuer.with_(key=new_key("somebody else")))
+    certificates = pem([forged, *map(vector.authority, ("ca", "root"))])
+    genuine = pem([vector.authority(name) for name in ("pck", "ca", "root")])
+    fields = json.loads(vector.collateral()) | {"pck_certificate_chain": genuine}
+    collateral = json.dumps(fields).encode()
+    assert not refusal(vector, collateral=collateral)
+    quote = recertified(vector, certificates.encode())
+    assert refusal(vector, quote=quote, collateral=collateral) == (r.CertificateRefused,)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 def test_the_oldest_statement_s_age_counts(version: int) -> None:
     vector, policy = Vector(version=version), accepts(version, collateral_days_max=30)
     issued = (ISSUED - 30 * DAY).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -503,6 +557,7 @@ def test_a_list_by_another_authority_is_refused(
 
 
 STATEMENTS: dict[str, tuple[tuple[str, Any], type[RefusedError]]] = {
+    "of a version that nobody knows": (("version", 4), r.CollateralMismatch),
     "of another provisioning enclave": (("pceId", "0001"), r.CollateralMismatch),
     "that compare in an unknown way": (("tcbType", 1), r.TcbRefused),
 }
@@ -525,6 +580,17 @@ def test_below_a_revoked_level_there_is_no_grace(version: int) -> None:
     policy = accepts(version, tcb_grace=(Grace(status="Unlisted", days=30_000),))
     with pytest.raises(r.TcbRefused, match="the vendor has revoked"):
         run(vector, policy)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_revoked_level_counts_wherever_it_is_listed(version: int) -> None:
+    vector = Vector(version=version, **UNLISTED)
+    (level,) = json.loads(json.loads(vector.collateral())["tcb_info"])["tcbLevels"]
+    levels = [level | {"tcbStatus": "Revoked"}, level | {"tcbStatus": "OutOfDate"}]
+    policy = accepts(version, tcb_grace=(Grace(status="Unlisted", days=30_000),))
+    assert not refusal(vector.with_(statements=(("tcbLevels", levels[1:]),)), policy)
+    found = refusal(vector.with_(statements=(("tcbLevels", levels),)), policy)
+    assert found == (r.TcbRefused,)
 
 
 @pytest.mark.parametrize("version", [4, 5])
