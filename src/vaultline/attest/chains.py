@@ -81,19 +81,37 @@ def _parsed(text: str) -> tuple[x509.Certificate, ...]:
 
 
 def order_chain(pool: Sequence[x509.Certificate]) -> list[x509.Certificate]:
-    """The first certificate that issued none of the others, and its issuers, by their names, up to
-    one that issued itself. Hosts give authorities alone, or certificates in any order.
+    """The first certificate that issued none of the others and is no authority, and its issuers up
+    to one that issued itself. Hosts give authorities alone, or certificates in any order.
 
-    Names alone decide, so this proves nothing: `verify_chain` does.
+    Names decide, and the signature among several of one name; this proves nothing: `verify_chain`
+    does.
     """
-    leaves = (c for c in pool if not any(o.issuer == c.subject for o in pool))
-    chain = [leaf] if (leaf := next(leaves, None)) else list(pool[:1])
+    unused = [c for c in pool if not any(o.issuer == c.subject for o in pool)]
+    leaves = [*(c for c in unused if not _is_authority(c)), *unused, *pool]
+    chain = leaves[:1]
     while chain and chain[-1].issuer != chain[-1].subject and len(chain) <= len(pool):
-        found = [c for c in pool if c.subject == chain[-1].issuer]
+        found = [c for c in dict.fromkeys(pool) if c.subject == chain[-1].issuer]
         if not found:
             break
-        chain.append(found[0])
+        several = found if len(found) > 1 else ()
+        chain.append(next((c for c in several if _is_issuer(c, chain[-1])), found[0]))
     return chain
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+
+
+def _is_issuer(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
 
 
 def load_crls(texts: Sequence[str]) -> list[x509.CertificateRevocationList]:

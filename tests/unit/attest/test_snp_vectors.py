@@ -19,7 +19,7 @@ from vaultline.attest.policy import Accepted, Policy, SnpGuest, SnpTcb
 from vaultline.attest.roots import AMD_ROOTS
 from vaultline.core.errors import InputError, RefusedError
 from vaultline.testing.attestation import recorded
-from vaultline.testing.certificates import ISSUED, NOW_S, crl, pem
+from vaultline.testing.certificates import ISSUED, NOW_S, Issued, crl, new_key, pem
 from vaultline.testing.snp_vectors import LAUNCH_DIGEST, SnpVector, guid_table
 
 HOUR = datetime.timedelta(hours=1)
@@ -270,6 +270,36 @@ def test_authorities_in_the_hosts_table_hide_no_certificate_of_the_chip() -> Non
     ders = (each.public_bytes(Encoding.DER) for each in (ask, ark))
     table = guid_table(dict(zip(guids, ders, strict=True)))
     assert not refusal(vector, report=vector.report() + table)
+
+
+_LEAF, _ASK, _ARK = (SnpVector().authority(name) for name in ("leaf", "ask", "ark"))
+_ASVK = _ASK.with_(name="SEV-VLEK-Milan", key=new_key("other authority", "rsa"), serial=9)
+_OTHER_ARK = _ARK.with_(name="ARK-Genoa", key=new_key("other root", "rsa"))
+_OTHER_ASK = _ASK.with_(name="SEV-Genoa", key=new_key("of other root", "rsa"), issuer=_OTHER_ARK)
+#: What else a file of certificates may hold -> all of it.
+POOLS: dict[str, tuple[Issued, ...]] = {
+    "the authority of loaded keys, first": (_ASVK, _ARK, _ASK, _ARK, _LEAF),
+    "another family's chain, first": (_OTHER_ASK, _OTHER_ARK, _LEAF, _ASK, _ARK),
+    "an authority of the same name and another key, first": (
+        _LEAF,
+        _ASK.with_(key=new_key("older authority", "rsa")),
+        _ASK,
+        _ARK,
+    ),
+    "a root of the same name and another key, first": (
+        _LEAF,
+        _ASK,
+        _ARK.with_(key=new_key("older root", "rsa")),
+        _ARK,
+    ),
+}
+
+
+@pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS.keys())
+def test_the_chip_s_chain_is_found_beside(pool: tuple[Issued, ...]) -> None:
+    vector = SnpVector()
+    fields = json.loads(vector.collateral()) | {"certificates": pem(pool)}
+    assert not refusal(vector, collateral=json.dumps(fields).encode())
 
 
 BROKEN_TABLES: dict[str, bytes] = {
