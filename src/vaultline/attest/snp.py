@@ -71,6 +71,9 @@ _GUIDS = tuple(
 #: CPUID family in reports from version 3 on.
 _FAMILIES = {"Milan": 0x19, "Genoa": 0x19, "Turin": 0x1A}
 
+#: Processors that AMD certifies under another family's keys (57230): of that family here.
+_OF_FAMILY = {"Bergamo": "Genoa", "Siena": "Genoa"}
+
 
 class AmdCollateral(Struct, frozen=True, kw_only=True):
     """What verifies a report besides the report.
@@ -202,7 +205,8 @@ def _check_key(report: bytes, leaf: x509.Certificate) -> str:
 def _product(leaf: x509.Certificate, root: str) -> Product:
     """The family, which the leaf names; a root of AMD's is for one family alone."""
     text = _extension(leaf, _PRODUCT) or b""
-    product = text[2:].decode("ascii", errors="replace").split("-")[0]
+    named = text[2:].decode("ascii", errors="replace").split("-")[0]
+    product = _OF_FAMILY.get(named, named)
     if product not in AMD_ROOTS:
         _malformed("names no product", text)
     family = next((name for name, key_id in AMD_ROOTS.items() if key_id == root), product)

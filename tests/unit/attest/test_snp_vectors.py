@@ -34,6 +34,9 @@ TURIN = SnpVector(
 GOOD = {
     "a Milan report by its chip's key": SnpVector(),
     "a Genoa report of version 3": SnpVector(product="Genoa", version=3),
+    "a Siena report, whose keys are Genoa's": SnpVector(
+        product="Genoa", cert_product="Siena", version=3
+    ),
     "a Turin report with the other layout of versions": TURIN,
     "a report by a provider's key": SnpVector(key="VLEK"),
     "a provider's report without a chip id": SnpVector(key="VLEK", chip=bytes(64)),
