@@ -35,7 +35,7 @@ LABELS = {
 
 
 def found() -> list[bytes]:
-    """Every literal of bytes in the source that begins like a label, as often as it stands there."""
+    """Every literal of bytes that begins like a label, as often as it stands there."""
     files = (f for f in ROOT.rglob("*.py") if f.relative_to(ROOT).parts[0] not in ASIDE)
     trees = (ast.parse(file.read_text(encoding="utf-8")) for file in files)
     constants = (n.value for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Constant))
