@@ -32,6 +32,7 @@ from vaultline.attest.refusals import (
     QuoteInvalid,
     QuotingEnclaveRefused,
     TcbRefused,
+    VendorRefused,
 )
 from vaultline.attest.roots import root_key_id
 from vaultline.core.errors import InputError
@@ -48,6 +49,8 @@ _SEPT_VE_DISABLE = 1 << 28
 #: monitoring (63).
 _TD_ATTRIBUTES = _SEPT_VE_DISABLE | 1 << 27 | 1 << 30 | 1 << 31 | 1 << 63
 _MIGRATABLE = 1 << 29
+_ECDSA_P256 = 2
+_VENDOR = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 _REPORT_NAMES = (
     *("attributes", "mr_enclave", "mr_signer", "report_data"),
     *("td_attributes", "seam_attributes", "mr_seam", "mr_signer_seam", "tee_tcb_svn"),
@@ -60,7 +63,8 @@ class Parts:
 
     def __init__(self, quote: bytes) -> None:
         (self.version,) = struct.unpack_from("<H", quote)
-        (self.tee_type,) = struct.unpack_from("<I", quote, 4)
+        self.key_type, self.tee_type = struct.unpack_from("<HI", quote, 2)
+        self.vendor = quote[12:28]
         end = 48 + (384 if self.tee_type == 0 else 584)
         if self.version == 5:
             end = 54 + int(struct.unpack_from("<I", quote, 50)[0])
@@ -107,6 +111,7 @@ def unlisted_claims(quote: bytes, collateral: bytes, root: x509.Certificate, now
 
 def _claims(quote: bytes, collateral: bytes, root: x509.Certificate, now_s: int) -> bytes:
     parts, fields = Parts(quote), _fields(collateral)
+    _check_header(parts)
     pck, span = _verify_signatures(parts, fields, root, now_s)
     tcb_info = from_json(str(fields["tcb_info"]).encode(), dict[str, Any], what="TCB info")
     identity = from_json(str(fields["qe_identity"]).encode(), dict[str, Any], what="QE identity")
@@ -150,6 +155,13 @@ def _claims(quote: bytes, collateral: bytes, root: x509.Certificate, now_s: int)
             "qe_iden_earliest_expiration_date": end,
         }
     )
+
+
+def _check_header(parts: Parts) -> None:
+    if parts.vendor != _VENDOR:
+        raise VendorRefused("the quoting enclave is another vendor's", got=parts.vendor.hex())
+    if parts.key_type != _ECDSA_P256:
+        raise QuoteInvalid("the attestation key is not of ECDSA P-256", got=str(parts.key_type))
 
 
 def _fields(collateral: bytes) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from vaultline.attest import refusals as r
 from vaultline.attest.bundled import verify_and_judge
 from vaultline.attest.claims import Claims
+from vaultline.attest.intel_statements import check_statements
+from vaultline.attest.intel_unlisted import unlisted_claims
 from vaultline.attest.judging import Judgement
 from vaultline.attest.policy import Accepted, Grace, Policy, Signer, TrustDomain
 from vaultline.core.errors import RefusedError
@@ -350,6 +352,32 @@ def test_grace_for_unlisted_platforms_covers_no_other_fault(
     policy = accepts(version, tcb_grace=(Grace(status="Unlisted", days=30_000),))
     found = refusal(Vector(version=version, **UNLISTED | changes), policy)
     assert len(found) == 1 and issubclass(found[0], (reason, r.QuotingEnclaveRefused)), found
+
+
+#: Faults that are the policy's to refuse, or that an unlisted platform has anyway.
+JUDGED = {
+    "a foreign root",
+    "an outdated platform",
+    "a platform to be configured",
+    "a component below every level",
+    "the last component below",
+    "a PCE below every level",
+    "an advisory",
+    "a byte after the quote",
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("fault", sorted(FAULTS.keys() - JUDGED))
+def test_what_is_unlisted_is_refused_without_dcap_qvl_too(version: int, fault: str) -> None:
+    """Nothing rests on what that library looks at before it says that there is no level."""
+    good, (changes, _) = Vector(version=version, **UNLISTED), FAULTS[fault]
+    root = good.authority("root").certificate()
+    vector = good.with_(**changes)
+    assert unlisted_claims(good.quote(), good.collateral(), root, NOW_S)
+    with pytest.raises(r.EvidenceRefused):
+        unlisted_claims(vector.quote(), vector.collateral(), root, NOW_S)
+        check_statements(vector.quote(), vector.collateral(), root)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
