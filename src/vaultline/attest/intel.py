@@ -314,7 +314,6 @@ def check_quoting_level(status: TcbState) -> None:
             "the quoting enclave is in a state that is not known for one",
             got=status,
             expected="UpToDate or OutOfDate",
-            remedy=_FETCH,
         )
 
 

@@ -35,6 +35,7 @@ from vaultline.attest.refusals import (
     VendorRefused,
 )
 from vaultline.attest.roots import root_key_id
+from vaultline.attest.sgx_quote import QE_VENDOR_ID
 from vaultline.core.errors import InputError
 from vaultline.core.serde import canonical_json, from_json
 from vaultline.core.units import format_utc
@@ -50,7 +51,6 @@ _SEPT_VE_DISABLE = 1 << 28
 _TD_ATTRIBUTES = _SEPT_VE_DISABLE | 1 << 27 | 1 << 30 | 1 << 31 | 1 << 63
 _MIGRATABLE = 1 << 29
 _ECDSA_P256 = 2
-_VENDOR = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 _REPORT_NAMES = (
     *("attributes", "mr_enclave", "mr_signer", "report_data"),
     *("td_attributes", "seam_attributes", "mr_seam", "mr_signer_seam", "tee_tcb_svn"),
@@ -158,7 +158,7 @@ def _claims(quote: bytes, collateral: bytes, root: x509.Certificate, now_s: int)
 
 
 def _check_header(parts: Parts) -> None:
-    if parts.vendor != _VENDOR:
+    if parts.vendor != QE_VENDOR_ID:
         raise VendorRefused("the quoting enclave is another vendor's", got=parts.vendor.hex())
     if parts.key_type != _ECDSA_P256:
         raise QuoteInvalid("the attestation key is not of ECDSA P-256", got=str(parts.key_type))
