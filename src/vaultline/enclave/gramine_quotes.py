@@ -34,9 +34,12 @@ class GramineProvider:
         try:
             with self._lock:
                 (self._directory / "user_report_data").write_bytes(data)
-                return (self._directory / "quote").read_bytes()
+                quote = (self._directory / "quote").read_bytes()
         except OSError as error:
             raise MachineError(
                 f"Gramine gave no quote: {error}",
                 remedy='set sgx.remote_attestation = "dcap" and start the AESM service',
             ) from error
+        # The quoting service may fill its buffer with zeros: whoever verifies refuses them.
+        end = 436 + int.from_bytes(quote[432:436], "little")
+        return quote if any(quote[end:]) else quote[:end]

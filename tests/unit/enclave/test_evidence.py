@@ -20,6 +20,7 @@ from vaultline.enclave.measurement import measure
 from vaultline.enclave.pinned_quotes import PinnedProvider
 from vaultline.enclave.simulated_quotes import SimulatedProvider
 from vaultline.testing.attestation import MEASUREMENT, challenge, devroot
+from vaultline.testing.intel_vectors import Vector
 
 
 def test_an_answer_commits_to_challenge_and_key() -> None:
@@ -41,6 +42,16 @@ def test_gramine_gets_the_report_data_and_gives_its_quote(tmp_path: Path) -> Non
     assert evidence.quote == b"a quote"
     written = (tmp_path / "user_report_data").read_bytes()
     assert written == report_data(challenge(), public_key_bytes(key))
+
+
+@pytest.mark.parametrize("padding", [b"", bytes(4), bytes(4096)])
+def test_zeros_after_gramine_s_quote_are_cut_off(tmp_path: Path, padding: bytes) -> None:
+    """The quoting service may fill the buffer that it was given; no owner takes such a quote."""
+    exact = Vector(version=3).quote()
+    (tmp_path / "quote").write_bytes(exact + padding)
+    assert GramineProvider(tmp_path).quote(bytes(64)) == exact
+    (tmp_path / "quote").write_bytes(exact + padding + b"x")
+    assert GramineProvider(tmp_path).quote(bytes(64)) == exact + padding + b"x"
 
 
 def test_gramine_without_attestation_says_what_to_do(tmp_path: Path) -> None:

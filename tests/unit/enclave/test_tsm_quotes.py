@@ -14,6 +14,7 @@ from vaultline.core.errors import InputError, MachineError
 from vaultline.enclave.evidence import answer, fresh_key, open_provider
 from vaultline.enclave.tsm_quotes import TsmProvider
 from vaultline.testing.attestation import challenge
+from vaultline.testing.intel_vectors import Vector
 from vaultline.testing.tsm import FakeTsm, sign
 
 DATA = bytes(range(64))
@@ -51,6 +52,20 @@ def test_an_snp_guest_adds_the_certificates_that_the_host_gave() -> None:
     for certificates in (b"", b"a table of certificates"):
         tsm = FakeTsm(provider="sev_guest", certificates=certificates)
         assert quote(tsm, "snp") == sign(DATA) + certificates
+
+
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize("padding", [b"", bytes(1), bytes(4096)])
+def test_zeros_after_a_trust_domain_s_quote_are_cut_off(version: int, padding: bytes) -> None:
+    """Hosts fill the buffer that they were given; the owner takes no byte that nobody signed."""
+    exact = Vector(version=version).quote()
+    assert quote(FakeTsm(report=lambda _: exact + padding)) == exact
+
+
+def test_anything_else_after_a_quote_is_left_for_the_owner_to_refuse() -> None:
+    for odd in (b"\1", b"\0" * 8 + b"x"):
+        report = Vector(version=4).quote() + odd
+        assert quote(FakeTsm(report=lambda _, report=report: report)) == report  # type: ignore[misc]
 
 
 def test_each_quote_is_a_request_of_its_own() -> None:
