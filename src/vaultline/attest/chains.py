@@ -99,6 +99,27 @@ def order_chain(pool: Sequence[x509.Certificate]) -> list[x509.Certificate]:
     return chain
 
 
+def check_linked(pool: Sequence[x509.Certificate]) -> x509.Certificate:
+    """Refuse certificates that are not one chain from the first of them up to a root, which is
+    returned: each is signed by the next and names it, the last itself.
+
+    A library may take more for granted of what it is given: dcap-qvl ends the process where its
+    trust anchor has the vendor's key under another name.
+
+    Raises:
+        CertificateRefused: another order, one that is in no chain with the others, or not signed.
+    """
+    chain = order_chain(pool)
+    if chain[:1] != list(pool[:1]) or set(chain) != set(pool):
+        raise CertificateRefused(
+            "the certificates are not one chain, from the one that signs to the root",
+            got=", ".join(map(_name, pool)),
+        )
+    for certificate, issuer in zip(chain, [*chain[1:], chain[-1]], strict=True):
+        _check_signed(certificate, issuer)
+    return chain[-1]
+
+
 def _is_authority(certificate: x509.Certificate) -> bool:
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
@@ -201,6 +222,10 @@ def _check_issued(certificate: x509.Certificate, issuer: x509.Certificate, below
         may_issue = False
     if not may_issue:
         raise CertificateRefused("an issuer may not issue certificates", got=_name(issuer))
+    _check_signed(certificate, issuer)
+
+
+def _check_signed(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
     try:
         _verify_issued(certificate, issuer)
     except (InvalidSignature, ValueError, TypeError) as error:
@@ -238,10 +263,22 @@ def _verify_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> N
     if pair in _held or (certificate == issuer and _is_known_root(certificate)):
         return
     _check_critical(certificate, certificate)
+    _check_whole(certificate)
     certificate.verify_directly_issued_by(issuer)
     while len(_held) >= _HELD_MAX:
         _held.pop(next(iter(_held), pair), None)
     _held[pair] = None
+
+
+def _check_whole(signed: x509.Certificate | x509.CertificateRevocationList) -> None:
+    """The signature is of whole bytes: how many of its last bits don't count is in no signed part,
+    and passed over by the library.
+
+    Raises:
+        CertificateRefused: it is not.
+    """
+    if not signed.public_bytes(Encoding.DER).endswith(b"\0" + signed.signature):
+        raise CertificateRefused("a signature has bits that do not count")
 
 
 def _is_known_root(certificate: x509.Certificate) -> bool:
@@ -253,6 +290,7 @@ def _is_signed(crl: bytes, issuer: x509.Certificate) -> bool:
     """Whether a list (DER) is signed by its issuer; remembered like `_verify_issued`."""
     loaded = x509.load_der_x509_crl(crl)
     _check_critical(loaded, issuer)
+    _check_whole(loaded)
     return bool(loaded.is_signature_valid(issuer.public_key()))  # type: ignore[arg-type]
 
 

@@ -16,7 +16,7 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from vaultline.attest.chains import load_certificates, to_pem
+from vaultline.attest.chains import check_linked, load_certificates, to_pem
 from vaultline.attest.claims import Claims, TcbState
 from vaultline.attest.intel_statements import CHAINS, check_statements
 from vaultline.attest.intel_unlisted import Parts, explain_chain, unix_time, unlisted_claims
@@ -197,10 +197,12 @@ def check_chain(quote: bytes) -> None:
     Raises:
         QuoteInvalid: there are none.
         QuoteTrailingBytes: there is something else.
+        CertificateRefused: they are no chain.
     """
     text = Parts(quote).chain
     try:
-        alone = to_pem(load_certificates(text))
+        certificates = load_certificates(text)
+        alone = to_pem(certificates)
     except InputError as error:
         raise QuoteInvalid(
             "the quote carries no certificates that can be read", got=error.got
@@ -210,6 +212,7 @@ def check_chain(quote: bytes) -> None:
             "there is something else among the quote's certificates",
             remedy="the provider must give certificates in PEM alone; other text is refused",
         )
+    check_linked(certificates)
 
 
 def _canonical(collateral: bytes, roots: frozenset[str]) -> tuple[bytes, x509.Certificate]:
@@ -239,6 +242,8 @@ def _canonical(collateral: bytes, roots: frozenset[str]) -> tuple[bytes, x509.Ce
             expected=", ".join(sorted(roots)),
             remedy="use the collateral of an accepted root, or name this root in the policy",
         )
+    if any(check_linked(chain) != root for chain in chains.values()):
+        raise CertificateRefused("the collateral's chains have different roots")
     # It would take this chain in place of the quote's own, which is the one that is looked at here.
     fields.pop("pck_certificate_chain", None)
     return canonical_json(fields), root

@@ -6,20 +6,22 @@ import base64
 import datetime
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from vaultline.attest import refusals as r
 from vaultline.attest.bundled import verify_and_judge
+from vaultline.attest.chains import to_pem
 from vaultline.attest.claims import Claims
 from vaultline.attest.intel_statements import check_statements
 from vaultline.attest.intel_unlisted import unlisted_claims
 from vaultline.attest.judging import Judgement
 from vaultline.attest.policy import Accepted, Grace, Policy, Signer, TrustDomain
-from vaultline.core.errors import RefusedError
+from vaultline.core.errors import InputError, RefusedError
 from vaultline.testing.certificates import ISSUED, NOW_S, crl, new_key, pem
 from vaultline.testing.intel_vectors import (
     MRENCLAVE,
@@ -668,23 +670,69 @@ def flips(version: int, step: int) -> None:
         assert refusal(vector, policy, quote=bytes(changed), collateral=collateral), bit
 
 
-def flips_of_the_pck(step: int) -> None:
-    vector = Vector()
-    quote, collateral, policy = vector.quote(), vector.collateral(), accepts(3)
-    encoded = vector.authority("pck").certificate().public_bytes(Encoding.DER)
-    before = vector.authority("pck").certificate().public_bytes(Encoding.PEM)
+def flipped(encoded: bytes, step: int) -> Iterator[bytes]:
     for bit in range(0, 8 * len(encoded), step):
         changed = bytearray(encoded)
         changed[bit // 8] ^= 1 << bit % 8
-        lines = base64.encodebytes(bytes(changed)).replace(b"\n", b"")
-        text = b"\n".join(lines[at : at + 64] for at in range(0, len(lines), 64))
-        after = before.split(b"\n")[0] + b"\n" + text + b"\n-----END CERTIFICATE-----\n"
-        assert len(after) == len(before)
-        assert refusal(vector, policy, quote=quote.replace(before, after), collateral=collateral)
+        yield bytes(changed)
 
 
-def test_bit_flips_of_the_platforms_certificate_are_refused() -> None:
-    flips_of_the_pck(67)
+def rejected(vector: Vector, quote: bytes, fields: dict[str, str]) -> bool:
+    """It is refused, or so broken that it is no collateral at all."""
+    try:
+        return bool(refusal(vector, quote=quote, collateral=json.dumps(fields).encode()))
+    except InputError:
+        return True
+
+
+def flips_of_certificates(step: int) -> None:
+    """Of the quote's, and of those behind the vendor's statements: the roots as well, whose
+    signatures nothing else rests on."""
+    vector = Vector()
+    quote, fields = vector.quote(), json.loads(vector.collateral())
+    for name in ("quote", "tcb_info_issuer_chain", "qe_identity_issuer_chain"):
+        start = quote.index(b"-----BEGIN")
+        text = quote[start:].rstrip(b"\0") if name == "quote" else fields[name].encode()
+        for certificate in x509.load_pem_x509_certificates(text):
+            before = certificate.public_bytes(Encoding.PEM)
+            assert before in text
+            for encoded in flipped(certificate.public_bytes(Encoding.DER), step):
+                lines = base64.encodebytes(encoded).replace(b"\n", b"")
+                wrapped = b"\n".join(lines[at : at + 64] for at in range(0, len(lines), 64))
+                after = b"\n".join((before.split(b"\n")[0], wrapped, before.split(b"\n")[-2], b""))
+                assert len(after) == len(before)
+                if name == "quote":
+                    assert rejected(vector, quote.replace(before, after), fields)
+                else:
+                    changed = {name: text.replace(before, after).decode()}
+                    assert rejected(vector, quote, fields | changed), certificate.subject
+
+
+def flips_of_lists(step: int) -> None:
+    vector = Vector()
+    quote, fields = vector.quote(), json.loads(vector.collateral())
+    for name in ("pck_crl", "root_ca_crl"):
+        for encoded in flipped(bytes.fromhex(fields[name]), step):
+            assert rejected(vector, quote, fields | {name: encoded.hex()}), name
+
+
+@pytest.mark.parametrize("name", ["tcb_info_issuer_chain", "qe_identity_issuer_chain"])
+def test_a_root_of_another_name_is_refused_before_a_library_sees_it(name: str) -> None:
+    """The vendor's key and nothing else of its certificate: dcap-qvl would end the process."""
+    vector = Vector()
+    fields = json.loads(vector.collateral())
+    *below, root = x509.load_pem_x509_certificates(fields[name].encode())
+    encoded = root.public_bytes(Encoding.DER)
+    where = encoded.rindex(b"Test Root CA")
+    renamed = encoded[:where] + b"Some" + encoded[where + 4 :]
+    fields[name] = to_pem([*below, x509.load_der_x509_certificate(renamed)])
+    collateral = json.dumps(fields).encode()
+    assert refusal(vector, collateral=collateral) == (r.CertificateRefused,)
+
+
+def test_bit_flips_of_certificates_and_lists_are_refused() -> None:
+    flips_of_certificates(67)
+    flips_of_lists(61)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -693,8 +741,9 @@ def test_bit_flips_of_signed_regions_are_refused(version: int) -> None:
 
 
 @pytest.mark.full
-def test_every_bit_flip_of_the_platforms_certificate_is_refused() -> None:
-    flips_of_the_pck(1)
+def test_every_bit_flip_of_certificates_and_lists_is_refused() -> None:
+    flips_of_certificates(1)
+    flips_of_lists(1)
 
 
 @pytest.mark.full
