@@ -23,6 +23,9 @@ from vaultline.attest.collateral import items_of, pack
 from vaultline.attest.evidence import Evidence
 from vaultline.cli import main as cli
 from vaultline.core.cluster_file import parse_cluster
+from vaultline.core.control import ReadyLine, WorkerConfig, WorkerLine
+from vaultline.core.serde import from_json
+from vaultline.host.remote import connect_worker
 from vaultline.owner.appraisal import Appraiser, load_collateral, load_policy
 from vaultline.owner.keyfile import load_kek
 from vaultline.owner.prepare import prepare
@@ -253,6 +256,39 @@ def test_a_vm_of_another_kind_says_so_and_no_other_evidence_is_tried(
         code = machines.run(machines.policy(), "--json", "--cluster", cluster)
     assert code == 1
     assert "of another kind than the worker's; no other is tried" in refusal(capsys)["message"]
+
+
+@pytest.mark.parametrize("kind", ["tdx", "snp"])
+def test_a_launcher_cannot_talk_a_vm_s_worker_out_of_hardening_itself(
+    kind: str, tmp_path: Path
+) -> None:
+    """No enclave stands around this process, whatever its configuration says."""
+    vault = tmp_path / "model.vault"
+    vault.write_bytes(b"no vault")
+    config = WorkerConfig(
+        name="w",
+        platform="gramine",
+        provider=kind,  # type: ignore[arg-type]
+        platform_file=None,
+        vault=str(vault),
+        control="tcp:127.0.0.1:0",
+        data=("tcp:127.0.0.1:0",),
+        runtime_dir="/",
+    )
+    with hardware.confidential_vm(kind, tmp_path / "none.socket") as at:
+        worker = connect_worker(at)
+        try:
+            worker.sock.settimeout(60.0)
+            worker.say(config)
+            with worker.sock.makefile("rb") as lines:
+                said = (from_json(line, WorkerLine, what="a line") for line in lines)  # type: ignore[arg-type]
+                ready = next(line for line in said if isinstance(line, ReadyLine))
+        finally:
+            worker.stop()
+            worker.close()
+    steps = {step.name: step.state for step in ready.hardening}
+    assert "skipped" not in steps.values()
+    assert steps["core-limit"] == "done"
 
 
 def test_without_gramine_sgx_the_error_names_it_and_the_remedy(

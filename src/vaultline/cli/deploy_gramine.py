@@ -67,7 +67,7 @@ class GramineOptions:
 
     Attributes:
         variant: ``direct`` runs without SGX and proves nothing: for trying out.
-        enclave_size: such as ``2G``; a power of two unless ``edmm``.
+        enclave_size: such as ``2G``; a power of two, with EDMM too: the processor takes no other.
         threads: at most at a time, Gramine's own included.
         vaults: folder of sealed models.
         platform_file: of a simulated platform, for ``direct`` only.
@@ -89,11 +89,11 @@ class GramineOptions:
     def __post_init__(self) -> None:
         match = _SIZE.fullmatch(self.enclave_size)
         number = int(match[1]) if match else 0
-        if number < 1 or (number & (number - 1) and not self.edmm):
+        if number < 1 or number & (number - 1):
             raise InputError(
                 "not an enclave's size",
                 got=self.enclave_size,
-                expected="a power of two with M or G, such as 2G; with EDMM any number",
+                expected="a power of two with M or G, such as 2G",
             )
         if self.threads < THREADS_MIN:
             expected = f"at least {THREADS_MIN}"
@@ -214,7 +214,8 @@ def render(options: GramineOptions, files: WorkerFiles) -> str:
     """The manifest's text.
 
     Raises:
-        InputError: Gramine is not where it was said to be, or a path can't be written.
+        InputError: Gramine is not where it was said to be, a path can't be written, or vaults lie
+            where code is looked for.
     """
     libraries = _whole(options.libraries)
     libos, runtime = libraries / "libsysdb.so", libraries / "runtime" / "glibc"
@@ -227,6 +228,7 @@ def render(options: GramineOptions, files: WorkerFiles) -> str:
         )
     trusted = [libos, *sorted(path for path in runtime.rglob("*") if path.is_file())]
     trusted += files.trusted
+    _check_apart(_whole(options.vaults), files, libraries)
     allowed = [f"{_whole(options.vaults)}/"]
     if options.platform_file is not None:
         allowed.append(str(_whole(options.platform_file)))
@@ -261,6 +263,30 @@ def render(options: GramineOptions, files: WorkerFiles) -> str:
 def _whole(path: Path) -> Path:
     """From the root, without ``..``: Gramine starts in the manifest's folder, wherever that is."""
     return Path(os.path.abspath(path))  # noqa: PTH100 - links stay as they are
+
+
+def _check_apart(vaults: Path, files: WorkerFiles, gramine: Path) -> None:
+    """Whatever is put into the vaults' folder may be opened: no code may be looked for there.
+
+    Raises:
+        InputError: the folder is in one that the interpreter or the loader searches, or around it.
+    """
+    searched = {
+        files.python.parent,
+        *files.python_path,
+        *files.libraries,
+        Path(sysconfig.get_path("stdlib")),
+        gramine,
+    }
+    here = {vaults, vaults.resolve()}
+    for folder in sorted(searched | {folder.resolve() for folder in searched}):
+        if any(each.is_relative_to(folder) or folder.is_relative_to(each) for each in here):
+            raise InputError(
+                "vaults lie where the worker looks for code: the host could add some, unmeasured",
+                got=f"vaults in {vaults}, code in {folder}",
+                expected="a folder of their own",
+                remedy="name another one with --vaults, such as /var/lib/vaultline/vaults",
+            )
 
 
 def _mounts(options: GramineOptions, runtime: Path, paths: Iterable[Path]) -> Iterator[str]:

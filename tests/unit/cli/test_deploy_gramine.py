@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -14,6 +16,8 @@ from tempfile import mkdtemp
 from typing import Any
 
 import pytest
+from gramine_entries import Manifest
+from msgspec import ValidationError, convert
 
 from vaultline.attest.granting import read_evidence
 from vaultline.cli import main as cli
@@ -92,6 +96,8 @@ def test_nothing_is_insecure_and_nothing_can_be_debugged() -> None:
     assert made["loader"]["log_level"] == "error"
     assert made["sys"]["disallow_subprocesses"] is True
     assert "env_src_file" not in made["loader"]
+    # The host's signals reach no worker, and it answers no look-up of names.
+    assert not keys(made) & {"enable_sigterm_injection", "enable_extra_runtime_domain_names_conf"}
 
 
 def test_nothing_of_the_hosts_environment_or_command_line_gets_in() -> None:
@@ -167,6 +173,7 @@ def test_paths_are_written_from_the_root(tmp_path: Path, monkeypatch: pytest.Mon
     "changes",
     [
         {"enclave_size": "3G"},
+        {"enclave_size": "3G", "edmm": True},
         {"enclave_size": "2GiB"},
         {"enclave_size": "0M"},
         {"enclave_size": '1G"\nsgx.debug = true'},
@@ -188,8 +195,60 @@ def test_a_path_cannot_write_a_line_of_its_own(name: str) -> None:
         render(options(vaults=Path("/srv") / name), worker_files())
 
 
-def test_any_size_goes_with_memory_that_is_added_as_needed() -> None:
-    assert options(enclave_size="3G", edmm=True).edmm
+def code_folders() -> dict[str, Path]:
+    """Where a worker looks for code, and around and within that."""
+    files = worker_files()
+    package = files.python_path[0]
+    return {
+        "everything": Path("/"),
+        "the packages": package,
+        "around the packages": package.parent,
+        "within the packages": package / "vaults",
+        "by way of another folder": package / "x" / ".." / ".." / package.name,
+        "the standard library": Path(sysconfig.get_path("stdlib")) / "vaults",
+        "the interpreter's folder": files.python.parent,
+        "shared objects": files.libraries[0],
+        "Gramine's own": gramine() / "runtime" / "glibc",
+    }
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "everything",
+        "the packages",
+        "around the packages",
+        "within the packages",
+        "by way of another folder",
+        "the standard library",
+        "the interpreter's folder",
+        "shared objects",
+        "Gramine's own",
+    ],
+)
+def test_vaults_never_lie_where_the_host_could_add_code_that_is_not_measured(where: str) -> None:
+    """All of the vaults' folder may be opened, so a module or library put there would run."""
+    with pytest.raises(InputError, match="looks for code") as caught:
+        render(options(vaults=code_folders()[where]), worker_files())
+    assert "--vaults" in str(caught.value.remedy)
+
+
+def test_the_vaults_folder_is_written_as_gramine_resolves_it() -> None:
+    made = tomllib.loads(render(options(vaults=Path("/var/lib/x/../vaults")), worker_files()))
+    assert made["sgx"]["allowed_files"] == ["file:/var/lib/vaults/"]
+
+
+def test_every_entry_is_one_that_gramine_reads() -> None:
+    """By strict types of the entries used, and by Gramine's own schema where it is installed."""
+    for changes in ({}, {"variant": "direct", "platform_file": Path("/srv/platform.json")}):
+        made = tomllib.loads(render(options(**changes), worker_files()))
+        convert(made, Manifest)
+        for section in made:
+            with pytest.raises(ValidationError):
+                convert(made | {section: made[section] | {"surprise": True}}, Manifest)
+        schema = importlib.util.find_spec("graminelibos")
+        if schema is not None:
+            importlib.import_module("graminelibos.manifest_check").GramineManifestSchema(made)
 
 
 def start(tmp_path: Path, denied: str = "") -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
