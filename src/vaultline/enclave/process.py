@@ -70,7 +70,7 @@ def start(
     reports = [TSM_REPORTS] if provider.kind in ("tdx", "snp") and TSM_REPORTS.exists() else []
     # Before any thread starts: what runs already would keep its rights.
     hardening = harden(
-        read_paths=[*map(Path, vaults), *reports],
+        read_paths=reports,  # vaults are open: what the host named need not be opened again
         socket_dirs=[] if tcp else [Path(config.runtime_dir)],
         tcp=tcp,
         # The host's word counts only where it is an enclave that holds the line.

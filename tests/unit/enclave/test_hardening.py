@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from vaultline.enclave.hardening import harden
+from vaultline.testing.attestation import devroot
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 
@@ -336,3 +337,52 @@ def test_only_a_confidential_vm_s_worker_may_ask_for_reports_and_it_writes_nothi
     if result.returncode == 77:
         pytest.skip("no Landlock here")
     assert result.returncode == 0, result.stderr.decode()
+
+
+#: A worker's start, as its `main` makes it, then a try to open a file that it has no use for.
+STARTED = r"""
+import sys
+from queue import SimpleQueue
+from vaultline.core.control import BeatLine, WorkerConfig
+from vaultline.enclave.process import start
+
+class Lines:
+    ready = SimpleQueue()
+    def say(self, line):
+        getattr(line, "hardening", None) and self.ready.put(line.hardening)
+    def wires(self, on_end):
+        return SimpleQueue()
+
+vault, platform, secret = sys.argv[1:]
+config = WorkerConfig(
+    name="w", platform="process", provider="simulated", platform_file=platform, vault=vault,
+    control="tcp:127.0.0.1:0", data=(), runtime_dir="/",
+)
+started = start(config, Lines(), lambda: BeatLine(busy_s=0.0, frames=0), vaults=(vault,), data=())
+print({step.name: step.state for step in Lines.ready.get()}["landlock"])
+print(len(started.vaults))
+try:
+    print(open(secret).read())
+except PermissionError:
+    print("denied")
+"""
+
+
+def test_a_launcher_cannot_have_a_worker_read_everything_by_calling_it_a_vault(
+    tmp_path: Path,
+) -> None:
+    platform, secret = tmp_path / "platform.json", tmp_path / "secret"
+    platform.write_bytes(devroot().platform)
+    secret.write_text("of the machine's")
+    done = subprocess.run(
+        [sys.executable, "-c", STARTED, "/", str(platform), str(secret)],
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    landlock, opened, said = done.stdout.splitlines()
+    if landlock != "done":
+        pytest.skip("no Landlock here")
+    assert (opened, said) == ("1", "denied")
