@@ -32,6 +32,12 @@ Confidential = Literal["tdx", "snp"]
 _MODULES = {"tdx": "tdx_guest", "snp": "sev-guest"}
 _RUNTIME_CLASSES = {"tdx": "kata-qemu-tdx", "snp": "kata-qemu-snp"}
 _PACKAGES = "/opt/vaultline"
+#: What else an image holds, and where.
+_IMAGE_FILES = {
+    "80-worker.network": "etc/systemd/network",
+    "80-worker.conf": "etc/sysctl.d",
+    "var-lib-vaultline-vaults.mount": "etc/systemd/system",
+}
 #: RFC 1123, as Kubernetes names things; quantities; images by digest, since tags can be moved.
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _QUANTITY = re.compile(r"[1-9]\d{0,5}(Ki|Mi|Gi)?")
@@ -149,6 +155,7 @@ def systemd(
         "protect_home": "read-only" if home else "yes",
         "listen": plain(listen, "where to listen"),
         "workers": str(workers),
+        "keep_alive": "no" if listen.startswith("vsock:") else "yes",
         "driver": _MODULES[kind],
         "module": MODULES[worker],
         "packages": _PACKAGES,
@@ -161,6 +168,8 @@ def systemd(
     if not here:
         for name in ("mkosi.conf", "mkosi.postinst.chroot"):
             files[name] = fill(f"image/{name}", values)
+        for name, place in _IMAGE_FILES.items():
+            files[f"mkosi.extra/{place}/{name}"] = fill(f"image/{name}", values)
         then = (
             "put requirements.txt and wheels for Python 3.13 into mkosi.extra/srv/wheels",
             "mkosi build",

@@ -37,8 +37,16 @@ class Seccomp(Strict, frozen=True):
     type: Literal["RuntimeDefault", "Unconfined", "Localhost"]
 
 
+class Sysctl(Strict, frozen=True):
+    """Of those that Kubernetes calls safe."""
+
+    name: Literal["net.ipv4.ip_local_port_range"]
+    value: Annotated[str, Meta(pattern=r"^[0-9]+ [0-9]+$")]
+
+
 class PodSecurity(Strict, frozen=True):
     seccompProfile: Seccomp
+    sysctls: list[Sysctl]
     runAsNonRoot: bool = False
     runAsUser: Annotated[int, Meta(ge=0)] | None = None
 
@@ -171,6 +179,7 @@ class Peer(Strict, frozen=True):
 class PolicyPort(Strict, frozen=True):
     protocol: Literal["TCP", "UDP", "SCTP"]
     port: Port
+    endPort: Port | None = None
 
 
 class Ingress(Strict, frozen=True):

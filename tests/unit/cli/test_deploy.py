@@ -59,6 +59,7 @@ def test_a_unit_runs_a_worker_on_a_connection_and_gives_up_the_rest(
         "ProtectSystem": "strict",
         "ProtectHome": "yes",
         "PrivateDevices": "yes",
+        "RestrictAddressFamilies": "AF_INET AF_INET6",
         "RestrictNamespaces": "yes",
         "RestrictSUIDSGID": "yes",
         "SystemCallArchitectures": "native",
@@ -99,14 +100,53 @@ def test_an_image_has_pinned_packages_and_no_way_in(tmp_path: Path, kind: str) -
     out = deploy(tmp_path, "systemd", "--kind", kind)
     recipe = (out / "mkosi.conf").read_text()
     script = out / "mkosi.postinst.chroot"
-    assert "lockdown=confidentiality" in recipe
-    assert "Autologin=no" in recipe
+    for word in (
+        "lockdown=confidentiality",
+        "systemd.import_credentials=no",
+        "systemd.gpt_auto=no",
+        "systemd.swap=no",
+        "Autologin=no",
+    ):
+        assert word in recipe.split()
     assert "ssh" not in recipe.lower().replace("no ssh", "")
     assert "--require-hashes" in script.read_text()
     assert "passwd --lock root" in script.read_text()
     assert {"tdx": "tdx_guest", "snp": "sev-guest"}[kind] in script.read_text()
     assert script.stat().st_mode & 0o111
     subprocess.run(["sh", "-n", str(script)], timeout=10, check=True)
+
+
+def test_an_image_is_one_file_that_is_measured_whole_and_reads_vaults_besides(
+    tmp_path: Path,
+) -> None:
+    out = deploy(tmp_path, "systemd", "--kind", "snp")
+    recipe = unit(out / "mkosi.conf")
+    # A disk image would be the host's to exchange: SNP's launch digest says nothing of a disk.
+    assert recipe["Output.Format"] == ["uki"]
+    assert not {"Content.Bootloader", "Content.RootPassword"} & set(recipe)
+    # Debian's images have no apt; mkosi removes packages after the scripts.
+    assert "apt" not in (out / "mkosi.postinst.chroot").read_text()
+    assert recipe["Content.RemovePackages"] == ["python3-pip"]
+    extra = out / "mkosi.extra" / "etc"
+    mount = unit(extra / "systemd/system/var-lib-vaultline-vaults.mount")
+    assert mount["Mount.Where"] == ["/var/lib/vaultline/vaults"]
+    assert {"ro", "nosuid", "nodev", "noexec"} <= set(mount["Mount.Options"][0].split(","))
+    network = unit(extra / "systemd/network/80-worker.network")
+    assert network["Network.DHCP"] == ["yes"]
+    assert all(v == ["no"] for k, v in network.items() if k.startswith("DHCPv"))
+    assert "kernel.sysrq = 0" in (extra / "sysctl.d/80-worker.conf").read_text()
+    assert "var-lib-vaultline-vaults.mount" in (out / "mkosi.postinst.chroot").read_text()
+
+
+@pytest.mark.parametrize(
+    ("listen", "kept"), [("vsock::7000", "no"), ("10.0.0.5:7000", "yes"), ("7000", "yes")]
+)
+def test_a_launcher_that_died_without_a_word_holds_no_worker_for_ever(
+    tmp_path: Path, listen: str, kept: str
+) -> None:
+    out = deploy(tmp_path, "systemd", "--kind", "tdx", "--here", "--listen", listen)
+    socket = unit(out / "vaultline-worker.socket")
+    assert socket["Socket.KeepAlive"] == [kept]  # a VM's own socket breaks with its host
 
 
 @pytest.mark.parametrize("listen", ["7000\nExecStartPre=/bin/sh", "a b", "$HOME", "%h"])
@@ -165,6 +205,18 @@ def test_a_pod_has_no_token_no_capabilities_and_nothing_of_its_node(
     assert spec["securityContext"].get("runAsNonRoot", False) == (kind == "sgx")
 
 
+@pytest.mark.parametrize("kind", ["sgx", "tdx", "snp"])
+def test_a_pod_starts_one_worker_after_the_other_and_not_two_at_a_time(
+    tmp_path: Path, kind: str
+) -> None:
+    """Without ``fork`` each run ends the container, which Kubernetes restarts later and later."""
+    spec = kubernetes(tmp_path, kind)["worker"]["spec"]["template"]["spec"]
+    program, listen, execute = spec["containers"][0]["command"]
+    assert (program, listen.split(",")[0]) == ("socat", "TCP-LISTEN:7000")
+    assert {"fork", "max-children=1"} <= set(listen.split(","))
+    assert execute.startswith("EXEC:")
+
+
 def test_an_enclave_gets_protected_memory_and_a_vm_its_runtime_class(tmp_path: Path) -> None:
     for kind, runtime in (("tdx", "kata-qemu-tdx"), ("snp", "kata-qemu-snp"), ("sgx", None)):
         folder = tmp_path / kind
@@ -185,8 +237,15 @@ def test_the_network_policy_lets_in_owner_stages_and_launcher_and_no_one_else(
     labels = made["worker"]["spec"]["template"]["metadata"]["labels"]
     assert spec["podSelector"]["matchLabels"].items() <= labels.items()
     assert spec["policyTypes"] == ["Ingress", "Egress"]
-    ports = [{port["port"] for port in rule["ports"]} for rule in spec["ingress"]]
-    assert ports == [{7001, 7002}, {7000}]
+    work, launch = (rule["ports"] for rule in spec["ingress"])
+    assert launch == [{"protocol": "TCP", "port": 7000}]
+    (work,) = work
+    # Workers listen on ports that the kernel chooses, and it chooses from just those.
+    pod = made["worker"]["spec"]["template"]["spec"]["securityContext"]
+    assert pod["sysctls"] == [
+        {"name": "net.ipv4.ip_local_port_range", "value": f"{work['port']} {work['endPort']}"}
+    ]
+    assert not work["port"] <= 7000 <= work["endPort"]
     sources = [source for rule in spec["ingress"] for source in rule["from"]]
     assert all(source for source in sources)  # an empty one would be everybody
     assert {"ipBlock": {"cidr": "10.1.2.0/24"}} in sources
