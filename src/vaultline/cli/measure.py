@@ -19,6 +19,10 @@ _NO_GRAMINE = (
     "and name its .sig file with --gramine"
 )
 _NO_SNP = "SNP launch digest: name the guest's firmware with --snp-firmware, and its kernel if any"
+_FIRMWARE_ALONE = (
+    "This digest is the firmware's alone: a policy that names it accepts whatever the host boots "
+    "behind it. Start the guest with kernel-hashes=on, and name its kernel with --kernel"
+)
 _NO_TDX = (
     "MRTD and RTMRs: start the image once and read them from its evidence; "
     "nothing here can compute them"
@@ -64,7 +68,9 @@ def measure(
     else:
         files = (snp_firmware, kernel, initrd)
         digest = launch_digest(files, append, vcpus, vcpu_type, guest_features)
+        covers = "firmware" if kernel is None else "firmware, kernel, command line, initrd"
         values["snp"] = {"launch_digest": digest, "vcpus": vcpus, "vcpu_type": vcpu_type}
+        values["snp"]["covers"] = covers
     hints.append(_NO_TDX)
     if as_json:
         print_json(values)
@@ -79,6 +85,9 @@ def measure(
             console.print("sgx        DEBUG: its evidence will be refused", style="yellow")
     if snp := values.get("snp"):
         console.print(f"snp        launch digest  {snp['launch_digest']}", soft_wrap=True)
+        console.print(f"snp        covers         {snp['covers']}", soft_wrap=True)
+        if kernel is None:
+            console.print(_FIRMWARE_ALONE, style="yellow", soft_wrap=True)
     for hint in hints:
         console.print(hint, style="dim", soft_wrap=True)
 

@@ -100,7 +100,11 @@ def _reference_values(kind: str, claims: Claims) -> list[str]:
         names = ("mrtd", "rtmr1", "rtmr2", "rtmr0", "rtmr3", "mrseam")
         lines = [f'    {"  - " if n == "mrtd" else "    "}{n}: "{found[n]}"' for n in names[:3]]
         lines += [f'        # {name}: "{found[name]}"' for name in names[3:]]
-        return ["    trust_domains:", *lines]
+        return [
+            "    # RTMR0 covers tables of the host's whose code the kernel runs (ACPI).",
+            "    trust_domains:",
+            *lines,
+        ]
     if kind == "snp":
         parts = ("boot_loader", "tee", "snp", "microcode", "fmc")
         least = ", ".join(
@@ -109,6 +113,8 @@ def _reference_values(kind: str, claims: Claims) -> list[str]:
             if part in claims.versions
         )
         return [
+            "    # Unless that guest was launched with kernel hashes, its digest is the firmware's",
+            "    # alone, and whatever the host boots behind that is accepted.",
             "    guests:",
             f'      - launch_digest: "{found["launch_digest"]}"',
             f"        svn_min: {claims.versions['svn']}",

@@ -91,6 +91,18 @@ def test_an_snp_guest_is_measured_by_firmware_and_kernel(
     assert "cannot be measured" in told(capsys, "--snp-firmware", str(path), code=2)
 
 
+def test_a_digest_of_the_firmware_alone_is_told_to_accept_every_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vaultline.cli.measure.launch_digest", lambda *_: "ab" * 48)
+    path = str(tmp_path / "OVMF.fd")
+    alone, whole = ("--snp-firmware", path), ("--snp-firmware", path, "--kernel", path)
+    assert json.loads(told(capsys, *alone, "--json"))["snp"]["covers"] == "firmware"
+    assert "kernel" in json.loads(told(capsys, *whole, "--json"))["snp"]["covers"]
+    assert "kernel-hashes=on" in told(capsys, *alone)
+    assert "kernel-hashes=on" not in told(capsys, *whole)
+
+
 def test_without_the_package_or_the_firmware_it_says_what_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
