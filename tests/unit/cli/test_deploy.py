@@ -213,7 +213,7 @@ def test_a_pod_starts_one_worker_after_the_other_and_not_two_at_a_time(
     spec = kubernetes(tmp_path, kind)["worker"]["spec"]["template"]["spec"]
     program, listen, execute = spec["containers"][0]["command"]
     assert (program, listen.split(",")[0]) == ("socat", "TCP-LISTEN:7000")
-    assert {"fork", "max-children=1"} <= set(listen.split(","))
+    assert {"fork", "max-children=1", "keepalive"} <= set(listen.split(","))
     assert execute.startswith("EXEC:")
 
 
