@@ -8,8 +8,14 @@ import selectors
 import time
 from pathlib import Path
 
-from vaultline.core.control import LinkLine, WorkerLine
-from vaultline.core.errors import InputError, MachineError, PeerError, VaultlineError
+from vaultline.core.control import FailedLine, LinkLine, ReadyLine, WorkerLine
+from vaultline.core.errors import (
+    InputError,
+    MachineError,
+    PeerError,
+    RemoteProtocolError,
+    VaultlineError,
+)
 from vaultline.core.hostline import (
     BeatsLine,
     EndpointsLine,
@@ -21,7 +27,7 @@ from vaultline.core.serde import canonical_json, from_json
 from vaultline.host.gramine import diagnose
 from vaultline.host.launcher import Worker, launch, sockets, stop, wire
 from vaultline.host.supervisor import Lost, Supervisor
-from vaultline.host.wiring import next_addresses
+from vaultline.host.wiring import listens_as_asked, next_addresses
 
 _LINE_BYTES_MAX = 64 << 10
 _TICK_S = 0.1
@@ -132,9 +138,18 @@ class LocalEngine:
             # What a worker prints beside the protocol (a library's warning) is not for us.
             with contextlib.suppress(InputError):
                 heard: WorkerLine = from_json(line, WorkerLine, what="a worker's line")  # type: ignore[arg-type]
+                if isinstance(heard, ReadyLine):
+                    heard = self._checked(heard)
                 self._supervisor.heard(number, heard, time.monotonic())
                 if isinstance(heard, LinkLine):
                     self._tell(heard)
+
+    def _checked(self, line: ReadyLine) -> ReadyLine | FailedLine:
+        """What a worker of another machine says is passed on to workers of this one."""
+        if listens_as_asked(line, self._request.transport):
+            return line
+        message = "the worker says that it listens where it was not asked to"
+        return FailedLine(code=RemoteProtocolError.__name__, message=message)
 
     def _wire(self) -> None:
         ready = self._supervisor.ready
@@ -186,7 +201,7 @@ class LocalEngine:
 
 def _read(fd: int) -> bytes:
     """What there is; nothing where a line to another machine broke."""
-    with contextlib.suppress(ConnectionError):
+    with contextlib.suppress(OSError):  # a machine that is gone is a timeout, or has no route
         return os.read(fd, 1 << 16)
     return b""
 

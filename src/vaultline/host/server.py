@@ -38,6 +38,7 @@ from vaultline.host.eventlog import EventLog
 from vaultline.host.gramine import diagnose
 from vaultline.host.launcher import SERVER_MODULE, Worker, start_worker, stop
 from vaultline.host.supervisor import Lost, Supervisor
+from vaultline.host.wiring import listens_as_asked
 from vaultline.sched.policies import policy
 from vaultline.sched.replay import LogHeader
 from vaultline.sched.server import Server
@@ -243,7 +244,7 @@ class ServerHost:
     def _hear_worker(self) -> None:
         fd = self._worker_process.stdout_fd
         data = b""
-        with contextlib.suppress(ConnectionError):  # another machine's worker, whose line broke
+        with contextlib.suppress(OSError):  # another machine's worker, whose line broke
             data = os.read(fd, 1 << 16)
         if not data:
             self._selector.unregister(fd)
@@ -264,7 +265,8 @@ class ServerHost:
 
     def _worker_ready(self, line: ReadyLine) -> None:
         """It listens: so do we, and both are told to the gateway."""
-        if self._listener is not None or len(line.data) != 1:
+        asked = listens_as_asked(line, self._launch.transport)
+        if self._listener is not None or len(line.data) != 1 or not asked:
             raise RemoteProtocolError("the worker is ready twice, or listens elsewhere")
         self._listener = WatchedListener(Address.parse(self._address("requests")))
         self._watch(self._listener.fileno(), self._accept)

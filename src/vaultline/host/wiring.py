@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Literal
 
 from vaultline.core.control import ReadyLine
 from vaultline.core.errors import RemoteProtocolError
@@ -15,6 +16,14 @@ def data_addresses(request: LaunchRequest, worker: LaunchWorker) -> int:
     counts = request.replicas
     before = counts[worker.stage - 1] if worker.stage else 1
     return len(neighbours(worker.replica, counts[worker.stage], before))
+
+
+def listens_as_asked(line: ReadyLine, transport: Literal["unix", "tcp"]) -> bool:
+    """Whether a worker listens on sockets of the kind that it was asked to.
+
+    Others connect where it says: to no Unix socket of their own machine, because of another's word.
+    """
+    return all(address.startswith(f"{transport}:") for address in (line.control, *line.data))
 
 
 def next_addresses(request: LaunchRequest, ready: tuple[ReadyLine, ...]) -> list[tuple[str, ...]]:

@@ -24,7 +24,7 @@ from vaultline.core.hostline import (
     WorkerLostLine,
 )
 from vaultline.core.plan import Plan
-from vaultline.owner.hostlink import HostLink, HostLostError, lost_error
+from vaultline.owner.hostlink import HostLink, HostLostError, endpoint, lost_error
 from vaultline.owner.release import Epoch, RefusedByPeerError, Release, StageSecrets, release
 from vaultline.transport.sockets import Address, Listener, connect, hang_up
 from vaultline.transport.streams import FanIn, FanOut, Hop
@@ -165,7 +165,7 @@ class Deployment:
         releases = []
         for (stage, replica), address in zip(places, endpoints.control, strict=True):
             granted = release(
-                Address.parse(address),
+                endpoint(address, self._transport),
                 stage,
                 self.epoch,
                 self._secrets[stage],
@@ -195,7 +195,7 @@ class Deployment:
         """To every replica of the first stage."""
         socks = []
         for addresses in endpoints.data[: len(self._plan.stages[0].devices)]:
-            sock = connect(Address.parse(addresses[0]), timeout_s=_CONNECT_S)
+            sock = connect(endpoint(addresses[0], self._transport), timeout_s=_CONNECT_S)
             self._stack.callback(hang_up, sock)
             socks.append(sock)
         return socks

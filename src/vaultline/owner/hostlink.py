@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from vaultline.core.errors import InputError, MachineError, PeerError
 from vaultline.core.hostline import HostLine, LaunchRequest, WorkerLostLine
 from vaultline.core.serde import Struct, canonical_json, from_json
+from vaultline.transport.sockets import Address
 
 L = TypeVar("L", bound=Struct)
 
@@ -46,6 +47,23 @@ def lost_error(line: WorkerLostLine) -> WorkerLostError:
         remedy=line.remedy
         or "every result received before this is in the sink; start the run again",
     )
+
+
+def endpoint(text: str, transport: Literal["unix", "tcp"]) -> Address:
+    """Where something listens, as the host says it: on sockets of the kind that was asked for.
+
+    Raises:
+        HostLostError: of another kind. The owner's machine has Unix sockets of its own.
+        InputError: no address.
+    """
+    address = Address.parse(text)
+    if address.kind != transport:
+        raise HostLostError(
+            "the host says that a worker listens where it was not asked to",
+            got=text,
+            expected=f"{transport}:...",
+        )
+    return address
 
 
 class HostProcess(Generic[L]):

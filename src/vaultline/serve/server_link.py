@@ -20,7 +20,7 @@ from vaultline.core.frame_meta import read_meta, read_times, tensor_bytes
 from vaultline.core.frames import StageTimes
 from vaultline.core.serde import from_msgpack
 from vaultline.owner.arrays import Array, view_of
-from vaultline.owner.hostlink import HostLostError, HostProcess
+from vaultline.owner.hostlink import HostLostError, HostProcess, endpoint
 from vaultline.owner.release import Release
 from vaultline.owner.server_release import release_server
 from vaultline.sched.report import Report
@@ -46,7 +46,7 @@ from vaultline.serve.cluster import ServerSpec
 from vaultline.serve.dispatch import Pending
 from vaultline.serve.prepared import Prepared
 from vaultline.transport.framing import MessageReader, receive_message, send_message
-from vaultline.transport.sockets import Address, connect, hang_up
+from vaultline.transport.sockets import connect, hang_up
 
 HOST_MODULE = "vaultline.host.server"
 _CONNECT_S = 10.0
@@ -108,6 +108,7 @@ class ServerLink:
         self.report: Report | None = None
         self.drained = self._told_drain = False
         self.heard_s = self.progress_s = time.monotonic()
+        self._transport = launch.transport
         lines: Any = ServerLine
         self._host: HostProcess[Any] = HostProcess(HOST_MODULE, launch, lines)
 
@@ -146,7 +147,7 @@ class ServerLink:
                 )
             return appraise(evidence, challenge)
 
-        address = Address.parse(self._listening.control)
+        address = endpoint(self._listening.control, self._transport)
         self._release = release_server(address, self._grant, planned)
 
     def wait_loaded(self) -> None:
@@ -167,7 +168,8 @@ class ServerLink:
         secret, epoch = self._grant.secret, self._grant.epoch
         self._sealer = RequestSealer(secret, epoch=epoch, direction=Direction.FORWARD)
         self._opener = RequestOpener(secret, epoch=epoch, direction=Direction.BACKWARD)
-        self._sock = connect(Address.parse(self._listening.requests), timeout_s=_CONNECT_S)
+        address = endpoint(self._listening.requests, self._transport)
+        self._sock = connect(address, timeout_s=_CONNECT_S)
         self.heard_s = self.progress_s = time.monotonic()
         for target, what in ((self._send_all, "send"), (self._hear_all, "hear")):
             thread = threading.Thread(target=target, name=f"{what}-{self.name}", daemon=True)

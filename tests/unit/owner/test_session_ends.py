@@ -236,3 +236,26 @@ def test_a_worker_without_a_place_for_frames_is_refused_before_any_grant() -> No
     line = EndpointsLine(control=("unix:/c",), data=((),), measurements=(), hardening=(), pids=())
     with pytest.raises(HostLostError, match="takes no frames"):
         new_session()._deployment._grant_all(line)
+
+
+@pytest.mark.parametrize("wrong", ["control", "data"])
+def test_the_owner_connects_to_no_unix_socket_of_its_machine_because_a_host_says_so(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[object] = []
+    monkeypatch.setattr(deployment, "release", lambda address, *_, **__: tried.append(address))
+    monkeypatch.setattr(deployment, "connect", lambda address, **_: tried.append(address))
+    deployed = new_session()._deployment
+    deployed._transport = "tcp"
+    named = {"control": "tcp:127.0.0.1:1", "data": "tcp:127.0.0.1:2"} | {wrong: "unix:/run/bus"}
+    line = EndpointsLine(
+        control=(named["control"],),
+        data=((named["data"],),),
+        measurements=(),
+        hardening=(),
+        pids=(),
+    )
+    ask = deployed._grant_all if wrong == "control" else deployed._connect_first
+    with pytest.raises(HostLostError, match="not asked to"):
+        ask(line)
+    assert not tried
