@@ -99,25 +99,17 @@ def order_chain(pool: Sequence[x509.Certificate]) -> list[x509.Certificate]:
     return chain
 
 
-def check_linked(pool: Sequence[x509.Certificate]) -> x509.Certificate:
-    """Refuse certificates that are not one chain from the first of them up to a root, which is
-    returned: each is signed by the next and names it, the last itself.
+def check_linked(chain: Sequence[x509.Certificate]) -> None:
+    """Refuse certificates of which one is not signed by the next and names it, the last by itself.
 
     A library may take more for granted of what it is given: dcap-qvl ends the process where its
     trust anchor has the vendor's key under another name.
 
     Raises:
-        CertificateRefused: another order, one that is in no chain with the others, or not signed.
+        CertificateRefused: naming the first such.
     """
-    chain = order_chain(pool)
-    if chain[:1] != list(pool[:1]) or set(chain) != set(pool):
-        raise CertificateRefused(
-            "the certificates are not one chain, from the one that signs to the root",
-            got=", ".join(map(_name, pool)),
-        )
     for certificate, issuer in zip(chain, [*chain[1:], chain[-1]], strict=True):
         _check_signed(certificate, issuer)
-    return chain[-1]
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:
@@ -197,7 +189,8 @@ def verify_chain(
         )
     listing = {issuer.subject for issuer, _ in listed}
     stated = [int(crl.last_update_utc.timestamp()) for _, crl in listed]
-    needed = {c.issuer for c in chain if c.issuer == root.subject or _points_to_list(c)}
+    top = root.subject
+    needed = {name for c in chain if (name := c.issuer) == top or _points_to_list(c)}
     return Verified(
         root=root_key_id(root),
         issued_s=issued_s,
@@ -316,7 +309,8 @@ def forget_chains(*, devices_only: bool = False) -> None:
 def _current(
     crl: x509.CertificateRevocationList, issuers: Sequence[x509.Certificate], now_s: int
 ) -> tuple[x509.Certificate, x509.CertificateRevocationList] | None:
-    issuer = next((c for c in issuers if c.subject == crl.issuer), None)
+    name = crl.issuer
+    issuer = next((c for c in issuers if c.subject == name), None)
     if issuer is None:
         return None
     if not _is_signed(crl.public_bytes(Encoding.DER), issuer):
@@ -339,8 +333,9 @@ def _check_revoked(
     issuer: x509.Certificate,
     crl: x509.CertificateRevocationList,
 ) -> None:
+    subject = issuer.subject
     for certificate in chain:
-        if certificate.issuer != issuer.subject:
+        if certificate.issuer != subject:
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -242,8 +242,10 @@ def _canonical(collateral: bytes, roots: frozenset[str]) -> tuple[bytes, x509.Ce
             expected=", ".join(sorted(roots)),
             remedy="use the collateral of an accepted root, or name this root in the policy",
         )
-    if any(check_linked(chain) != root for chain in chains.values()):
-        raise CertificateRefused("the collateral's chains have different roots")
+    for chain in chains.values():
+        check_linked(chain)
+        if chain[-1] != root:
+            raise CertificateRefused("the collateral's chains have different roots")
     # It would take this chain in place of the quote's own, which is the one that is looked at here.
     fields.pop("pck_certificate_chain", None)
     return canonical_json(fields), root

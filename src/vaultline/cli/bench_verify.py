@@ -27,7 +27,7 @@ def verify(
     """Median time of a verification: with certificates never seen before, of a new device of a
     known vendor, and with all certificates known.
 
-    Reading files is left out; dcap-qvl (SGX, TDX) remembers nothing, so its three are one.
+    Reading files is left out. Of SGX and TDX only certificates are remembered.
     """
     policies = tuple(load_policy(path) for path in policy)
     known, now_s = load_collateral_file(collateral), parse_time(at)
