@@ -147,19 +147,23 @@ def result_seeds() -> Sequence[bytes]:
     return (bytes(message), b"\xff" * LAYOUT.message_bytes)
 
 
-@cache
-def grant_key() -> tuple[GrantKey, MLKEM768X25519PublicKey]:
-    key = GrantKey(MLKEM768PrivateKey.generate(), X25519PrivateKey.generate())
-    return key, MLKEM768X25519PublicKey(key.mlkem.public_key(), key.x25519.public_key())
+#: The same in every process, so that what joins the corpus stays what it was.
+GRANT_KEY = GrantKey(
+    MLKEM768PrivateKey.from_seed_bytes(bytes(64)),
+    X25519PrivateKey.from_private_bytes(bytes(32)),
+    Ed25519PrivateKey.from_private_bytes(bytes(32)),
+)
 
 
 def sealed_grant(kind: Any) -> Callable[[bytes], None]:
     """Whoever asks an enclave can seal it any grant."""
 
     def parse(data: bytes) -> None:
-        key, public = grant_key()
+        public = MLKEM768X25519PublicKey(
+            GRANT_KEY.mlkem.public_key(), GRANT_KEY.x25519.public_key()
+        )
         sealed = SUITE.encrypt(data, public, info=b"transcript")
-        open_grant(sealed, key, b"transcript", kind, challenge=challenge())
+        open_grant(sealed, GRANT_KEY, b"transcript", kind, challenge=challenge())
 
     return parse
 
@@ -199,7 +203,7 @@ def collateral(data: bytes) -> None:
     appraiser.appraise(EVIDENCE, challenge(), NOW_S)
 
 
-EVIDENCE = evidence()
+EVIDENCE = evidence(key=GRANT_KEY)
 
 
 @cache

@@ -12,7 +12,7 @@ import datetime
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,16 +92,27 @@ def create_devroot(out_dir: Path, *, now: datetime.datetime) -> DevRoot:
     return made
 
 
-def make_devroot(now: datetime.datetime, *, tcb_status: str = "UpToDate") -> DevRoot:
-    """The contents of `create_devroot`'s files; tests make roots with other TCB statuses."""
+def _new_key(role: str) -> ec.EllipticCurvePrivateKey:
+    del role
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def make_devroot(
+    now: datetime.datetime,
+    *,
+    tcb_status: str = "UpToDate",
+    new_key: Callable[[str], ec.EllipticCurvePrivateKey] = _new_key,
+) -> DevRoot:
+    """The contents of `create_devroot`'s files; tests make roots with other TCB statuses, and with
+    keys (by role) that stay."""
     now = now.astimezone(datetime.UTC).replace(microsecond=0)
-    root = _Authority(_name("Root CA"), _new_key())
+    root = _Authority(_name("Root CA"), new_key("root"))
     root_cert = _certificate(root.name, root.key, root, now, authority=True)
-    platform_ca = _Authority(_name("PCK Platform CA"), _new_key())
+    platform_ca = _Authority(_name("PCK Platform CA"), new_key("platform ca"))
     ca_cert = _certificate(platform_ca.name, platform_ca.key, root, now, authority=True)
-    signer = _Authority(_name("TCB Signing"), _new_key())
+    signer = _Authority(_name("TCB Signing"), new_key("tcb signing"))
     signer_cert = _certificate(signer.name, signer.key, root, now)
-    pck_key = _new_key()
+    pck_key = new_key("pck")
     extension = x509.UnrecognizedExtension(ObjectIdentifier(_SGX_EXTENSION), _sgx_extension())
     pck_cert = _certificate(_name("PCK Certificate"), pck_key, platform_ca, now, extra=extension)
 
@@ -119,7 +130,7 @@ def make_devroot(now: datetime.datetime, *, tcb_status: str = "UpToDate") -> Dev
         "qe_identity": identity,
         "qe_identity_signature": raw_signature(signer.key, identity.encode()).hex(),
     }
-    platform = _platform(pck_key, _pem(pck_cert, ca_cert, root_cert))
+    platform = _platform(new_key("attestation"), pck_key, _pem(pck_cert, ca_cert, root_cert))
     return DevRoot(
         root_pem=_pem(root_cert).encode(),
         platform=canonical_json(platform),
@@ -148,9 +159,10 @@ def draft_policy(
     return text + accelerator_entry(accelerators) if accelerators else text
 
 
-def _platform(pck_key: ec.EllipticCurvePrivateKey, chain: str) -> Platform:
+def _platform(
+    key: ec.EllipticCurvePrivateKey, pck_key: ec.EllipticCurvePrivateKey, chain: str
+) -> Platform:
     """A quoting enclave's report certifies the attestation key; the PCK key is then forgotten."""
-    key = _new_key()
     auth_data = hashlib.sha256(b"vaultline development platform").digest()
     bound = hashlib.sha256(raw_public_key(key) + auth_data).digest()
     qe_report = report_body(
@@ -168,10 +180,6 @@ def _platform(pck_key: ec.EllipticCurvePrivateKey, chain: str) -> Platform:
         qe_auth_data=auth_data,
         pck_chain=chain,
     )
-
-
-def _new_key() -> ec.EllipticCurvePrivateKey:
-    return ec.generate_private_key(ec.SECP256R1())
 
 
 def _name(role: str) -> x509.Name:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from vaultline.attest.challenge import Challenge
 from vaultline.attest.evidence import Evidence
@@ -20,6 +21,7 @@ from vaultline.enclave.evidence import answer, fresh_key
 from vaultline.enclave.pinned_quotes import PinnedProvider
 from vaultline.enclave.simulated_quotes import SimulatedProvider
 from vaultline.owner.devroot import DevRoot, make_devroot
+from vaultline.testing.certificates import new_key
 
 MEASUREMENT = hashlib.sha256(b"the worker's code").digest()
 ISSUED = datetime.datetime(2026, 6, 1, tzinfo=datetime.UTC)
@@ -29,9 +31,19 @@ NOW_S = int(ISSUED.timestamp()) + 86_400
 
 @cache
 def devroot(name: str = "a", tcb_status: str = "UpToDate") -> DevRoot:
-    """A development root; another name is another root."""
-    del name  # only tells cached roots apart
-    return make_devroot(ISSUED, tcb_status=tcb_status)
+    """A development root; another name is another root.
+
+    Its keys are the same in every process, so that inputs kept by fuzzers stay what they were.
+    """
+    keys = partial(_fixed_key, f"{name} {tcb_status}")
+    return make_devroot(ISSUED, tcb_status=tcb_status, new_key=keys)
+
+
+def _fixed_key(prefix: str, role: str) -> ec.EllipticCurvePrivateKey:
+    key = new_key(f"{prefix} {role}")
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise TypeError(role)
+    return key
 
 
 def challenge(**changes: Any) -> Challenge:
