@@ -21,7 +21,7 @@ from inputs import from_file
 from jwcrypto.jwk import JWK
 from jwcrypto.jws import JWS
 
-from vaultline.attest.collateral import candidates, items_of, pack, pack_certificates
+from vaultline.attest.collateral import candidates, items_of, items_of_certificates, pack
 from vaultline.attest.examine import Outcome, Request, examine, policy_id
 from vaultline.attest.policy import Accepted, Gpu, Policy, SnpGuest, TrustDomain
 from vaultline.attest.results import attestation_result
@@ -292,7 +292,7 @@ def nvidia_signed(data: bytes) -> None:
 
 def certificate_files(data: bytes) -> None:
     """What ``collateral pack`` is given: certificates or lists, PEM or DER."""
-    pack_certificates("snp", [data])
+    items_of_certificates("snp", [data])
 
 
 def certificate_seeds() -> tuple[bytes, ...]:

@@ -88,7 +88,7 @@ def order_chain(pool: Sequence[x509.Certificate]) -> list[x509.Certificate]:
     does.
     """
     unused = [c for c in pool if not any(o.issuer == c.subject for o in pool)]
-    leaves = [*(c for c in unused if not _is_authority(c)), *unused, *pool]
+    leaves = [*(c for c in unused if not is_authority(c)), *unused, *pool]
     chain = leaves[:1]
     while chain and chain[-1].issuer != chain[-1].subject and len(chain) <= len(pool):
         found = [c for c in dict.fromkeys(pool) if c.subject == chain[-1].issuer]
@@ -112,7 +112,8 @@ def check_linked(chain: Sequence[x509.Certificate]) -> None:
         _check_signed(certificate, issuer)
 
 
-def _is_authority(certificate: x509.Certificate) -> bool:
+def is_authority(certificate: x509.Certificate) -> bool:
+    """It says that it may issue others; whether anybody vouches for that is not looked at."""
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
-from vaultline.attest.chains import der_hex
+from vaultline.attest.chains import der_hex, is_authority, to_pem
 from vaultline.core.errors import InputError
 from vaultline.core.serde import Struct, canonical_json, from_json
 
@@ -66,8 +65,11 @@ def candidates(kind: str, text: bytes) -> tuple[bytes, ...]:
     return found
 
 
-def pack_certificates(kind: Literal["snp", "nvidia"], files: Sequence[bytes]) -> bytes:
-    """Collateral of certificates and revocation lists, each PEM or DER, in any order.
+def items_of_certificates(
+    kind: Literal["snp", "nvidia"], files: Sequence[bytes]
+) -> tuple[Item, ...]:
+    """Collateral of certificates and revocation lists, each PEM or DER, in any order: an item for
+    each device's certificate, with all authorities and lists; or one of these alone.
 
     Raises:
         InputError: one of them is neither.
@@ -78,21 +80,13 @@ def pack_certificates(kind: Literal["snp", "nvidia"], files: Sequence[bytes]) ->
         more, crls = _read(data)
         certificates += more
         lists += crls
-    ordered = "".join(
-        certificate.public_bytes(Encoding.PEM).decode() for certificate in _leaf_first(certificates)
+    devices = [c for c in dict.fromkeys(certificates) if not is_authority(c)]
+    authorities = [c for c in certificates if c not in devices]
+    chains = [[device, *authorities] for device in devices] or [authorities]
+    return tuple(
+        Item(kind=kind, collateral={"kind": kind, "certificates": to_pem(chain), "crls": lists})
+        for chain in chains
     )
-    return canonical_json({"kind": kind, "certificates": ordered, "crls": lists})
-
-
-def _leaf_first(certificates: Sequence[x509.Certificate]) -> list[x509.Certificate]:
-    """Verification starts at the first one: one that issued none of the others, if only one did."""
-    leaves = [
-        leaf
-        for leaf in certificates
-        if not any(other.issuer == leaf.subject for other in certificates)
-    ]
-    first = leaves if len(leaves) == 1 else certificates[:1]
-    return [*first, *(each for each in certificates if each not in first)]
 
 
 def _read(data: bytes) -> tuple[list[x509.Certificate], list[str]]:

@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Sequence
 from pathlib import Path
 
-from vaultline.attest.collateral import Item, items_of, pack, pack_certificates
+from vaultline.attest.collateral import Item, items_of, items_of_certificates, pack
 from vaultline.attest.evidence import QUOTE_BYTES_MAX
 from vaultline.attest.examine import kind_of
 from vaultline.attest.refusals import QuoteInvalid
@@ -98,9 +98,9 @@ def pack_files(paths: Sequence[Path], *, kind: str | None = None) -> list[Item]:
     if not loose:
         return items
     if kind == "snp":
-        return [*items, *items_of(pack_certificates("snp", loose))]
+        return [*items, *items_of_certificates("snp", loose)]
     if kind == "nvidia":
-        return [*items, *items_of(pack_certificates("nvidia", loose))]
+        return [*items, *items_of_certificates("nvidia", loose)]
     raise InputError(
         "certificates do not say what they are for",
         got=f"--kind {kind}" if kind else "no --kind",

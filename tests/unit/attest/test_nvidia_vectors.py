@@ -17,11 +17,12 @@ from vaultline.attest import chains
 from vaultline.attest import refusals as r
 from vaultline.attest.bundled import verify_and_judge
 from vaultline.attest.claims import Claims
-from vaultline.attest.collateral import pack_certificates
+from vaultline.attest.collateral import items_of_certificates
 from vaultline.attest.judging import Judgement
 from vaultline.attest.policy import Accepted, Gpu, Policy
 from vaultline.attest.roots import SELF_SIGNED, root_key_id
 from vaultline.core.errors import RefusedError
+from vaultline.core.serde import canonical_json
 from vaultline.testing.attestation import recorded
 from vaultline.testing.certificates import ISSUED, NOW_S, pem
 from vaultline.testing.nvidia_vectors import NvidiaVector
@@ -160,7 +161,8 @@ def load(name: str) -> bytes:
 
 def hopper() -> tuple[bytes, bytes]:
     report = bytes.fromhex(load("nvidia_hopper_report.txt").decode().strip())
-    return report, pack_certificates("nvidia", [load("nvidia_hopper_chain.txt")])
+    (item,) = items_of_certificates("nvidia", [load("nvidia_hopper_chain.txt")])
+    return report, canonical_json(item.collateral)
 
 
 REFERENCE = Gpu(

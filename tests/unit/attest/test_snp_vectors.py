@@ -11,13 +11,14 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from vaultline.attest import refusals as r
-from vaultline.attest.bundled import verify_and_judge
+from vaultline.attest.bundled import verify_and_judge, verify_by_newest
 from vaultline.attest.claims import Claims
-from vaultline.attest.collateral import pack_certificates
+from vaultline.attest.collateral import items_of_certificates, pack
 from vaultline.attest.judging import Judgement
 from vaultline.attest.policy import Accepted, Policy, SnpGuest, SnpTcb
 from vaultline.attest.roots import AMD_ROOTS
 from vaultline.core.errors import InputError, RefusedError
+from vaultline.core.serde import canonical_json
 from vaultline.testing.attestation import recorded
 from vaultline.testing.certificates import ISSUED, NOW_S, Issued, crl, new_key, pem
 from vaultline.testing.snp_vectors import LAUNCH_DIGEST, SnpVector, guid_table
@@ -381,7 +382,12 @@ UNSAFE = {"unsafe_allow_debug": True, "unsafe_skip_revocation": True}
 
 def milan(*, product: str = "milan") -> bytes:
     files = [load(f"snp_{product}_vcek.der"), load(f"snp_{product}_ask_ark.pem")]
-    return pack_certificates("snp", files)
+    return packed(files)
+
+
+def packed(files: list[bytes]) -> bytes:
+    (item,) = items_of_certificates("snp", files)
+    return canonical_json(item.collateral)
 
 
 def judged_milan(when: str, **changes: Any) -> tuple[type[RefusedError], ...]:
@@ -392,7 +398,22 @@ def judged_milan(when: str, **changes: Any) -> tuple[type[RefusedError], ...]:
 
 def test_certificates_are_packed_in_any_order() -> None:
     files = [load("snp_milan_ask_ark.pem"), load("snp_milan_vcek.der")]
-    assert pack_certificates("snp", files) == milan()
+    assert packed(files) == milan()
+
+
+def test_a_bundle_of_certificates_serves_several_chips() -> None:
+    vectors = [SnpVector(chip=bytes([number]) * 64) for number in (1, 2, 3)]
+    chains = [json.loads(vector.collateral()) for vector in vectors]
+    files = [chain["certificates"].encode() for chain in chains]
+    files += [bytes.fromhex(crl) for crl in chains[0]["crls"]]
+    bundle = pack(items_of_certificates("snp", files))
+    policy = accepts(vectors[0])
+    for vector in vectors:
+        _, judged = verify_by_newest("snp", vector.report(), policy, bundle, NOW_S)
+        assert not judged.refusals
+    other = SnpVector(chip=b"\4" * 64)
+    with pytest.raises(r.ChipMismatch):
+        verify_by_newest("snp", other.report(), policy, bundle, NOW_S)
 
 
 def test_the_recorded_report_is_genuine_and_of_a_debuggable_guest() -> None:
